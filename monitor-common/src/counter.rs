@@ -1,0 +1,37 @@
+//! Slots of the per-CPU counter array that the programs keep and the agent sums.
+
+use crate::status::Outcome;
+
+/// Process exits with wait status 0.
+pub const EXIT_CLEAN: u32 = 0;
+/// Process exits with a non-zero exit code.
+pub const EXIT_ERROR: u32 = 1;
+/// Processes ended by a signal that the kernel's OOM killer did not send.
+pub const EXIT_SIGNAL: u32 = 2;
+/// Processes ended by the kernel's OOM killer.
+pub const EXIT_OOM: u32 = 3;
+/// Records of OOM marks or abnormal deaths that the critical ring had no room for.
+pub const LOST_CRITICAL: u32 = 4;
+/// Records that the bulk ring had no room for.
+pub const LOST_BULK: u32 = 5;
+/// Routine records of watched services (exec, fork, clean exit, cgroup) that stood back to keep room for deaths.
+pub const LOST_ROUTINE: u32 = 6;
+/// Records put on the critical ring.
+pub const SENT_CRITICAL: u32 = 7;
+/// Records put on the bulk ring.
+pub const SENT_BULK: u32 = 8;
+/// Number of slots.
+pub const SLOTS: u32 = 9;
+
+impl Outcome {
+    /// The slot that counts this outcome.
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        match self {
+            Self::Clean => EXIT_CLEAN,
+            Self::Error => EXIT_ERROR,
+            Self::Signal => EXIT_SIGNAL,
+            Self::Oom => EXIT_OOM,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Where the running kernel keeps the fields that the programs read.
+//!
+//! The agent fills a [`Layout`] from `/sys/kernel/btf/vmlinux` and hands it to the programs as one read-only global
+//! before they are loaded. The verifier then treats every offset as a constant: it checks each read against the
+//! kernel's own types (a wrong offset is refused at load, never read) and removes the branches whose fields are absent.
+
+/// The offset of a field that the running kernel does not have; the evidence it carries is off.
+pub const ABSENT: u32 = u32::MAX;
+
+/// One field of the kernel and where its offset goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Name of the kernel structure.
+    pub structure: &'static str,
+    /// Names that the member has had, newest first.
+    pub names: &'static [&'static str],
+    /// What is lost when the field is absent; `None`: the programs cannot work without it.
+    pub evidence: Option<&'static str>,
+}
+
+macro_rules! layout {
+    ($($(#[$doc:meta])* $slot:ident: $structure:literal . $($name:literal)|+ $(=> $evidence:literal)?,)+) => {
+        /// Byte offsets of kernel fields, and the facts about the host that the programs branch on.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+        pub struct Layout {
+            $(
+                $(#[$doc])*
+                pub $slot: u32,
+            )+
+            /// `css_set.subsys[memory_cgrp_id]`, or [`ABSENT`].
+            pub css_set_memory: u32,
+            /// Size of `struct k_sigaction`, or [`ABSENT`].
+            pub sigaction_size: u32,
+            /// 1 when `sched_process_exit` has the argument `group_dead` (6.16 and newer).
+            pub exit_tells_group_dead: u32,
+            /// 1 when cgroups are watched by their id in the v1 memory hierarchy, 0 for v2.
+            pub watch_memory_v1: u32,
+            /// `hierarchy_id` of the watched hierarchy; v2 is always 0.
+            pub hierarchy: u32,
+            /// 1 when `bpf_probe_read_kernel` may be used (refused under lockdown=confidentiality).
+            pub may_probe: u32,
+            /// 1 when clean exits of unwatched processes are reported too (`defib watch --all`).
+            pub report_clean: u32,
+        }
+
+        impl Layout {
+            /// All fields to look up, with the slot that takes the offset.
+            pub const FIELDS: &[(Field, fn(&mut Self) -> &mut u32)] = &[
+                $((
+                    Field { structure: $structure, names: &[$($name),+], evidence: layout!(@evidence $($evidence)?) },
+                    |layout| &mut layout.$slot,
+                ),)+
+            ];
+
+            /// A layout that knows nothing yet.
+            pub const fn unknown() -> Self {
+                Self {
+                    $($slot: ABSENT,)+
+                    css_set_memory: ABSENT,
+                    sigaction_size: ABSENT,
+                    exit_tells_group_dead: 0,
+                    watch_memory_v1: 0,
+                    hierarchy: 0,
+                    may_probe: 0,
+                    report_clean: 0,
+                }
+            }
+        }
+    };
+    (@evidence) => { None };
+    (@evidence $evidence:literal) => { Some($evidence) };
+}
+
+layout! {
+    /// Thread id.
+    task_pid: "task_struct"."pid",
+    /// Process id, in the initial namespace.
+    task_tgid: "task_struct"."tgid",
+    /// `PF_*` flags.
+    task_flags: "task_struct"."flags",
+    /// The thread's own wait status.
+    task_exit_code: "task_struct"."exit_code",
+    /// State shared by the threads of a process.
+    task_signal: "task_struct"."signal",
+    /// First thread; its start time and name are the process's.
+    task_group_leader: "task_struct"."group_leader",
+    /// Nanoseconds since boot; renamed in 5.5.
+    task_start: "task_struct"."start_boottime" | "real_start_time",
+    /// Name, 16 bytes.
+    task_comm: "task_struct"."comm",
+    /// `SIGNAL_*` flags.
+    signal_flags: "signal_struct"."flags",
+    /// Wait status of the process.
+    signal_group_exit_code: "signal_struct"."group_exit_code",
+    /// Threads that have not begun to exit.
+    signal_live: "signal_struct"."live",
+    /// Threads that have not been reaped.
+    signal_nr_threads: "signal_struct"."nr_threads",
+    /// Set when the OOM killer chose this process.
+    signal_oom_mm: "signal_struct"."oom_mm" => "OOM victims whose mark was lost",
+    /// Peak resident set in pages, filled when the process ends.
+    signal_maxrss: "signal_struct"."maxrss" => "peak memory of the dead process",
+    /// The process that would be told of the death.
+    task_real_parent: "task_struct"."real_parent" => "main process or worker",
+    /// Credentials.
+    task_cred: "task_struct"."cred" => "user of an OOM victim",
+    /// User id.
+    cred_uid: "cred"."uid" => "user of an OOM victim",
+    /// The cgroups of a task.
+    task_cgroups: "task_struct"."cgroups" => "attribution to a service",
+    /// The cgroup in the v2 hierarchy.
+    css_set_dfl_cgrp: "css_set"."dfl_cgrp" => "attribution to a service on cgroup v2",
+    /// The cgroup of a controller's state.
+    css_cgroup: "cgroup_subsys_state"."cgroup" => "attribution to a service on cgroup v1",
+    /// The parent of a controller's state.
+    css_parent: "cgroup_subsys_state"."parent" => "cgroups made inside a watched service",
+    /// A cgroup's own state.
+    cgroup_self: "cgroup"."self" => "cgroups made inside a watched service",
+    /// A cgroup's node in its file system.
+    cgroup_kn: "cgroup"."kn" => "attribution to a service",
+    /// The root of a cgroup's hierarchy.
+    cgroup_root: "cgroup"."root" => "cgroups that come and go",
+    /// The number of a hierarchy, as in /proc/PID/cgroup.
+    cgroup_root_hierarchy: "cgroup_root"."hierarchy_id" => "cgroups that come and go",
+    /// The node's id: the inode number of the cgroup's directory.
+    kernfs_id: "kernfs_node"."id" => "attribution to a service",
+    /// Why a signal was sent (siginfo(5)).
+    siginfo_code: "kernel_siginfo"."si_code" => "origin of a signal",
+    /// Signal handlers.
+    task_sighand: "task_struct"."sighand" => "whether a signal was fatal",
+    /// The table of handlers.
+    sighand_action: "sighand_struct"."action" => "whether a signal was fatal",
+    /// The user's part of one handler.
+    k_sigaction_sa: "k_sigaction"."sa" => "whether a signal was fatal",
+    /// The function, or SIG_DFL.
+    sigaction_handler: "sigaction"."sa_handler" => "whether a signal was fatal",
+}

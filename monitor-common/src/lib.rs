@@ -1,0 +1,14 @@
+//! What the kernel programs and the agent must agree on, and nothing else.
+//!
+//! * [`record`]: the records that travel over the two rings, with their checked decode;
+//! * [`layout`]: where the running kernel keeps the fields that the programs read, filled from its BTF at start;
+//! * [`counter`]: slots of the per-CPU counters;
+//! * [`status`]: what a wait status means.
+//!
+//! Both sides compile this crate, so a change here changes the committed object: rebuild it with `cargo xtask ebpf`.
+#![no_std]
+
+pub mod counter;
+pub mod layout;
+pub mod record;
+pub mod status;

@@ -1,0 +1,107 @@
+//! `cgroup_mkdir`, `cgroup_rmdir`, `cgroup_notify_populated` of the watched hierarchy.
+//!
+//! A cgroup made inside a watched one is watched from its first moment, without waiting for the agent. Paths come from
+//! the tracepoint's own argument; nothing is walked here.
+
+use aya_ebpf::{
+    helpers::{bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str_bytes},
+    macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
+use monitor_common::{
+    layout::ABSENT,
+    record::{
+        CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, CGROUP_REMOVED, Cgroup, Header, KIND_CGROUP, PATH_LEN,
+    },
+};
+
+use crate::{
+    maps::WATCHED,
+    ring::Lane,
+    task::{self, Kernel, field, offset},
+};
+
+#[btf_tracepoint(function = "cgroup_mkdir")]
+fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
+    let cgroup: Kernel = ctx.arg(0);
+    if !is_followed(cgroup) {
+        return 0;
+    }
+    let id = task::node_id(cgroup);
+    inherit(cgroup, id);
+    report(id, CGROUP_CREATED, ctx.arg(1))
+}
+
+#[btf_tracepoint(function = "cgroup_rmdir")]
+fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
+    let cgroup: Kernel = ctx.arg(0);
+    if !is_followed(cgroup) {
+        return 0;
+    }
+    let id = task::node_id(cgroup);
+    // Absent for most cgroups; ids are not used again, so a late removal can hit no other.
+    let _ = WATCHED.remove(id);
+    report(id, CGROUP_REMOVED, ctx.arg(1))
+}
+
+#[btf_tracepoint(function = "cgroup_notify_populated")]
+fn cgroup_populated(ctx: BtfTracePointContext) -> i32 {
+    let cgroup: Kernel = ctx.arg(0);
+    if !is_followed(cgroup) {
+        return 0;
+    }
+    let id = task::node_id(cgroup);
+    // SAFETY: the value is only compared with "absent".
+    if unsafe { WATCHED.get(id) }.is_none() {
+        return 0;
+    }
+    let event = if ctx.arg::<i32>(2) == 0 { CGROUP_EMPTY } else { CGROUP_POPULATED };
+    report(id, event, ctx.arg(1))
+}
+
+/// True in the hierarchy that services are watched in.
+#[inline(always)]
+fn is_followed(cgroup: Kernel) -> bool {
+    let root = field!(cgroup, cgroup_root: Kernel, else return false);
+    field!(root, cgroup_root_hierarchy: u32, else return false) == offset!(hierarchy)
+}
+
+/// A child of a watched cgroup is watched too.
+#[inline(always)]
+fn inherit(cgroup: Kernel, id: u64) {
+    let css = offset!(cgroup_self);
+    let parent = offset!(css_parent);
+    if css == ABSENT || parent == ABSENT {
+        return;
+    }
+    let parent: Kernel = task::read(cgroup, css + parent);
+    let parent = task::node_id(field!(parent, css_cgroup: Kernel, else return));
+    // SAFETY: copied out before the map changes.
+    if let Some(handle) = unsafe { WATCHED.get(parent) }.copied() {
+        // Full: the agent finds the child in the record below and counts what it cannot watch.
+        let _ = WATCHED.insert(id, handle, 0);
+    }
+}
+
+#[inline(always)]
+fn report(id: u64, event: u32, path: *const u8) -> i32 {
+    // SAFETY: a helper without arguments.
+    let kernel_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let Some(mut entry) = Lane::Routine.reserve::<Cgroup>() else { return 0 };
+    let record = entry.as_mut_ptr();
+    // SAFETY: the entry is as large as a `Cgroup`; the helper checks the kernel address and fills at most PATH_LEN bytes.
+    unsafe {
+        (*record).header = Header { kind: KIND_CGROUP, flags: 0, kernel_ns };
+        (*record).id = id;
+        (*record).event = event;
+        (*record).path_len = 0;
+        core::ptr::write_bytes((&raw mut (*record).path).cast::<u64>(), 0, PATH_LEN / 8);
+        if offset!(may_probe) == 1
+            && let Ok(text) = bpf_probe_read_kernel_str_bytes(path, &mut (*record).path)
+        {
+            (*record).path_len = text.len() as u32;
+        }
+    }
+    Lane::Routine.submit(entry, kernel_ns);
+    0
+}

@@ -1,0 +1,116 @@
+//! `sched_process_exit`: a process ended when its last thread did.
+//!
+//! `pid == tgid` says nothing (a leader may leave first): `group_dead` does from 6.16 on, before that
+//! `signal->live == 0`, which two threads may both see. A clean exit that nobody watches costs one counter.
+
+use aya_ebpf::{helpers::bpf_ktime_get_boot_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use monitor_common::{
+    layout::ABSENT,
+    record::{EXIT_OOM_VICTIM, EXIT_SENDER, EXIT_WATCHED, Exit, Header, KIND_EXIT, Sender},
+    status::Outcome,
+};
+
+use crate::{
+    maps::{ENDED, Identity, SENDERS, WATCHED, count},
+    ring::Lane,
+    task::{self, Kernel, field, offset},
+};
+
+/// `SIGNAL_GROUP_EXIT` (sched/signal.h): `group_exit_code` holds the status. Without it wait(2) reports the leader's.
+const SIGNAL_GROUP_EXIT: u32 = 4;
+/// `BPF_NOEXIST` (uapi bpf.h): insert only.
+const NOEXIST: u64 = 1;
+
+#[btf_tracepoint(function = "sched_process_exit")]
+fn process_exit(ctx: BtfTracePointContext) -> i32 {
+    let task: Kernel = ctx.arg(0);
+    let signal = field!(task, task_signal: Kernel, else return 0);
+    if offset!(exit_tells_group_dead) == 1 {
+        // A C `bool` argument: the caller defines only its low byte.
+        if ctx.arg::<u8>(1) == 0 {
+            return 0;
+        }
+    } else if !is_last_thread(task, signal) {
+        return 0;
+    }
+    if task::is_kernel_thread(task) {
+        return 0;
+    }
+
+    let status = wait_status(task, signal);
+    let oom_victim = field!(signal, signal_oom_mm: u64, else 0) != 0;
+    let outcome = Outcome::of(status, oom_victim);
+    count(outcome.slot());
+
+    let cgroup = task::cgroup_id(task);
+    // SAFETY: the value is only compared with "absent".
+    let watched = unsafe { WATCHED.get(cgroup) }.is_some();
+    let clean = outcome == Outcome::Clean;
+    if clean && !watched && offset!(report_clean) == 0 {
+        return 0;
+    }
+    let lane = match (watched, outcome) {
+        (_, Outcome::Oom) => Lane::Critical,
+        (true, Outcome::Clean) => Lane::Routine,
+        (true, _) => Lane::Critical,
+        (false, _) => Lane::Bulk,
+    };
+    report(task, signal, lane, status, watched, oom_victim);
+    0
+}
+
+/// Before 6.16: true for the last thread, once for each process.
+#[inline(always)]
+fn is_last_thread(task: Kernel, signal: Kernel) -> bool {
+    if field!(signal, signal_live: u32, else 0) != 0 {
+        return false;
+    }
+    if field!(signal, signal_nr_threads: u32, else 2) == 1 {
+        return true;
+    }
+    ENDED.insert(task::identity(task), 1, NOEXIST).is_ok()
+}
+
+/// What wait(2) will report.
+#[inline(always)]
+fn wait_status(task: Kernel, signal: Kernel) -> u32 {
+    let status = if field!(signal, signal_flags: u32, else 0) & SIGNAL_GROUP_EXIT != 0 {
+        field!(signal, signal_group_exit_code: u32, else 0)
+    } else {
+        field!(task::leader(task), task_exit_code: u32, else 0)
+    };
+    status & 0xffff
+}
+
+#[inline(always)]
+fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, oom_victim: bool) {
+    let Identity { start_ns, tgid } = task::identity(task);
+    let sender = SENDERS.get_ptr(Identity { start_ns, tgid });
+    // SAFETY: a helper without arguments.
+    let kernel_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let mut flags = 0;
+    if watched {
+        flags |= EXIT_WATCHED;
+    }
+    if oom_victim {
+        flags |= EXIT_OOM_VICTIM;
+    }
+    if sender.is_some() {
+        flags |= EXIT_SENDER;
+    }
+    let Some(mut entry) = lane.reserve::<Exit>() else { return };
+    let exit = entry.as_mut_ptr();
+    // SAFETY: the entry is as large as an `Exit`, and `sender` points into a preallocated map, whose values stay mapped.
+    unsafe {
+        (*exit).header = Header { kind: KIND_EXIT, flags, kernel_ns };
+        task::describe(task, &raw mut (*exit).process);
+        (*exit).status = status;
+        (*exit).reserved = 0;
+        (*exit).max_rss_pages = field!(signal, signal_maxrss: u64, else 0);
+        (*exit).sender = match sender {
+            Some(sender) => *sender,
+            None => Sender::NONE,
+        };
+    }
+    lane.submit(entry, kernel_ns);
+}

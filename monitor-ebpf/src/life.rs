@@ -1,0 +1,50 @@
+//! `sched_process_exec` and `sched_process_fork` inside watched cgroups: a service has life again.
+//!
+//! A supervisor usually forks in its own cgroup, moves the child and execs there, so the exec is the first word of a
+//! new incarnation; forks show the workers it makes afterwards.
+
+use aya_ebpf::{helpers::bpf_ktime_get_boot_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use monitor_common::{
+    layout::ABSENT,
+    record::{Header, KIND_LIFE, LIFE_EXEC, Life},
+};
+
+use crate::{
+    maps::WATCHED,
+    ring::Lane,
+    task::{self, Kernel, field},
+};
+
+#[btf_tracepoint(function = "sched_process_exec")]
+fn process_exec(ctx: BtfTracePointContext) -> i32 {
+    report(ctx.arg(0), LIFE_EXEC);
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_fork")]
+fn process_fork(ctx: BtfTracePointContext) -> i32 {
+    let child: Kernel = ctx.arg(1);
+    // A new thread is no new process.
+    if field!(child, task_pid: u32, else 0) == task::tgid(child) {
+        report(child, 0);
+    }
+    0
+}
+
+#[inline(always)]
+fn report(task: Kernel, flags: u32) {
+    // SAFETY: the value is only compared with "absent".
+    if unsafe { WATCHED.get(task::cgroup_id(task)) }.is_none() {
+        return;
+    }
+    // SAFETY: a helper without arguments.
+    let kernel_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let Some(mut entry) = Lane::Routine.reserve::<Life>() else { return };
+    let life = entry.as_mut_ptr();
+    // SAFETY: the entry is as large as a `Life`.
+    unsafe {
+        (*life).header = Header { kind: KIND_LIFE, flags, kernel_ns };
+        task::describe(task, &raw mut (*life).process);
+    }
+    Lane::Routine.submit(entry, kernel_ns);
+}

@@ -1,0 +1,46 @@
+//! The kernel programs: one file for each hook family, all on BTF tracepoints (`tp_btf`), no kprobes.
+//!
+//! * [`exit`]: a process ended; counts every outcome, reports abnormal deaths and all that is watched
+//! * [`signal`]: remembers who sent the signal that ends a process
+//! * [`oom`]: the OOM killer marked a victim
+//! * [`life`]: exec and fork inside watched cgroups
+//! * [`cgroup`]: cgroups that come, go, empty and fill
+//!
+//! They share [`maps`] (every map and global), [`task`] (how a task is read) and [`ring`] (how a record is sent).
+//! Kernel fields are read through typed pointers at offsets that the agent took from BTF, so the verifier checks each
+//! read and no helper call is spent on it.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod cgroup;
+#[cfg(target_arch = "bpf")]
+mod exit;
+#[cfg(target_arch = "bpf")]
+mod life;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod oom;
+#[cfg(target_arch = "bpf")]
+mod ring;
+#[cfg(target_arch = "bpf")]
+mod signal;
+#[cfg(target_arch = "bpf")]
+mod task;
+
+/// Never returns, so that the verifier refuses any program in which a panic is reachable.
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// `bpf_probe_read_kernel` and others are for GPL-compatible programs only; the crate's own licence includes MIT.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// On other targets this crate is empty, so that workspace-wide commands (format, lint, doc) can include it.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

@@ -1,0 +1,66 @@
+//! Every map and global of the programs, and the two ways to touch the counters.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+};
+use monitor_common::{
+    counter::SLOTS,
+    layout::Layout,
+    record::{Process, Sender},
+};
+
+/// Filled by the agent before load; constants for the verifier.
+#[unsafe(no_mangle)]
+pub(crate) static LAYOUT: Layout = Layout::unknown();
+
+/// OOM marks, OOM deaths, and everything about watched services.
+#[map]
+pub(crate) static CRITICAL: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
+
+/// Other abnormal deaths. A storm of them fills this ring and leaves the critical one alone.
+#[map]
+pub(crate) static BULK: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
+
+/// Exit outcomes and losses, see [`monitor_common::counter`].
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);
+
+/// Watched cgroups by id; the value is the agent's own handle and only copied to cgroups made inside.
+#[map]
+pub(crate) static WATCHED: HashMap<u64, u32> = HashMap::with_max_entries(16384, 0);
+
+/// When each ring last woke its reader, CLOCK_BOOTTIME nanoseconds: slot 0 critical, slot 1 bulk.
+#[map]
+pub(crate) static LAST_WAKE: Array<u64> = Array::with_max_entries(2, 0);
+
+/// The last signal worth remembering for a process.
+#[map]
+pub(crate) static SENDERS: LruHashMap<Identity, Sender> = LruHashMap::with_max_entries(4096, 0);
+
+/// The last process on this CPU to which the kernel sent `SIGKILL`. The OOM killer marks its victim right after, on
+/// the same CPU, and the older prototype of the mark names nothing but a thread id.
+#[map]
+pub(crate) static KERNEL_KILL: PerCpuArray<Process> = PerCpuArray::with_max_entries(1, 0);
+
+/// Processes whose end has been seen, where two threads may both find that they are the last (before 6.16).
+#[map]
+pub(crate) static ENDED: LruHashMap<Identity, u8> = LruHashMap::with_max_entries(4096, 0);
+
+/// The identity of a process.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Identity {
+    pub(crate) start_ns: u64,
+    pub(crate) tgid: u64,
+}
+
+/// Adds one to this CPU's slot.
+#[inline(always)]
+pub(crate) fn count(slot: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(slot) {
+        // SAFETY: the slot belongs to this CPU; a program that interrupts this one can at worst lose one count, and
+        // tracepoint programs do not nest on the exit path.
+        unsafe { *value += 1 };
+    }
+}

@@ -1,0 +1,104 @@
+//! `signal_generate`: remembers who sent the signal that is about to end a process.
+//!
+//! The exit itself no longer knows. Only signals that kill are kept (by default action, or `SIGKILL`), and the few that
+//! ask a process to stop even when it handles them; all else leaves after two comparisons.
+
+use aya_ebpf::{
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
+        bpf_probe_read_kernel,
+    },
+    macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
+use monitor_common::{
+    layout::ABSENT,
+    record::{COMM_LEN, SI_KERNEL, Sender},
+    status::SIGKILL,
+};
+
+use crate::{
+    maps::{KERNEL_KILL, SENDERS},
+    task::{self, Kernel, field, offset},
+};
+
+/// `TRACE_SIGNAL_DELIVERED` and `TRACE_SIGNAL_LOSE_INFO` (trace/events/signal.h): the signal took effect. A second
+/// SIGKILL to a dying process is ignored, so the first sender stays.
+const DELIVERED: i32 = 0;
+const LOSE_INFO: i32 = 4;
+
+/// `SEND_SIG_NOINFO` and `SEND_SIG_PRIV` (sched/signal.h): constants in place of a siginfo.
+const NO_INFO: u64 = 0;
+const PRIVATE: u64 = 1;
+
+/// Signals as bits, bit n for signal n.
+const fn bits(signals: &[u32]) -> u64 {
+    let mut mask = 0;
+    let mut at = 0;
+    while at < signals.len() {
+        mask |= 1 << signals[at];
+        at += 1;
+    }
+    mask
+}
+
+/// Never fatal by default: CHLD, CONT, STOP, TSTP, TTIN, TTOU, URG, WINCH (signal(7), x86 and arm numbers).
+const HARMLESS: u64 = bits(&[17, 18, 19, 20, 21, 22, 23, 28]);
+/// Requests to stop, worth knowing even when handled: HUP, INT, QUIT, TERM; and KILL, which cannot be.
+const REQUESTS: u64 = bits(&[1, 2, 3, 9, 15]);
+
+#[btf_tracepoint(function = "signal_generate")]
+fn signal_generate(ctx: BtfTracePointContext) -> i32 {
+    let signal: u32 = ctx.arg(0);
+    let result: i32 = ctx.arg(4);
+    if (result != DELIVERED && result != LOSE_INFO) || signal > 63 || HARMLESS >> signal & 1 != 0 {
+        return 0;
+    }
+    let task: Kernel = ctx.arg(2);
+    if REQUESTS >> signal & 1 == 0 && !is_default(task, signal) {
+        return 0;
+    }
+    let si_code = match ctx.arg::<u64>(1) {
+        NO_INFO => 0,
+        PRIVATE => SI_KERNEL,
+        _ => field!(ctx.arg::<Kernel>(1), siginfo_code: i32, else 0),
+    };
+    if signal == SIGKILL
+        && si_code == SI_KERNEL
+        && let Some(slot) = KERNEL_KILL.get_ptr_mut(0)
+    {
+        // SAFETY: this CPU's slot of the map.
+        unsafe { task::describe(task, slot) };
+    }
+    // SAFETY: a helper without arguments.
+    let kernel_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let sender = Sender {
+        kernel_ns,
+        signal,
+        si_code,
+        tgid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        uid: bpf_get_current_uid_gid() as u32,
+        group: ctx.arg::<u32>(3),
+        reserved: 0,
+        comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
+    };
+    // A full LRU map evicts the oldest; an insert fails only under contention, and then the sender reads as unknown.
+    let _ = SENDERS.insert(task::identity(task), sender, 0);
+    0
+}
+
+/// True when the process has no handler for `signal`, or when that cannot be known.
+#[inline(always)]
+fn is_default(task: Kernel, signal: u32) -> bool {
+    let size = offset!(sigaction_size);
+    if offset!(may_probe) == 0 || size == ABSENT {
+        return true;
+    }
+    let table = field!(task, task_sighand: Kernel, else return true);
+    let at = u64::from(offset!(sighand_action))
+        + u64::from(signal - 1) * u64::from(size)
+        + u64::from(offset!(k_sigaction_sa))
+        + u64::from(offset!(sigaction_handler));
+    // SAFETY: the helper checks the address; the index is below the 64 entries of the table.
+    unsafe { bpf_probe_read_kernel((table as u64 + at) as *const u64) }.unwrap_or(0) == 0
+}

@@ -1,0 +1,139 @@
+//! Cgroup id → path and service. Filled by one walk at start, kept by the programs' create and remove records.
+//!
+//! A removed cgroup stays known for a while: deaths on the other ring may be read after its removal. The table is
+//! bounded; when it is full, removed cgroups go first, and what then finds no room is looked up again when needed.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use super::origin::Origin;
+
+/// Cgroups known at a time, about 200 bytes each.
+const CAPACITY: usize = 65_536;
+/// Removed cgroups that stay known.
+const REMEMBERED: usize = 1024;
+
+/// Where a process lived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Path of the cgroup below its hierarchy's root.
+    pub(crate) path: Arc<str>,
+    /// Name of the service, stable over restarts.
+    pub(crate) service: Arc<str>,
+    /// What the path says.
+    pub(crate) origin: Arc<Origin>,
+}
+
+/// All cgroups of the watched hierarchy.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    places: HashMap<u64, Place>,
+    removed: VecDeque<u64>,
+    /// Names that others gave to origins: a command service's cgroup, a container's name.
+    named: HashMap<String, Arc<str>>,
+}
+
+impl Table {
+    /// Calls everything below the cgroup `path` by a service's name.
+    pub(crate) fn name(&mut self, path: &str, service: Arc<str>) {
+        self.named.insert(format!("/{}", path.trim_matches('/')), service);
+    }
+
+    /// Notes a cgroup; `None` when the table is full.
+    pub(crate) fn insert(&mut self, id: u64, path: &str) -> Option<&Place> {
+        if self.places.len() >= CAPACITY && !self.places.contains_key(&id) {
+            let oldest = self.removed.pop_front()?;
+            self.places.remove(&oldest);
+        }
+        let place = self.describe(path);
+        self.places.insert(id, place);
+        self.places.get(&id)
+    }
+
+    /// Notes that a cgroup was removed; it stays known until others push it out.
+    pub(crate) fn remove(&mut self, id: u64) {
+        if !self.places.contains_key(&id) {
+            return;
+        }
+        self.removed.push_back(id);
+        if self.removed.len() > REMEMBERED
+            && let Some(oldest) = self.removed.pop_front()
+        {
+            self.places.remove(&oldest);
+        }
+    }
+
+    /// The place with this id, when known.
+    pub(crate) fn get(&self, id: u64) -> Option<&Place> {
+        self.places.get(&id)
+    }
+
+    /// Number of known cgroups.
+    pub(crate) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// What a path means here.
+    pub(crate) fn describe(&self, path: &str) -> Place {
+        let origin = Origin::of(path);
+        let service = self.given_name(path).unwrap_or_else(|| match &origin {
+            Origin::Unit(name) => name.as_str().into(),
+            Origin::Container { engine, id } => format!("{engine}:{}", &id[..12]).into(),
+            Origin::Cgroup(path) => path.as_str().into(),
+        });
+        Place { path: path.into(), service, origin: Arc::new(origin) }
+    }
+
+    /// The name given to this cgroup or to the nearest one above it.
+    fn given_name(&self, path: &str) -> Option<Arc<str>> {
+        let mut path = path;
+        loop {
+            if let Some(name) = self.named.get(path) {
+                return Some(Arc::clone(name));
+            }
+            path = &path[..path.rfind('/')?];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removed_cgroup_is_known_until_a_thousand_others_have_gone() {
+        let mut table = Table::default();
+        table.insert(1, "/system.slice/a.service");
+        table.remove(1);
+        assert_eq!(table.get(1).map(|place| &*place.service), Some("a.service"));
+        for id in 2..=(REMEMBERED as u64 + 1) {
+            table.insert(id, "/x");
+            table.remove(id);
+        }
+        assert_eq!(table.get(1), None);
+        assert_eq!(table.len(), REMEMBERED);
+    }
+
+    #[test]
+    fn a_full_table_gives_way_to_the_living_only() {
+        let mut table = Table::default();
+        for id in 0..CAPACITY as u64 {
+            table.insert(id, "/x");
+        }
+        assert_eq!(table.insert(u64::MAX, "/new"), None);
+        table.remove(5);
+        assert!(table.insert(u64::MAX, "/new").is_some());
+        assert_eq!(table.len(), CAPACITY);
+    }
+
+    #[test]
+    fn given_names_cover_everything_below() {
+        let mut table = Table::default();
+        table.name("batch", "nightly".into());
+        assert_eq!(&*table.describe("/batch").service, "nightly");
+        assert_eq!(&*table.describe("/batch/worker-1").service, "nightly");
+        assert_eq!(&*table.describe("/batches").service, "/batches");
+    }
+}

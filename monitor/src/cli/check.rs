@@ -1,0 +1,25 @@
+//! `defib check FILE`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::output;
+use crate::config::{Config, Target};
+
+/// Arguments of `check`.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The file to validate
+    file: PathBuf,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let config = Config::load(Some(&args.file))?;
+    for warning in config.warnings() {
+        output::line(format_args!("warning: {warning}"))?;
+    }
+    let services = config.services();
+    let restarts = services.iter().filter(|service| service.restart && matches!(service.target, Target::Command { .. })).count();
+    output::line(format_args!("{}: valid; {} [[service]], {restarts} restarted by this version", args.file.display(), services.len()))
+}

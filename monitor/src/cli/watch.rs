@@ -1,0 +1,221 @@
+//! `defib watch`: deaths as they happen, straight from the kernel.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use tokio::{
+    io::unix::AsyncFd,
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use super::{asked_to_stop, output};
+use crate::{
+    attribution::Role,
+    diagnosis::Cause,
+    host::{cgroup::Hierarchy, clock, kmsg::Kmsg},
+    kernel::{self, RingStats},
+    observer::{Death, Observer},
+    text::{Clean, Comm},
+};
+
+/// Arguments of `watch`.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// One JSON object a line, for programs
+    #[arg(long)]
+    json: bool,
+    /// Clean exits too
+    #[arg(long)]
+    all: bool,
+    /// End after this many deaths
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// Type information of the running kernel, when it is not at /sys/kernel/btf/vmlinux
+    #[arg(long, value_name = "PATH")]
+    btf: Option<PathBuf>,
+}
+
+/// Deaths read and not yet shown; beyond, the rings keep them and the kernel counts what finds no room.
+const EVENTS: usize = 4096;
+
+pub(super) async fn run(args: Args) -> Result<()> {
+    let hierarchy = Hierarchy::detect()
+        .inspect_err(|error| tracing::warn!("deaths cannot be attributed to services: {error:#}"))
+        .ok();
+    let options =
+        kernel::Options { btf: args.btf.as_deref(), hierarchy: hierarchy.as_ref(), report_clean: args.all };
+    let (kernel, rings) = kernel::load(options)?;
+    for missing in kernel.missing() {
+        tracing::warn!("off on this kernel: {missing}");
+    }
+    let (events_in, mut events) = mpsc::channel(EVENTS);
+    let stats = std::sync::Arc::new(RingStats::default());
+    for ring in [rings.critical, rings.bulk] {
+        let (events, stats) = (events_in.clone(), std::sync::Arc::clone(&stats));
+        tokio::spawn(async move {
+            if let Err(error) = kernel::follow(ring, events, &stats).await {
+                tracing::error!("{error:#}");
+            }
+        });
+    }
+    drop(events_in);
+    let mut observer = Observer::new(hierarchy);
+    observer.scan(clock::boot_ns())?;
+    let kmsg = Kmsg::open().inspect_err(|error| tracing::warn!("OOM kills will lack scope and limit: {error:#}")).ok();
+    // SAFETY: the log owns its descriptor, keeps it open and never exchanges it while it is registered.
+    let mut kmsg = kmsg
+        .map(|kmsg| unsafe { AsyncFd::register(kmsg) })
+        .transpose()
+        .context("cannot wait for the kernel's log")?;
+
+    let mut view = View::new(&args);
+    view.begin()?;
+    let stop = asked_to_stop();
+    tokio::pin!(stop);
+    loop {
+        let deadline = observer
+            .next_deadline()
+            .map(|at| Instant::now() + std::time::Duration::from_nanos(at.saturating_sub(clock::boot_ns())));
+        tokio::select! {
+            event = events.recv() => {
+                drop(observer.event(&event.context("nobody reads the rings any more")?));
+            }
+            ready = async { match &mut kmsg {
+                Some(kmsg) => kmsg.readable_mut().await.map(|mut guard| guard.clear_ready()),
+                None => std::future::pending().await,
+            }} => {
+                ready.context("cannot wait for the kernel's log")?;
+                let lines = kmsg.as_mut().map(|kmsg| kmsg.get_mut().drain()).transpose()?.unwrap_or_default();
+                lines.into_iter().for_each(|line| observer.line(line));
+            }
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+            () = &mut stop => break,
+        }
+        for death in observer.deaths(clock::boot_ns()) {
+            if !view.show(&death)? {
+                return view.end(&kernel, &stats);
+            }
+        }
+    }
+    view.end(&kernel, &stats)
+}
+
+/// How deaths are shown.
+struct View {
+    json: bool,
+    colours: bool,
+    left: Option<u64>,
+}
+
+impl View {
+    fn new(args: &Args) -> Self {
+        Self { json: args.json, colours: !args.json && output::colours(), left: args.count }
+    }
+
+    fn begin(&self) -> Result<()> {
+        if self.json {
+            return Ok(());
+        }
+        output::line(format_args!(
+            "{:<12} {:>8} {:<16} {:>7} {:>10}  {:<28} CAUSE",
+            "TIME", "PID", "NAME", "LIVED", "MAX RSS", "SERVICE"
+        ))
+    }
+
+    /// Shows a death; false when no more are wanted.
+    fn show(&mut self, death: &Death) -> Result<bool> {
+        if self.json {
+            output::line(serde_json::to_string(&Line::of(death)).context("cannot encode a death")?)?;
+        } else {
+            output::line(self.row(death))?;
+        }
+        if let Some(left) = &mut self.left {
+            *left -= 1;
+        }
+        Ok(self.left != Some(0))
+    }
+
+    fn row(&self, death: &Death) -> String {
+        let service = death.place.as_ref().map_or_else(|| "-".to_owned(), |place| {
+            let worker = if death.role == Some(Role::Worker) { " (worker)" } else { "" };
+            format!("{}{worker}", Clean(&place.service))
+        });
+        let (begin, end) = match (self.colours, &death.cause) {
+            (false, _) | (true, Cause::CleanExit) => ("", ""),
+            (true, Cause::OomKill(_)) => ("\x1b[1;31m", "\x1b[0m"),
+            (true, Cause::Crash { .. }) => ("\x1b[31m", "\x1b[0m"),
+            (true, Cause::Killed { .. } | Cause::Exit { .. }) => ("\x1b[33m", "\x1b[0m"),
+        };
+        format!(
+            "{:<12} {:>8} {:<16} {:>7} {:>10}  {:<28} {begin}{}{end}",
+            clock::wall(death.kernel_ns).strftime("%H:%M:%S%.3f").to_string(),
+            death.process.tgid,
+            death.comm,
+            output::span(death.lived_ms()),
+            death.max_rss_bytes.map_or_else(|| "-".to_owned(), output::bytes),
+            service,
+            death.cause,
+        )
+    }
+
+    /// Says what was lost, if anything was.
+    fn end(&self, kernel: &kernel::Kernel, stats: &RingStats) -> Result<()> {
+        use monitor_common::counter;
+        let counters = kernel.counters()?;
+        let lost = counters[counter::LOST_CRITICAL as usize] + counters[counter::LOST_BULK as usize];
+        if lost + stats.malformed() > 0 {
+            tracing::warn!("{lost} deaths found no room in the rings, {} records were malformed", stats.malformed());
+        }
+        Ok(())
+    }
+}
+
+/// One death for programs. The names are fixed.
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    kernel_ns: u64,
+    seen_ns: u64,
+    tgid: u32,
+    start_ns: u64,
+    comm: Comm,
+    uid: u32,
+    cgroup: Option<&'a str>,
+    service: Option<&'a str>,
+    role: Option<Role>,
+    lived_ms: u64,
+    max_rss_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    core_dumped: Option<bool>,
+    cause: &'a Cause,
+}
+
+impl<'a> Line<'a> {
+    fn of(death: &'a Death) -> Self {
+        let signal = death.signal();
+        Self {
+            time: format!("{:.9}", clock::wall(death.kernel_ns)),
+            kernel_ns: death.kernel_ns,
+            seen_ns: death.seen_ns,
+            tgid: death.process.tgid,
+            start_ns: death.process.start_ns,
+            comm: death.comm,
+            uid: death.uid,
+            cgroup: death.place.as_ref().map(|place| &*place.path),
+            service: death.place.as_ref().map(|place| &*place.service),
+            role: death.role,
+            lived_ms: death.lived_ms(),
+            max_rss_bytes: death.max_rss_bytes,
+            exit_code: death.exit_code(),
+            signal: signal.map(|(signal, _)| signal),
+            core_dumped: signal.map(|(_, core)| core),
+            cause: &death.cause,
+        }
+    }
+}

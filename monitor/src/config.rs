@@ -1,0 +1,556 @@
+//! TOML → validated configuration. What parses is valid: each value's own type checks it while it is read, so every
+//! error has a place in the file.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use globset::{Glob, GlobMatcher};
+use serde::{Deserialize, Deserializer, de::Error as _};
+use toml::Spanned;
+
+/// The default place of the configuration.
+pub(crate) const DEFAULT_PATH: &str = "/etc/defib/defib.toml";
+
+/// What is wrong, and where.
+#[derive(Debug, thiserror::Error)]
+#[error("{file}{place}: {message}", file = file.display())]
+pub(crate) struct ConfigError {
+    file: PathBuf,
+    place: String,
+    message: String,
+}
+
+/// How much the agent may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Mode {
+    /// See and count; decide nothing.
+    Observe,
+    /// Decide, and say what would be done.
+    DryRun,
+    /// Decide and do.
+    #[default]
+    Act,
+}
+
+/// The whole configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    /// The agent itself.
+    #[serde(default)]
+    pub(crate) agent: AgentConfig,
+    /// Its HTTP server.
+    #[serde(default)]
+    pub(crate) http: HttpConfig,
+    /// What every service has unless it says otherwise.
+    #[serde(default)]
+    defaults: Settings,
+    /// The services.
+    #[serde(default)]
+    service: Vec<Spanned<RawService>>,
+    /// Accepted, checked for form only: see [`Config::warnings`].
+    pool: Option<toml::Table>,
+    alertmanager: Option<toml::Table>,
+}
+
+/// `[agent]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct AgentConfig {
+    /// Where state is kept.
+    pub(crate) state_dir: PathBuf,
+    /// How much the agent may do.
+    pub(crate) mode: Mode,
+    /// Services that get a metric label of their own; the rest share `other`.
+    pub(crate) max_services: usize,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self { state_dir: "/var/lib/defib".into(), mode: Mode::default(), max_services: 1000 }
+    }
+}
+
+/// `[http]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct HttpConfig {
+    /// Address of `/metrics` and the rest.
+    pub(crate) listen: SocketAddr,
+    web_config: Option<PathBuf>,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9669)), web_config: None }
+    }
+}
+
+/// Times between tries.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Backoff {
+    /// Before the second try.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) initial: Duration,
+    /// Never longer.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) max: Duration,
+    /// Share by which a wait varies, 0 to 1.
+    #[serde(deserialize_with = "share")]
+    pub(crate) jitter: f64,
+    /// A service that has been healthy for this long starts again from the first try.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) reset_after: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self {
+            initial: Duration::from_secs(1),
+            max: Duration::from_secs(300),
+            jitter: 0.2,
+            reset_after: Duration::from_secs(600),
+        }
+    }
+}
+
+/// So many in such a time: `5/10m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Budget {
+    /// How many.
+    pub(crate) count: u32,
+    /// In how long.
+    pub(crate) window: Duration,
+}
+
+/// Budgets of restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Budgets {
+    /// For each service.
+    pub(crate) per_service: Budget,
+    /// For the host.
+    pub(crate) per_host: Budget,
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        let window = Duration::from_secs(600);
+        Self { per_service: Budget { count: 5, window }, per_host: Budget { count: 10, window } }
+    }
+}
+
+/// How health is proven.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Health {
+    /// It lives for ten seconds.
+    Survival,
+    /// An HTTP GET answers with 2xx.
+    Http(axum::http::Uri),
+    /// A connection is accepted.
+    Tcp(SocketAddr),
+    /// A program exits with 0.
+    Exec(PathBuf),
+}
+
+/// What can stand in `[defaults]` and in every `[[service]]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Settings {
+    restart: Option<bool>,
+    #[serde(deserialize_with = "optional_duration")]
+    grace: Option<Duration>,
+    backoff: Option<Backoff>,
+    budget: Option<Budgets>,
+    health: Option<Health>,
+    pool: Option<String>,
+    drain_at: Option<f64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawService {
+    unit: Option<Pattern>,
+    container: Option<Pattern>,
+    command: Option<Command>,
+    name: Option<String>,
+    restart: Option<bool>,
+    #[serde(deserialize_with = "optional_duration")]
+    grace: Option<Duration>,
+    backoff: Option<Backoff>,
+    budget: Option<Budgets>,
+    health: Option<Health>,
+    pool: Option<String>,
+    drain_at: Option<f64>,
+}
+
+/// A name with wildcards.
+#[derive(Clone, Debug)]
+pub(crate) struct Pattern(GlobMatcher);
+
+/// A service without an owner.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Command {
+    /// Program and arguments; no shell.
+    #[serde(deserialize_with = "program")]
+    pub(crate) start: Vec<String>,
+    /// Its cgroup, below the root of the hierarchy.
+    #[serde(deserialize_with = "cgroup_path")]
+    pub(crate) cgroup: String,
+}
+
+/// What a `[[service]]` stands for.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    /// systemd units.
+    Unit(Pattern),
+    /// Containers.
+    Container(Pattern),
+    /// A command that Defib itself keeps alive.
+    Command {
+        /// The service's name.
+        name: String,
+        /// How it is started.
+        command: Command,
+    },
+}
+
+/// One validated `[[service]]`, defaults filled in.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    /// What it stands for.
+    pub(crate) target: Target,
+    /// Bring it back.
+    pub(crate) restart: bool,
+    /// Least time that its own supervisor gets.
+    pub(crate) grace: Duration,
+    /// Times between tries.
+    pub(crate) backoff: Backoff,
+    /// Budgets.
+    pub(crate) budget: Budgets,
+    /// Proof of health.
+    pub(crate) health: Health,
+}
+
+impl Pattern {
+    /// True when `name` fits.
+    pub(crate) fn matches(&self, name: &str) -> bool {
+        self.0.is_match(name)
+    }
+}
+
+impl Config {
+    /// Reads a file. Without `explicit` the default path is read when it exists, and nothing is configured otherwise.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with file, line, key and what is allowed.
+    pub(crate) fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = explicit.unwrap_or(Path::new(DEFAULT_PATH));
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && explicit.is_none() => Ok(Self::default()),
+            Err(error) => {
+                Err(ConfigError { file: path.to_owned(), place: String::new(), message: format!("cannot read it: {error}") })
+            }
+        }
+    }
+
+    /// Parses text; `path` is for errors.
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let place = error.span().map(|span| place(text, span.start)).unwrap_or_default();
+            ConfigError { file: path.to_owned(), place, message: error.message().replace('\n', "; ") }
+        })?;
+        for raw in &config.service {
+            if let Err(message) = raw.get_ref().target() {
+                let place = place(text, raw.span().start);
+                return Err(ConfigError { file: path.to_owned(), place, message });
+            }
+        }
+        Ok(config)
+    }
+
+    /// The services, in the order of the file.
+    pub(crate) fn services(&self) -> Vec<Service> {
+        let resolve = |raw: &RawService| {
+            let base = &self.defaults;
+            Some(Service {
+                target: raw.target().ok()?,
+                restart: raw.restart.or(base.restart).unwrap_or(false),
+                grace: raw.grace.or(base.grace).unwrap_or(Duration::from_secs(2)),
+                backoff: raw.backoff.or(base.backoff).unwrap_or_default(),
+                budget: raw.budget.or(base.budget).unwrap_or_default(),
+                health: raw.health.clone().or_else(|| base.health.clone()).unwrap_or(Health::Survival),
+            })
+        };
+        self.service.iter().filter_map(|raw| resolve(raw.get_ref())).collect()
+    }
+
+    /// Adds a service; for callers that make their configuration themselves.
+    pub(crate) fn with_command(name: &str, command: Command, grace: Duration, health: Health) -> Self {
+        let raw = RawService {
+            command: Some(command),
+            name: Some(name.to_owned()),
+            restart: Some(true),
+            grace: Some(grace),
+            health: Some(health),
+            ..RawService::default()
+        };
+        Self { service: vec![Spanned::new(0..0, raw)], ..Self::default() }
+    }
+
+    /// Budget of the host.
+    pub(crate) fn host_budget(&self) -> Budget {
+        self.defaults.budget.unwrap_or_default().per_host
+    }
+
+    /// What is configured and not acted on by this version: said aloud, because an operator would rely on it.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let mut warn = |present: bool, what: &str| {
+            if present {
+                warnings.push(format!("{what} is accepted but not acted on by this version"));
+            }
+        };
+        warn(self.pool.is_some(), "[pool]");
+        warn(self.alertmanager.is_some(), "[alertmanager]");
+        warn(self.http.web_config.is_some(), "[http] web_config");
+        let raws = || self.service.iter().map(Spanned::get_ref);
+        let pool = self.defaults.pool.is_some() || raws().any(|raw| raw.pool.is_some());
+        warn(pool, "pool");
+        let drain = self.defaults.drain_at.is_some() || raws().any(|raw| raw.drain_at.is_some());
+        warn(drain, "drain_at");
+        let foreign = self.services().iter().any(|service| {
+            service.restart && matches!(service.target, Target::Unit(_) | Target::Container(_))
+        });
+        warn(foreign, "restart = true for a unit or container");
+        warnings
+    }
+}
+
+impl RawService {
+    fn target(&self) -> Result<Target, String> {
+        match (&self.unit, &self.container, &self.command, &self.name) {
+            (Some(pattern), None, None, None) => Ok(Target::Unit(pattern.clone())),
+            (None, Some(pattern), None, None) => Ok(Target::Container(pattern.clone())),
+            (None, None, Some(command), Some(name)) if is_name(name) => {
+                Ok(Target::Command { name: name.clone(), command: command.clone() })
+            }
+            (None, None, Some(_), Some(name)) => Err(format!(
+                "name {name:?}: allowed are 1 to 128 letters, digits and the characters . _ @ : -"
+            )),
+            (None, None, Some(_), None) => Err("a [[service]] with a command needs a name".to_owned()),
+            (_, _, None, Some(_)) => Err("name goes with command only; units and containers have theirs".to_owned()),
+            _ => Err("a [[service]] needs exactly one of unit, container or command".to_owned()),
+        }
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"._@:-".contains(&byte);
+    (1..=128).contains(&name.len()) && name.bytes().all(fine)
+}
+
+/// `:line: key 'x'` for a byte offset; the key is what stands before `=` on that line.
+fn place(text: &str, offset: usize) -> String {
+    let offset = offset.min(text.len());
+    let line = text.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count();
+    let content = text.lines().nth(line).unwrap_or_default();
+    match content.split_once('=').map(|(key, _)| key.trim()) {
+        Some(key) if !key.is_empty() => format!(":{}: key '{key}'", line + 1),
+        _ => format!(":{}", line + 1),
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= Duration::from_secs(7 * 24 * 3600) => Ok(duration),
+        Ok(_) => Err(format!("{text:?} is too long; allowed is up to 7d")),
+        Err(_) => Err(format!("{text:?} is no duration; allowed are numbers with a unit: 500ms, 2s, 10m, 1h")),
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(Some)
+}
+
+fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let value = f64::deserialize(deserializer)?;
+    if (0.0..=1.0).contains(&value) {
+        Ok(value)
+    } else {
+        Err(D::Error::custom(format!("{value} is out of range; allowed is 0 to 1")))
+    }
+}
+
+fn program<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let words = Vec::<String>::deserialize(deserializer)?;
+    match words.first() {
+        Some(program) if program.starts_with('/') => Ok(words),
+        Some(program) => Err(D::Error::custom(format!("{program:?} is no absolute path; the program is run without a shell"))),
+        None => Err(D::Error::custom("start is empty; it needs a program and may have arguments")),
+    }
+}
+
+fn cgroup_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let path = String::deserialize(deserializer)?;
+    let names: Vec<_> = path.split('/').skip(1).collect();
+    let fine = |name: &&str| !name.is_empty() && *name != "." && *name != "..";
+    if path.starts_with('/') && names.iter().all(fine) {
+        Ok(path)
+    } else {
+        Err(D::Error::custom(format!("cgroup {path:?}: allowed is a path like /batch, not the root, without . or ..")))
+    }
+}
+
+impl<'de> Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() {
+            return Err(D::Error::custom("an empty name matches nothing"));
+        }
+        Glob::new(&text).map(|glob| Self(glob.compile_matcher())).map_err(|error| D::Error::custom(error.to_string()))
+    }
+}
+
+impl FromStr for Budget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no budget; allowed is a number and a time: 5/10m");
+        let (count, window) = text.split_once('/').ok_or_else(wrong)?;
+        let count = count.trim().parse().ok().filter(|&count| count <= 1000).ok_or_else(wrong)?;
+        let window = parse_duration(window.trim())?;
+        if window.is_zero() { Err(wrong()) } else { Ok(Self { count, window }) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Budget {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl FromStr for Health {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let allowed = "allowed are http://HOST:PORT/PATH, tcp://ADDRESS:PORT and exec:/PROGRAM";
+        if text.starts_with("http://") {
+            let uri: axum::http::Uri = text.parse().map_err(|error| format!("{text:?}: {error}; {allowed}"))?;
+            return if uri.host().is_some() { Ok(Self::Http(uri)) } else { Err(format!("{text:?} names no host; {allowed}")) };
+        }
+        if let Some(address) = text.strip_prefix("tcp://") {
+            return address.parse().map(Self::Tcp).map_err(|_| format!("{text:?} is no address with a port; {allowed}"));
+        }
+        match text.strip_prefix("exec:") {
+            Some(path) if path.starts_with('/') => Ok(Self::Exec(path.into())),
+            _ => Err(format!("{text:?} is no health check; {allowed}")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Health {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Survival => out.write_str("10 s of survival"),
+            Self::Http(uri) => write!(out, "{uri}"),
+            Self::Tcp(address) => write!(out, "tcp://{address}"),
+            Self::Exec(path) => write!(out, "exec:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The documented sample.
+    const SAMPLE: &str = include_str!("../../deploy/defib.toml");
+
+    fn error(text: &str) -> String {
+        Config::parse(Path::new("x.toml"), text).expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn the_sample_that_is_shipped_is_valid() {
+        let config = Config::parse(Path::new("defib.toml"), SAMPLE).expect("valid");
+        assert!(config.warnings().is_empty(), "{:?}", config.warnings());
+        assert_eq!(config.http.listen, HttpConfig::default().listen);
+    }
+
+    #[test]
+    fn nothing_configured_means_nothing_restarted() {
+        let config = Config::parse(Path::new("x"), "").expect("valid");
+        assert!(config.services().is_empty());
+        let config = Config::parse(Path::new("x"), "[[service]]\nunit = 'a.service'\n").expect("valid");
+        assert!(!config.services()[0].restart);
+    }
+
+    #[test]
+    fn defaults_reach_every_service_and_each_may_override() {
+        let text = "[defaults]\nrestart = true\ngrace = '7s'\n\
+            [[service]]\nname = 'a'\ncommand = { start = ['/bin/true'], cgroup = '/a' }\n\
+            [[service]]\nunit = 'b-*.service'\nrestart = false\ngrace = '0s'\nhealth = 'tcp://127.0.0.1:80'\n";
+        let services = Config::parse(Path::new("x"), text).expect("valid").services();
+        assert_eq!((services[0].restart, services[0].grace), (true, Duration::from_secs(7)));
+        assert_eq!((services[1].restart, services[1].grace), (false, Duration::ZERO));
+        let Target::Unit(pattern) = &services[1].target else { panic!("a unit") };
+        assert!(pattern.matches("b-1.service") && !pattern.matches("a.service"));
+    }
+
+    #[test]
+    fn errors_name_file_line_key_and_what_is_allowed() {
+        for (text, wants) in [
+            ("[agent]\nmode = 'fight'\n", &["x.toml:2: key 'mode'", "observe", "dry-run", "act"][..]),
+            ("[agent]\nmodus = 'act'\n", &["x.toml:2: key 'modus'", "unknown field", "state_dir"]),
+            ("\n[http]\nlisten = 'here'\n", &["x.toml:3: key 'listen'"]),
+            ("[defaults]\ngrace = '5 parsecs'\n", &["x.toml:2: key 'grace'", "500ms, 2s, 10m"]),
+            ("[defaults]\nbudget = { per_service = 'many' }\n", &["x.toml:2: key 'budget'", "5/10m"]),
+            ("[[service]]\nunit = 'a'\nhealth = 'ftp://x'\n", &["x.toml:3: key 'health'", "tcp://"]),
+            ("[[service]]\nrestart = true\n", &["x.toml:1", "exactly one of unit, container or command"]),
+            ("[[service]]\nunit='a'\ncontainer='b'\n", &["x.toml:1", "exactly one"]),
+            ("[[service]]\nname='a'\ncommand={start=['true'],cgroup='/a'}\n", &["x.toml:3", "absolute path"]),
+            ("[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/a/../b'}\n", &["x.toml:3", "without . or .."]),
+            ("[[service]]\nname='a b'\ncommand={start=['/bin/true'],cgroup='/a'}\n", &["x.toml:1", "allowed are"]),
+            ("[[service]\n", &["x.toml:1"]),
+        ] {
+            let message = error(text);
+            for want in wants {
+                assert!(message.contains(want), "{text:?} gives {message:?}, which lacks {want:?}");
+            }
+            assert!(!message.contains('\n'), "one line: {message:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_only_when_it_was_asked_for() {
+        let message = Config::load(Some(Path::new("/nonexistent/defib.toml"))).expect_err("asked for").to_string();
+        assert!(message.contains("/nonexistent/defib.toml") && message.contains("cannot read"), "{message}");
+    }
+
+    #[test]
+    fn what_is_not_acted_on_is_said() {
+        let text = "[pool]\nagent_check = '127.0.0.1:9670'\n[[service]]\nunit = 'a.service'\nrestart = true\ndrain_at = 0.9\n";
+        let warnings = Config::parse(Path::new("x"), text).expect("valid").warnings();
+        assert_eq!(warnings.len(), 3, "{warnings:?}");
+    }
+}

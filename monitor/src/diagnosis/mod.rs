@@ -1,0 +1,22 @@
+//! From evidence to a cause of death. Pure: no I/O, no clock; time comes as an argument.
+//!
+//! * [`cause`]: what a death can be, as operators read it
+//! * [`docket`]: deaths that wait for late evidence, for a bounded time
+//! * [`verdict`]: the rules
+
+mod cause;
+mod docket;
+mod verdict;
+
+pub(crate) use cause::{Cause, Scope};
+pub(crate) use docket::{Docket, Finding};
+
+/// Signals as `kill -l` names them, without `SIG`.
+pub(crate) fn signal_name(signal: u8) -> &'static str {
+    const NAMES: [&str; 32] = [
+        "0", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
+        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH",
+        "IO", "PWR", "SYS",
+    ];
+    NAMES.get(usize::from(signal)).copied().unwrap_or("RT")
+}

@@ -1,0 +1,65 @@
+//! Restarts are budgeted: so many in a sliding window.
+
+use std::collections::VecDeque;
+
+use crate::config::Budget;
+
+/// What was spent, and when.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    budget: Budget,
+    spent_ns: VecDeque<u64>,
+}
+
+impl Ledger {
+    /// A full budget.
+    pub(crate) fn new(budget: Budget) -> Self {
+        Self { budget, spent_ns: VecDeque::new() }
+    }
+
+    /// `None`: one may be spent now. Otherwise the earliest time at which that may be so.
+    pub(crate) fn blocked_until(&mut self, now_ns: u64) -> Option<u64> {
+        let window = self.window_ns();
+        while self.spent_ns.front().is_some_and(|&spent| spent.saturating_add(window) <= now_ns) {
+            self.spent_ns.pop_front();
+        }
+        if self.budget.count == 0 {
+            return Some(now_ns.saturating_add(window));
+        }
+        let oldest = *self.spent_ns.front()?;
+        (self.spent_ns.len() >= self.budget.count as usize).then(|| oldest.saturating_add(window))
+    }
+
+    /// Spends one.
+    pub(crate) fn spend(&mut self, now_ns: u64) {
+        self.spent_ns.push_back(now_ns);
+    }
+
+    fn window_ns(&self) -> u64 {
+        u64::try_from(self.budget.window.as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn the_window_slides() {
+        let mut ledger = Ledger::new(Budget { count: 2, window: Duration::from_nanos(100) });
+        assert_eq!(ledger.blocked_until(0), None);
+        ledger.spend(0);
+        ledger.spend(30);
+        assert_eq!(ledger.blocked_until(50), Some(100));
+        assert_eq!(ledger.blocked_until(100), None);
+        ledger.spend(100);
+        assert_eq!(ledger.blocked_until(101), Some(130));
+    }
+
+    #[test]
+    fn a_budget_of_nothing_is_always_spent() {
+        let mut ledger = Ledger::new(Budget { count: 0, window: Duration::from_nanos(100) });
+        assert_eq!(ledger.blocked_until(5), Some(105));
+    }
+}

@@ -1,0 +1,495 @@
+//! The states of one service, as a pure state machine.
+//!
+//! ```text
+//!   Unknown ──alive──▶ Running ──died──▶ Waiting ──respawned by its supervisor──▶ Proving
+//!      │                  ▲                │ deadline, budget left                  │ │
+//!      └──missing──▶ Waiting               ▼                                        │ │
+//!                         │             Restarting ──started──▶ Proving ──healthy───┘ │
+//!                         │                │ failed                                   │
+//!                         ▲                ▼                                          │
+//!                         └───────── Waiting (longer each time) ◀──died or unhealthy──┘
+//! ```
+//!
+//! A service that dies is an outage from its death until its health is proven. While a service waits, its supervisor
+//! may bring it back, and then Defib does nothing. Each decision leaves as an action with its reason.
+
+use std::time::Duration;
+
+use super::budget::Ledger;
+use crate::{
+    config::{Backoff, Budget, Mode},
+    host::process::Identity,
+};
+
+/// A start that neither succeeds nor fails within this is failed: 30 s.
+const START_TIMEOUT_NS: u64 = 30_000_000_000;
+/// Doubling stops here; 2^16 times the initial back-off is beyond any maximum.
+const MAX_DOUBLINGS: u32 = 16;
+
+/// The rules for one service.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    /// How much the agent may do.
+    pub(crate) mode: Mode,
+    /// Bring the service back.
+    pub(crate) restart: bool,
+    /// Least time for its own supervisor.
+    pub(crate) grace: Duration,
+    /// Times between tries.
+    pub(crate) backoff: Backoff,
+    /// Restarts in a window.
+    pub(crate) budget: Budget,
+    /// Varies the jitter from service to service.
+    pub(crate) seed: u64,
+}
+
+/// What the engine is told.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Input {
+    /// The service's main process lives.
+    Alive(Identity),
+    /// The service's main process died.
+    Died {
+        /// Who.
+        process: Identity,
+        /// When, CLOCK_BOOTTIME nanoseconds.
+        at_ns: u64,
+    },
+    /// At start-up the service was not running.
+    Missing,
+    /// The supervisor answered.
+    Started(Result<Identity, String>),
+    /// Health was proven, or not within its time.
+    Probed(Result<(), String>),
+    /// A deadline has come.
+    Tick,
+}
+
+/// What the owner of the engine shall do.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Action {
+    /// An outage begins.
+    Open {
+        /// When the service died.
+        at_ns: u64,
+    },
+    /// Its supervisor has the next move.
+    Wait {
+        /// Until when.
+        until_ns: u64,
+        /// Why so long.
+        reason: &'static str,
+    },
+    /// Ask the supervisor to start it.
+    Restart {
+        /// 1 for the first try in a row.
+        attempt: u32,
+    },
+    /// Find out whether this incarnation is healthy.
+    Probe {
+        /// Who.
+        process: Identity,
+    },
+    /// No restart, and why.
+    Suppress {
+        /// A label.
+        reason: &'static str,
+    },
+    /// A try failed.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// The outage is over.
+    Close {
+        /// From death to proven health, nanoseconds.
+        outage_ns: u64,
+        /// Defib restarted it; otherwise its supervisor did.
+        by_us: bool,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum State {
+    Unknown,
+    Running(Identity),
+    /// Until a deadline, somebody else may bring the service back.
+    Waiting {
+        until_ns: u64,
+    },
+    Restarting {
+        until_ns: u64,
+    },
+    Proving(Identity),
+    /// Dead, and nothing will be done about it.
+    Left,
+}
+
+/// One service.
+#[derive(Clone, Debug)]
+pub(crate) struct Engine {
+    policy: Policy,
+    state: State,
+    ledger: Ledger,
+    /// Restarts in a row that did not lead to lasting health.
+    attempts: u32,
+    /// Begin of the outage.
+    down_ns: Option<u64>,
+    healthy_ns: Option<u64>,
+    restarted: bool,
+}
+
+impl Engine {
+    /// A service of which nothing is known yet.
+    pub(crate) fn new(policy: Policy) -> Self {
+        let ledger = Ledger::new(policy.budget);
+        Self { policy, state: State::Unknown, ledger, attempts: 0, down_ns: None, healthy_ns: None, restarted: false }
+    }
+
+    /// When [`Input::Tick`] is due; `None`: not without another input.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        match self.state {
+            State::Waiting { until_ns } | State::Restarting { until_ns } => Some(until_ns),
+            State::Unknown | State::Running(_) | State::Proving(_) | State::Left => None,
+        }
+    }
+
+    /// The living main process, when there is one.
+    pub(crate) fn process(&self) -> Option<Identity> {
+        match self.state {
+            State::Running(process) | State::Proving(process) => Some(process),
+            State::Unknown | State::Waiting { .. } | State::Restarting { .. } | State::Left => None,
+        }
+    }
+
+    /// Takes one input. `host` is the budget that all services share.
+    pub(crate) fn step(&mut self, input: Input, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
+        match input {
+            Input::Alive(process) => self.alive(process),
+            Input::Died { process, at_ns } => self.died(process, at_ns, now_ns),
+            Input::Missing if self.state == State::Unknown => self.missing(now_ns),
+            Input::Missing => Vec::new(),
+            Input::Started(Ok(process)) => self.started(process),
+            Input::Started(Err(reason)) => self.failed(reason, now_ns),
+            Input::Probed(Ok(())) => self.healthy(now_ns),
+            Input::Probed(Err(reason)) if matches!(self.state, State::Proving(_)) => self.failed(reason, now_ns),
+            Input::Probed(Err(_)) => Vec::new(),
+            Input::Tick => self.tick(host, now_ns),
+        }
+    }
+
+    fn alive(&mut self, process: Identity) -> Vec<Action> {
+        match self.state {
+            State::Unknown => {
+                self.state = State::Running(process);
+                Vec::new()
+            }
+            // While we restart, the answer of the supervisor names the process.
+            State::Running(_) | State::Proving(_) | State::Restarting { .. } => Vec::new(),
+            State::Waiting { .. } | State::Left => {
+                self.state = State::Proving(process);
+                self.restarted = false;
+                vec![Action::Suppress { reason: "respawned" }, Action::Probe { process }]
+            }
+        }
+    }
+
+    fn died(&mut self, process: Identity, at_ns: u64, now_ns: u64) -> Vec<Action> {
+        // Only the incarnation that counts: an old one's death must not end a new one's life.
+        if self.process().is_some_and(|current| !current.matches(process)) {
+            return Vec::new();
+        }
+        match self.state {
+            State::Running(_) | State::Unknown => {
+                let reset = u64::try_from(self.policy.backoff.reset_after.as_nanos()).unwrap_or(u64::MAX);
+                if self.healthy_ns.is_none_or(|healthy| at_ns.saturating_sub(healthy) >= reset) {
+                    self.attempts = 0;
+                }
+                self.down(at_ns, now_ns)
+            }
+            State::Proving(_) => self.failed("it died before its health was proven".to_owned(), now_ns),
+            State::Waiting { .. } | State::Restarting { .. } | State::Left => Vec::new(),
+        }
+    }
+
+    /// Not running at start-up: whoever might have brought it back has had the time for it.
+    fn missing(&mut self, now_ns: u64) -> Vec<Action> {
+        let mut actions = self.down(now_ns, now_ns);
+        if let State::Waiting { .. } = self.state {
+            actions.retain(|action| !matches!(action, Action::Wait { .. }));
+            self.state = State::Waiting { until_ns: now_ns };
+        }
+        actions
+    }
+
+    fn down(&mut self, at_ns: u64, now_ns: u64) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.down_ns.is_none() {
+            self.down_ns = Some(at_ns);
+            actions.push(Action::Open { at_ns });
+        }
+        actions.extend(self.wait(now_ns));
+        actions
+    }
+
+    /// Gives the supervisor its time, longer after every failed try.
+    fn wait(&mut self, now_ns: u64) -> Vec<Action> {
+        if self.policy.mode == Mode::Observe {
+            self.state = State::Left;
+            return vec![Action::Suppress { reason: "observe" }];
+        }
+        if !self.policy.restart {
+            self.state = State::Left;
+            return vec![Action::Suppress { reason: "not_configured" }];
+        }
+        let (grace, backoff) = (self.policy.grace, self.backoff());
+        let (wait, reason) = if backoff > grace { (backoff, "back-off") } else { (grace, "grace") };
+        let until_ns = now_ns.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+        self.state = State::Waiting { until_ns };
+        vec![Action::Wait { until_ns, reason }]
+    }
+
+    fn tick(&mut self, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
+        match self.state {
+            State::Waiting { until_ns } if until_ns <= now_ns => {
+                for (ledger, reason) in [(&mut self.ledger, "service_budget"), (host, "host_budget")] {
+                    if let Some(until_ns) = ledger.blocked_until(now_ns) {
+                        self.state = State::Waiting { until_ns };
+                        return vec![Action::Suppress { reason }, Action::Wait { until_ns, reason: "budget" }];
+                    }
+                }
+                self.restart(host, now_ns)
+            }
+            State::Restarting { until_ns } if until_ns <= now_ns => {
+                self.failed("its supervisor did not answer in time".to_owned(), now_ns)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn restart(&mut self, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
+        if self.policy.mode == Mode::DryRun {
+            self.state = State::Left;
+            return vec![Action::Suppress { reason: "dry_run" }];
+        }
+        self.ledger.spend(now_ns);
+        host.spend(now_ns);
+        self.attempts = self.attempts.saturating_add(1);
+        self.restarted = true;
+        self.state = State::Restarting { until_ns: now_ns.saturating_add(START_TIMEOUT_NS) };
+        vec![Action::Restart { attempt: self.attempts }]
+    }
+
+    fn started(&mut self, process: Identity) -> Vec<Action> {
+        // An answer that comes after the time-out: a second try may be under way, and fencing sorts that out.
+        if !matches!(self.state, State::Restarting { .. }) {
+            return Vec::new();
+        }
+        self.state = State::Proving(process);
+        vec![Action::Probe { process }]
+    }
+
+    fn failed(&mut self, reason: String, now_ns: u64) -> Vec<Action> {
+        if !matches!(self.state, State::Restarting { .. } | State::Proving(_)) {
+            return Vec::new();
+        }
+        let mut actions = vec![Action::Failed { reason }];
+        actions.extend(self.wait(now_ns));
+        actions
+    }
+
+    fn healthy(&mut self, now_ns: u64) -> Vec<Action> {
+        let State::Proving(process) = self.state else { return Vec::new() };
+        self.state = State::Running(process);
+        self.healthy_ns = Some(now_ns);
+        let Some(down_ns) = self.down_ns.take() else { return Vec::new() };
+        vec![Action::Close { outage_ns: now_ns.saturating_sub(down_ns), by_us: self.restarted }]
+    }
+
+    /// Nothing before the first try, then doubling, with jitter that is the same whenever the inputs are replayed.
+    fn backoff(&self) -> Duration {
+        let Some(doublings) = self.attempts.checked_sub(1) else { return Duration::ZERO };
+        let Backoff { initial, max, jitter, .. } = self.policy.backoff;
+        let plain = initial.saturating_mul(1 << doublings.min(MAX_DOUBLINGS)).min(max);
+        // SplitMix64's finalizer: every bit of seed and attempt reaches the result.
+        let mut mixed = self.policy.seed ^ u64::from(self.attempts).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let unit = (mixed >> 11) as f64 / (1u64 << 53) as f64;
+        plain.mul_f64(1.0 + jitter * (2.0 * unit - 1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const S: u64 = 1_000_000_000;
+
+    fn policy() -> Policy {
+        Policy {
+            mode: Mode::Act,
+            restart: true,
+            grace: Duration::from_secs(2),
+            backoff: Backoff { jitter: 0.0, ..Backoff::default() },
+            budget: Budget { count: 3, window: Duration::from_secs(600) },
+            seed: 1,
+        }
+    }
+
+    fn host() -> Ledger {
+        Ledger::new(Budget { count: 100, window: Duration::from_secs(600) })
+    }
+
+    fn who(tgid: u32) -> Identity {
+        Identity { tgid, start_ns: u64::from(tgid) * S }
+    }
+
+    fn died(tgid: u32, at_ns: u64) -> Input {
+        Input::Died { process: who(tgid), at_ns }
+    }
+
+    #[test]
+    fn a_death_without_respawn_is_restarted_after_the_grace_and_closed_when_healthy() {
+        let (mut engine, mut host) = (Engine::new(policy()), host());
+        assert_eq!(engine.step(Input::Alive(who(1)), &mut host, 0), vec![]);
+        assert_eq!(
+            engine.step(died(1, 10 * S), &mut host, 10 * S),
+            vec![Action::Open { at_ns: 10 * S }, Action::Wait { until_ns: 12 * S, reason: "grace" }]
+        );
+        assert_eq!(engine.step(Input::Tick, &mut host, 12 * S - 1), vec![], "inside the grace");
+        assert_eq!(engine.step(Input::Tick, &mut host, 12 * S), vec![Action::Restart { attempt: 1 }]);
+        assert_eq!(engine.step(Input::Tick, &mut host, 13 * S), vec![], "one restart in flight");
+        assert_eq!(engine.step(Input::Started(Ok(who(2))), &mut host, 13 * S), vec![Action::Probe { process: who(2) }]);
+        assert_eq!(
+            engine.step(Input::Probed(Ok(())), &mut host, 14 * S),
+            vec![Action::Close { outage_ns: 4 * S, by_us: true }]
+        );
+        assert_eq!(engine.process(), Some(who(2)));
+    }
+
+    #[test]
+    fn a_respawn_within_the_grace_is_left_alone() {
+        let (mut engine, mut host) = (Engine::new(policy()), host());
+        engine.step(Input::Alive(who(1)), &mut host, 0);
+        engine.step(died(1, S), &mut host, S);
+        assert_eq!(
+            engine.step(Input::Alive(who(2)), &mut host, 2 * S),
+            vec![Action::Suppress { reason: "respawned" }, Action::Probe { process: who(2) }]
+        );
+        assert_eq!(engine.step(Input::Tick, &mut host, 9 * S), vec![]);
+        assert_eq!(
+            engine.step(Input::Probed(Ok(())), &mut host, 9 * S),
+            vec![Action::Close { outage_ns: 8 * S, by_us: false }]
+        );
+    }
+
+    #[test]
+    fn the_death_of_an_earlier_incarnation_ends_nothing() {
+        let (mut engine, mut host) = (Engine::new(policy()), host());
+        engine.step(Input::Alive(who(2)), &mut host, 0);
+        assert_eq!(engine.step(died(1, S), &mut host, S), vec![]);
+        assert_eq!(engine.process(), Some(who(2)));
+    }
+
+    #[test]
+    fn modes_and_settings_that_restart_nothing_say_so() {
+        for (change, reason) in [
+            (Policy { mode: Mode::Observe, ..policy() }, "observe"),
+            (Policy { restart: false, ..policy() }, "not_configured"),
+        ] {
+            let (mut engine, mut host) = (Engine::new(change), host());
+            engine.step(Input::Alive(who(1)), &mut host, 0);
+            let actions = engine.step(died(1, S), &mut host, S);
+            assert_eq!(actions, vec![Action::Open { at_ns: S }, Action::Suppress { reason }]);
+            assert_eq!(engine.deadline(), None);
+        }
+        let (mut engine, mut host) = (Engine::new(Policy { mode: Mode::DryRun, ..policy() }), host());
+        engine.step(Input::Alive(who(1)), &mut host, 0);
+        engine.step(died(1, S), &mut host, S);
+        assert_eq!(engine.step(Input::Tick, &mut host, 3 * S), vec![Action::Suppress { reason: "dry_run" }]);
+    }
+
+    #[test]
+    fn failed_tries_wait_longer_each_time_and_stop_at_the_budget() {
+        let (mut engine, mut host) = (Engine::new(policy()), host());
+        engine.step(Input::Missing, &mut host, 0);
+        let mut waits = Vec::new();
+        let mut restarts = 0;
+        let mut now = 0;
+        for _ in 0..8 {
+            let Some(deadline) = engine.deadline() else { panic!("it never gives up silently") };
+            waits.push((deadline - now) / S);
+            now = deadline;
+            for action in engine.step(Input::Tick, &mut host, now) {
+                if matches!(action, Action::Restart { .. }) {
+                    restarts += 1;
+                    engine.step(Input::Started(Err("no".to_owned())), &mut host, now);
+                }
+            }
+        }
+        // At once, grace (the back-off of 1 s is less), 2 s, 4 s; then the budget of 3 in 600 s holds.
+        assert_eq!(&waits[..5], &[0, 2, 2, 4, 592], "{waits:?}");
+        assert!(restarts >= 4, "half-open tries go on: {restarts}");
+    }
+
+    fn input() -> impl Strategy<Value = Input> {
+        prop_oneof![
+            (1u32..6).prop_map(|tgid| Input::Alive(who(tgid))),
+            (1u32..6).prop_map(|tgid| died(tgid, 0)),
+            Just(Input::Missing),
+            (1u32..6).prop_map(|tgid| Input::Started(Ok(who(tgid)))),
+            Just(Input::Started(Err("no".to_owned()))),
+            Just(Input::Probed(Ok(()))),
+            Just(Input::Probed(Err("no".to_owned()))),
+            Just(Input::Tick),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_budget_grace_and_single_flight_hold(
+            steps in proptest::collection::vec((input(), 0u64..5 * S), 1..300)
+        ) {
+            let (mut engine, mut host) = (Engine::new(policy()), host());
+            let (mut replay, mut replay_host) = (Engine::new(policy()), self::host());
+            let mut now = 0;
+            let mut restarts: Vec<u64> = Vec::new();
+            let mut in_flight = false;
+            let mut open = false;
+            let mut waits_until = Some(0);
+            for (input, pause) in steps {
+                now += pause;
+                let ends_flight = matches!(input, Input::Started(_)) || matches!(input, Input::Tick);
+                let actions = engine.step(input.clone(), &mut host, now);
+                prop_assert_eq!(&actions, &replay.step(input, &mut replay_host, now), "replay differs");
+                if ends_flight && !actions.iter().any(|action| matches!(action, Action::Restart { .. })) && !actions.is_empty() {
+                    in_flight = false;
+                }
+                for action in actions {
+                    match action {
+                        Action::Wait { until_ns, .. } => waits_until = Some(until_ns),
+                        Action::Restart { .. } => {
+                            prop_assert!(!in_flight, "two restarts in flight");
+                            prop_assert!(waits_until.is_some_and(|until| until <= now), "inside the supervisor's time");
+                            in_flight = true;
+                            restarts.push(now);
+                            let recent = restarts.iter().filter(|&&at| at + 600 * S > now).count();
+                            prop_assert!(recent <= 3, "over budget");
+                        }
+                        Action::Open { .. } => {
+                            prop_assert!(!open, "an outage opened twice");
+                            open = true;
+                        }
+                        Action::Close { .. } => {
+                            prop_assert!(open, "an outage closed that was not open");
+                            open = false;
+                        }
+                        Action::Probe { .. } | Action::Suppress { .. } | Action::Failed { .. } => {}
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Proof of health: asked again and again until it is given, the process dies, or the time is up.
+
+use std::{net::SocketAddr, path::Path, process::Stdio, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use axum::http::Uri;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    config::Health,
+    host::process::{self, Identity},
+};
+
+/// A service without a health check is healthy when it has lived for this long.
+const SURVIVAL: Duration = Duration::from_secs(10);
+/// One try may take this long.
+const TRY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between tries. Short, because the outage lasts until the first that succeeds.
+const PAUSE: Duration = Duration::from_millis(20);
+/// After this, an incarnation that has proven nothing is unhealthy.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits for proof.
+///
+/// # Errors
+/// When `process` has died, or nothing was proven within a minute; names the last failure.
+pub(crate) async fn prove(health: &Health, process: Identity) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        ensure!(process::is_alive(process), "it died before its health was proven");
+        let result = match health {
+            Health::Survival if begin.elapsed() >= SURVIVAL => Ok(()),
+            Health::Survival => Err(anyhow::anyhow!("it has not lived for {} s", SURVIVAL.as_secs())),
+            other => timeout(TRY_TIMEOUT, ask(other)).await.unwrap_or_else(|_| bail!("no answer within {TRY_TIMEOUT:?}")),
+        };
+        match result {
+            Ok(()) => return Ok(()),
+            Err(error) if begin.elapsed() >= DEADLINE => {
+                return Err(error.context(format!("{health} failed for {} s", DEADLINE.as_secs())));
+            }
+            Err(_) => sleep(PAUSE).await,
+        }
+    }
+}
+
+async fn ask(health: &Health) -> Result<()> {
+    match health {
+        Health::Survival => Ok(()),
+        Health::Tcp(address) => connect(*address).await.map(drop),
+        Health::Http(uri) => http(uri).await,
+        Health::Exec(program) => exec(program).await,
+    }
+}
+
+async fn connect(address: SocketAddr) -> Result<TcpStream> {
+    TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))
+}
+
+async fn http(uri: &Uri) -> Result<()> {
+    let host = uri.host().context("the health check names no host")?;
+    let port = uri.port_u16().unwrap_or(80);
+    let stream = TcpStream::connect((host, port)).await.with_context(|| format!("cannot connect to {host}:{port}"))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let request = hyper::Request::get(path)
+        .header(hyper::header::HOST, uri.authority().map_or(host, |authority| authority.as_str()))
+        .header(hyper::header::USER_AGENT, "defib")
+        .body(String::new())?;
+    let answer = sender.send_request(request).await.with_context(|| format!("no HTTP answer from {host}:{port}"));
+    connection.abort();
+    let status = answer?.status();
+    ensure!(status.is_success(), "{uri} answers {status}");
+    Ok(())
+}
+
+/// Runs a program directly, never through a shell.
+async fn exec(program: &Path) -> Result<()> {
+    let status = tokio::process::Command::new(program)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .status()
+        .await
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    ensure!(status.success(), "{} failed with {status}", program.display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    fn own() -> Identity {
+        process::identity(std::process::id()).expect("readable").expect("alive")
+    }
+
+    async fn server(answers: Vec<&'static str>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.expect("a client");
+                let mut request = [0; 1024];
+                let len = stream.read(&mut request).await.expect("a request");
+                assert!(request[..len].starts_with(b"GET /ready?x=1 HTTP/1.1\r\n"));
+                stream.write_all(answer.as_bytes()).await.expect("sent");
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn http_health_is_proven_by_the_first_2xx_after_failures() {
+        let bad = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+        let good = "HTTP/1.1 204 No Content\r\n\r\n";
+        let address = server(vec![bad, "garbage\r\n\r\n", good]).await;
+        let health: Health = format!("http://{address}/ready?x=1").parse().expect("valid");
+        prove(&health, own()).await.expect("healthy at the third try");
+    }
+
+    #[tokio::test]
+    async fn a_dead_process_cannot_be_healthy() {
+        let gone = Identity { start_ns: 1, ..own() };
+        let error = prove(&Health::Exec("/bin/true".into()), gone).await.expect_err("dead").to_string();
+        assert!(error.contains("died"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn programs_and_ports_that_fail_say_which() {
+        let error = ask(&Health::Exec("/bin/false".into())).await.expect_err("fails").to_string();
+        assert!(error.contains("/bin/false"), "{error}");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        ask(&Health::Tcp(address)).await.expect("accepts");
+        drop(listener);
+        let error = ask(&Health::Tcp(address)).await.expect_err("closed").to_string();
+        assert!(error.contains(&address.to_string()), "{error}");
+    }
+}

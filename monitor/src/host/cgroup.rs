@@ -1,0 +1,279 @@
+//! The cgroup hierarchy in which services are watched: v2, or the v1 memory controller's where that is in use.
+//!
+//! One hierarchy is chosen at start: the one that holds the memory controller, because its cgroups carry the limits.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::process::{self, Identity};
+
+/// Which generation a hierarchy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// The memory controller of cgroup v1.
+    V1,
+    /// The unified hierarchy.
+    V2,
+}
+
+/// A mounted hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hierarchy {
+    /// Generation.
+    pub(crate) version: Version,
+    /// Its number in `/proc/PID/cgroup`; 0 for v2.
+    pub(crate) id: u32,
+    /// Where it is mounted.
+    pub(crate) mount: PathBuf,
+}
+
+/// Memory of one cgroup, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Memory {
+    /// In use, file cache included.
+    pub(crate) usage: u64,
+    /// The cgroup's own limit; `None`: none set.
+    pub(crate) limit: Option<u64>,
+}
+
+impl Hierarchy {
+    /// Finds the hierarchy of the memory controller.
+    ///
+    /// # Errors
+    /// When no cgroup file system with the memory controller is mounted.
+    pub(crate) fn detect() -> Result<Self> {
+        let controllers = fs::read_to_string("/proc/cgroups").context("cannot read /proc/cgroups")?;
+        let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+        Self::choose(&controllers, &mounts)
+    }
+
+    fn choose(controllers: &str, mounts: &str) -> Result<Self> {
+        // Subsystem, hierarchy, number of cgroups, enabled. The row is absent when the controller is not built in, and
+        // the whole v1 list may be on kernels without v1.
+        let v1 = controllers
+            .lines()
+            .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>())
+            .find(|row| row.first() == Some(&"memory"))
+            .and_then(|row| row.get(1)?.parse().ok())
+            .unwrap_or(0);
+        let mut unified = None;
+        for line in mounts.lines() {
+            let mut columns = line.split(' ');
+            let (Some(_), Some(mount), Some(kind), Some(options)) =
+                (columns.next(), columns.next(), columns.next(), columns.next())
+            else {
+                continue;
+            };
+            let mount = unescape(mount);
+            match kind {
+                "cgroup" if v1 != 0 && options.split(',').any(|option| option == "memory") => {
+                    return Ok(Self { version: Version::V1, id: v1, mount });
+                }
+                "cgroup2" if unified.is_none() => unified = Some(Self { version: Version::V2, id: 0, mount }),
+                _ => {}
+            }
+        }
+        match unified {
+            Some(unified) if v1 == 0 => Ok(unified),
+            Some(_) => bail!(
+                "the memory controller is bound to cgroup v1 but its hierarchy is not mounted; mount it with \
+                 'mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory', or boot with cgroup_no_v1=memory"
+            ),
+            None => bail!("no cgroup file system is mounted; mount one with 'mount -t cgroup2 cgroup2 /sys/fs/cgroup'"),
+        }
+    }
+
+    /// True for cgroup v1.
+    pub(crate) fn is_v1(&self) -> bool {
+        self.version == Version::V1
+    }
+
+    /// The directory of a cgroup given by its path below the root, with or without a leading slash.
+    pub(crate) fn directory(&self, path: &str) -> PathBuf {
+        self.mount.join(path.trim_start_matches('/'))
+    }
+
+    /// Id of a cgroup: the inode number of its directory. `None` when it does not exist.
+    pub(crate) fn id_of(&self, path: &str) -> Result<Option<u64>> {
+        let directory = self.directory(path);
+        match fs::metadata(&directory) {
+            Ok(metadata) => Ok(Some(metadata.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot look at {}", directory.display())),
+        }
+    }
+
+    /// Calls `visit(id, path)` for every cgroup, parents first; paths begin with a slash.
+    ///
+    /// # Errors
+    /// When the root cannot be listed. Cgroups that vanish meanwhile are left out.
+    pub(crate) fn walk(&self, mut visit: impl FnMut(u64, &str)) -> Result<()> {
+        let root = fs::metadata(&self.mount).with_context(|| format!("cannot look at {}", self.mount.display()))?;
+        visit(root.ino(), "/");
+        let mut left = vec![String::new()];
+        while let Some(path) = left.pop() {
+            let directory = self.directory(&path);
+            let entries = match fs::read_dir(&directory) {
+                Ok(entries) => entries,
+                Err(_) if !path.is_empty() => continue,
+                Err(error) => return Err(error).with_context(|| format!("cannot list {}", directory.display())),
+            };
+            for entry in entries.flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir())
+                    && let Ok(metadata) = entry.metadata()
+                {
+                    let child = format!("{path}/{}", entry.file_name().to_string_lossy());
+                    visit(metadata.ino(), &child);
+                    left.push(child);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Processes directly in a cgroup; empty when it does not exist.
+    pub(crate) fn processes(&self, path: &str) -> Result<Vec<u32>> {
+        let file = self.directory(path).join("cgroup.procs");
+        let text = match fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            // The cgroup was removed between open and read.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => return Ok(Vec::new()),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+        };
+        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
+    /// The process that a service began with: of those whose parent lives outside the cgroup, the oldest.
+    pub(crate) fn main_process(&self, path: &str) -> Result<Option<Identity>> {
+        let members = self.processes(path)?;
+        let outside = members.iter().filter(|&&pid| process::parent(pid).is_some_and(|parent| !members.contains(&parent)));
+        Ok(outside.filter_map(|&pid| process::identity(pid).ok().flatten()).min_by_key(|process| process.start_ns))
+    }
+
+    /// Makes a cgroup, its parents included. No error when it exists.
+    pub(crate) fn create(&self, path: &str) -> Result<()> {
+        let directory = self.directory(path);
+        fs::create_dir_all(&directory).with_context(|| format!("cannot make the cgroup {}", directory.display()))
+    }
+
+    /// Removes an empty cgroup. No error when it has gone.
+    pub(crate) fn remove(&self, path: &str) -> Result<()> {
+        let directory = self.directory(path);
+        match fs::remove_dir(&directory) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("cannot remove the cgroup {}", directory.display())),
+        }
+    }
+
+    /// Limits the memory of a cgroup to `bytes`, swap included where the kernel counts it.
+    pub(crate) fn limit_memory(&self, path: &str, bytes: u64) -> Result<()> {
+        let directory = self.directory(path);
+        let (limit, swap, swap_bytes) = match self.version {
+            Version::V1 => ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", bytes),
+            Version::V2 => {
+                self.enable_memory(path)?;
+                ("memory.max", "memory.swap.max", 0)
+            }
+        };
+        let file = directory.join(limit);
+        fs::write(&file, bytes.to_string()).with_context(|| format!("cannot write {bytes} to {}", file.display()))?;
+        let file = directory.join(swap);
+        if file.exists() {
+            fs::write(&file, swap_bytes.to_string())
+                .with_context(|| format!("cannot write {swap_bytes} to {}", file.display()))?;
+        }
+        Ok(())
+    }
+
+    /// v2 gives a cgroup its memory files only when every ancestor passes the controller on.
+    fn enable_memory(&self, path: &str) -> Result<()> {
+        let mut directory = self.mount.clone();
+        let parents: Vec<_> = Path::new(path.trim_matches('/')).components().collect();
+        for at in 0..parents.len() {
+            let file = directory.join("cgroup.subtree_control");
+            let now = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            if !now.split_ascii_whitespace().any(|controller| controller == "memory") {
+                fs::write(&file, "+memory")
+                    .with_context(|| format!("cannot pass the memory controller on in {}", file.display()))?;
+            }
+            directory.push(parents[at]);
+        }
+        Ok(())
+    }
+
+    /// Memory in use and the cgroup's own limit; `None` when the cgroup has gone or has no memory files.
+    pub(crate) fn memory(&self, path: &str) -> Result<Option<Memory>> {
+        /// "No limit" on v1 is the largest multiple of the page size that fits into a signed 64-bit number.
+        const V1_UNLIMITED: u64 = i64::MAX as u64 & !0xffff;
+        let directory = self.directory(path);
+        let (usage, limit) = match self.version {
+            Version::V1 => ("memory.usage_in_bytes", "memory.limit_in_bytes"),
+            Version::V2 => ("memory.current", "memory.max"),
+        };
+        let read = |name: &str| match fs::read_to_string(directory.join(name)) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", directory.join(name).display())),
+        };
+        let (Some(usage), Some(limit)) = (read(usage)?, read(limit)?) else { return Ok(None) };
+        let usage = usage.trim().parse().with_context(|| format!("memory usage of {path} is no number"))?;
+        let limit = limit.trim().parse().ok().filter(|&limit| limit < V1_UNLIMITED);
+        Ok(Some(Memory { usage, limit }))
+    }
+
+    /// Path of a process's cgroup in this hierarchy, from `/proc/PID/cgroup`; `None` when the process has gone.
+    pub(crate) fn path_of(&self, tgid: u32) -> Option<String> {
+        let text = fs::read_to_string(format!("/proc/{tgid}/cgroup")).ok()?;
+        let own = format!("{}:", self.id);
+        let line = text.lines().find(|line| line.starts_with(&own))?;
+        line.splitn(3, ':').nth(2).map(str::to_owned)
+    }
+}
+
+/// Undoes the octal escapes of `/proc/self/mounts` (blank, tab, newline, backslash).
+fn unescape(text: &str) -> PathBuf {
+    let plain = text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
+    PathBuf::from(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NO_V1: &str = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t0\t90\t1\nmemory\t0\t90\t1\n";
+    const ON_V1: &str = "#subsys_name\thierarchy\tnum_cgroups\tenabled\nmemory\t4\t90\t1\n";
+    const UNIFIED: &str = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n";
+    const HYBRID: &str = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
+        cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+
+    #[test]
+    fn the_hierarchy_of_the_memory_controller_is_chosen() {
+        let v2 = Hierarchy::choose(NO_V1, UNIFIED).expect("found");
+        assert_eq!(v2, Hierarchy { version: Version::V2, id: 0, mount: "/sys/fs/cgroup".into() });
+        let v1 = Hierarchy::choose(ON_V1, HYBRID).expect("found");
+        assert_eq!(v1, Hierarchy { version: Version::V1, id: 4, mount: "/sys/fs/cgroup/memory".into() });
+        // A kernel without v1 has no /proc/cgroups rows at all.
+        assert_eq!(Hierarchy::choose("", UNIFIED).expect("found").version, Version::V2);
+    }
+
+    #[test]
+    fn an_unmounted_hierarchy_is_named_with_its_mend() {
+        let error = Hierarchy::choose(NO_V1, "proc /proc proc rw 0 0\n").expect_err("nothing mounted").to_string();
+        assert!(error.contains("mount -t cgroup2"), "{error}");
+        let error = Hierarchy::choose(ON_V1, UNIFIED).expect_err("v1 not mounted").to_string();
+        assert!(error.contains("-o memory"), "{error}");
+    }
+
+    #[test]
+    fn mount_points_with_blanks_are_unescaped() {
+        assert_eq!(unescape("/mnt/a\\040b"), PathBuf::from("/mnt/a b"));
+    }
+}

@@ -1,0 +1,25 @@
+//! The two clocks: CLOCK_BOOTTIME orders events (the kernel stamps records with it), the wall clock is for people.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Now, in nanoseconds of CLOCK_BOOTTIME: counts through suspend, never steps.
+pub(crate) fn boot_ns() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    // Both parts are positive: the clock began at boot.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// The wall-clock time of a moment on CLOCK_BOOTTIME, as the wall clock is set now.
+pub(crate) fn wall(at_ns: u64) -> Timestamp {
+    let (now, boot) = (Timestamp::now(), boot_ns());
+    let moved = if at_ns <= boot {
+        now.checked_sub(Duration::from_nanos(boot - at_ns))
+    } else {
+        now.checked_add(Duration::from_nanos(at_ns - boot))
+    };
+    // Out of range only if the wall clock itself stands at the end of time.
+    moved.unwrap_or(now)
+}

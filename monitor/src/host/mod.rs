@@ -1,0 +1,9 @@
+//! Small readers of the host's own interfaces, one for each. Errors name the path.
+
+pub(crate) mod cgroup;
+pub(crate) mod clock;
+pub(crate) mod kmsg;
+pub(crate) mod memory;
+pub(crate) mod privilege;
+pub(crate) mod process;
+pub(crate) mod vmstat;

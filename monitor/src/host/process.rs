@@ -1,0 +1,102 @@
+//! Processes by identity: `/proc/PID/stat` names the start time, so a pid is never trusted alone.
+
+use std::{fs, io};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+/// A process: its pid and when it started. Pids are used again within minutes under load; the pair is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub(crate) struct Identity {
+    /// Process id in the initial namespace.
+    pub(crate) tgid: u32,
+    /// Start, nanoseconds of CLOCK_BOOTTIME.
+    pub(crate) start_ns: u64,
+}
+
+/// `/proc` gives start times in ticks of USER_HZ, which is 100 on every architecture that Linux still supports.
+const TICK_NS: u64 = 10_000_000;
+
+impl Identity {
+    /// True when both are the same process, though one start time may have been rounded down to a clock tick.
+    pub(crate) fn matches(self, other: Self) -> bool {
+        self.tgid == other.tgid && self.start_ns / TICK_NS == other.start_ns / TICK_NS
+    }
+}
+
+/// Who has this pid now; `None` when nobody has. The start time is rounded down to 10 ms.
+///
+/// # Errors
+/// When `/proc/PID/stat` exists and cannot be read or understood.
+pub(crate) fn identity(tgid: u32) -> Result<Option<Identity>> {
+    let path = format!("/proc/{tgid}/stat");
+    let stat = match fs::read(&path) {
+        Ok(stat) => stat,
+        Err(error) if gone(&error) => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {path}")),
+    };
+    let ticks = start_ticks(&stat).with_context(|| format!("{path} has no start time"))?;
+    Ok(Some(Identity { tgid, start_ns: ticks * TICK_NS }))
+}
+
+/// True when the process exists and has not ended.
+pub(crate) fn is_alive(process: Identity) -> bool {
+    matches!(identity(process.tgid), Ok(Some(now)) if now.matches(process)) && !is_zombie(process.tgid)
+}
+
+/// True for a process that has ended and was not reaped yet.
+pub(crate) fn is_zombie(tgid: u32) -> bool {
+    fs::read(format!("/proc/{tgid}/stat")).is_ok_and(|stat| fields(&stat).is_some_and(|fields| fields.first() == Some(&"Z")))
+}
+
+/// Parent of a process; `None` when it has gone.
+pub(crate) fn parent(tgid: u32) -> Option<u32> {
+    let stat = fs::read(format!("/proc/{tgid}/stat")).ok()?;
+    fields(&stat)?.get(1)?.parse().ok()
+}
+
+/// Resident memory of this process in bytes (`VmRSS`).
+pub(crate) fn own_resident_bytes() -> Result<u64> {
+    let text = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("/proc/self/status has no VmRSS")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("VmRSS in /proc/self/status is no number")?;
+    Ok(kib * 1024)
+}
+
+fn gone(error: &io::Error) -> bool {
+    // ESRCH: the process went between open and read.
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}
+
+/// The fields after the name, which is in parentheses and may hold any byte, also `)` and blanks.
+fn fields(stat: &[u8]) -> Option<Vec<&str>> {
+    let end = stat.iter().rposition(|&byte| byte == b')')?;
+    Some(std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace().collect())
+}
+
+/// Field 22 of proc_pid_stat(5): start in clock ticks since boot.
+fn start_ticks(stat: &[u8]) -> Option<u64> {
+    fields(stat)?.get(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_shift_the_fields() {
+        let stat = b"7 (a) R (b) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 99 0";
+        assert_eq!(start_ticks(stat), Some(12345));
+        assert_eq!(fields(stat).and_then(|fields| fields.get(1).map(|ppid| ppid.to_string())), Some("1".to_owned()));
+        assert_eq!(start_ticks(b"7 (cut"), None);
+    }
+
+    #[test]
+    fn this_process_is_itself_and_nobody_else() {
+        let own = identity(std::process::id()).expect("readable").expect("alive");
+        assert!(is_alive(own));
+        assert!(!is_alive(Identity { start_ns: own.start_ns + 2 * TICK_NS, ..own }), "same pid, other start");
+        assert_eq!(identity(u32::MAX).expect("no error"), None);
+        assert!(own_resident_bytes().expect("readable") > 0);
+    }
+}

@@ -1,0 +1,366 @@
+//! The type information that the running kernel carries, and the few questions the agent has for it.
+//!
+//! A reader of the BTF format (Documentation/bpf/btf.rst) that keeps the file's bytes and one index, about 6 MB for the
+//! milliseconds that start-up needs it. General-purpose BTF crates build an object for each of the 150,000 types and
+//! take 22 to 63 MB, too much for an agent that must start on a host without memory.
+
+use std::{ops::Range, path::Path};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+/// `BTF_MAGIC`, little endian.
+const MAGIC: u16 = 0xeb9f;
+/// Types nested deeper than this are taken for a loop.
+const MAX_DEPTH: u32 = 32;
+
+/// `BTF_KIND_*` (uapi btf.h).
+mod kind {
+    pub(super) const INT: u32 = 1;
+    pub(super) const PTR: u32 = 2;
+    pub(super) const ARRAY: u32 = 3;
+    pub(super) const STRUCT: u32 = 4;
+    pub(super) const UNION: u32 = 5;
+    pub(super) const ENUM: u32 = 6;
+    pub(super) const FWD: u32 = 7;
+    pub(super) const TYPEDEF: u32 = 8;
+    pub(super) const VOLATILE: u32 = 9;
+    pub(super) const CONST: u32 = 10;
+    pub(super) const RESTRICT: u32 = 11;
+    pub(super) const FUNC: u32 = 12;
+    pub(super) const FUNC_PROTO: u32 = 13;
+    pub(super) const VAR: u32 = 14;
+    pub(super) const DATASEC: u32 = 15;
+    pub(super) const FLOAT: u32 = 16;
+    pub(super) const DECL_TAG: u32 = 17;
+    pub(super) const TYPE_TAG: u32 = 18;
+    pub(super) const ENUM64: u32 = 19;
+}
+
+/// One argument of a tracepoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Argument {
+    /// A pointer to the named structure.
+    Pointer(String),
+    /// Anything else.
+    Other,
+}
+
+/// Type information of one kernel.
+pub(crate) struct Btf {
+    bytes: Vec<u8>,
+    strings: Range<usize>,
+    /// Where each type's header begins; the index is the type id minus 1 (0 is void).
+    types: Vec<u32>,
+}
+
+/// A type's header: `struct btf_type`.
+#[derive(Clone, Copy)]
+struct Type {
+    at: usize,
+    name: u32,
+    kind: u32,
+    len: usize,
+    /// The top bit of `info`: for structures, members carry bit-field sizes.
+    flagged: bool,
+    size_or_type: u32,
+}
+
+const HEADER: usize = 12;
+
+impl Type {
+    /// Bytes that follow the header.
+    fn tail(&self) -> Result<usize> {
+        Ok(match self.kind {
+            kind::INT | kind::VAR | kind::DECL_TAG => 4,
+            kind::ARRAY => 12,
+            kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => 12 * self.len,
+            kind::ENUM | kind::FUNC_PROTO => 8 * self.len,
+            kind::PTR
+            | kind::FWD
+            | kind::TYPEDEF
+            | kind::VOLATILE
+            | kind::CONST
+            | kind::RESTRICT
+            | kind::FUNC
+            | kind::FLOAT
+            | kind::TYPE_TAG => 0,
+            unknown => bail!("a type of the unknown kind {unknown}"),
+        })
+    }
+
+    /// The positions of the entries that follow, each `width` bytes.
+    fn entries(self, width: usize) -> impl Iterator<Item = usize> {
+        (0..self.len).map(move |n| self.at + HEADER + n * width)
+    }
+}
+
+impl Btf {
+    /// Reads and indexes a BTF file.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(bytes).with_context(|| format!("{} is not valid BTF", path.display()))
+    }
+
+    /// Indexes BTF bytes.
+    pub(crate) fn parse(bytes: Vec<u8>) -> Result<Self> {
+        ensure!(bytes.get(..2) == Some(&MAGIC.to_le_bytes()), "it does not begin with the magic number {MAGIC:#x}");
+        let mut btf = Self { bytes, strings: 0..0, types: Vec::new() };
+        let base = btf.u32(4)? as usize;
+        let section = |offset: u32, len: u32| -> Result<Range<usize>> {
+            let start = base.checked_add(offset as usize).context("a section is out of range")?;
+            let end = start.checked_add(len as usize).context("a section is out of range")?;
+            ensure!(end <= btf.bytes.len(), "it is cut short: {} bytes of {end}", btf.bytes.len());
+            Ok(start..end)
+        };
+        let types = section(btf.u32(8)?, btf.u32(12)?)?;
+        btf.strings = section(btf.u32(16)?, btf.u32(20)?)?;
+        let mut at = types.start;
+        // Kernel types take 20 to 40 bytes each; a good guess saves the copies of a growing vector.
+        btf.types.reserve(types.len() / 24);
+        while at < types.end {
+            btf.types.push(u32::try_from(at)?);
+            let ty = btf.type_at(at)?;
+            at += HEADER + ty.tail()?;
+        }
+        ensure!(at == types.end, "its last type runs over the end of its section");
+        Ok(btf)
+    }
+
+    /// Byte offset of a member, looked for through anonymous structures and unions too; `None` when the structure or
+    /// the member does not exist.
+    pub(crate) fn offset_of(&self, structure: &str, member: &str) -> Result<Option<u32>> {
+        let Some(ty) = self.find(kind::STRUCT, structure)? else { return Ok(None) };
+        let Some(bits) = self.member_bits(ty, member, 0)? else { return Ok(None) };
+        ensure!(bits % 8 == 0, "{structure}.{member} is a bit field");
+        Ok(Some(bits / 8))
+    }
+
+    /// Size of a structure in bytes.
+    pub(crate) fn size_of(&self, structure: &str) -> Result<Option<u32>> {
+        Ok(self.find(kind::STRUCT, structure)?.map(|ty| ty.size_or_type))
+    }
+
+    /// Value of an enumerator.
+    pub(crate) fn enum_value(&self, name: &str, enumerator: &str) -> Result<Option<u32>> {
+        let Some(ty) = self.find(kind::ENUM, name)? else { return Ok(None) };
+        for at in ty.entries(8) {
+            if self.string(self.u32(at)?)? == enumerator.as_bytes() {
+                return Ok(Some(self.u32(at + 4)?));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The arguments of a tracepoint, without the leading `void *__data`; `None` when the kernel has no such tracepoint.
+    pub(crate) fn tracepoint(&self, name: &str) -> Result<Option<Vec<Argument>>> {
+        let Some(typedef) = self.find(kind::TYPEDEF, &format!("btf_trace_{name}"))? else { return Ok(None) };
+        let pointer = self.resolve(typedef.size_or_type)?.context("a tracepoint's typedef names no type")?;
+        let proto = self.resolve(pointer.size_or_type)?.context("a tracepoint's typedef points nowhere")?;
+        ensure!(proto.kind == kind::FUNC_PROTO, "a tracepoint's typedef is no function");
+        let mut arguments = Vec::new();
+        for at in proto.entries(8).skip(1) {
+            let target = match self.resolve(self.u32(at + 4)?)? {
+                Some(ty) if ty.kind == kind::PTR => self.resolve(ty.size_or_type)?,
+                _ => None,
+            };
+            arguments.push(match target {
+                Some(ty) if ty.kind == kind::STRUCT => {
+                    Argument::Pointer(String::from_utf8_lossy(self.string(ty.name)?).into_owned())
+                }
+                _ => Argument::Other,
+            });
+        }
+        Ok(Some(arguments))
+    }
+
+    fn member_bits(&self, ty: Type, member: &str, depth: u32) -> Result<Option<u32>> {
+        ensure!(depth < MAX_DEPTH, "structures nest too deep");
+        for at in ty.entries(12) {
+            let name = self.string(self.u32(at)?)?;
+            let raw = self.u32(at + 8)?;
+            let bits = if ty.flagged { raw & 0x00ff_ffff } else { raw };
+            if name == member.as_bytes() {
+                return Ok(Some(bits));
+            }
+            if name.is_empty()
+                && let Some(inner) = self.resolve(self.u32(at + 4)?)?
+                && matches!(inner.kind, kind::STRUCT | kind::UNION)
+                && let Some(inside) = self.member_bits(inner, member, depth + 1)?
+            {
+                return Ok(bits.checked_add(inside));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first type of that kind and name (forward declarations are a kind of their own).
+    fn find(&self, kind: u32, name: &str) -> Result<Option<Type>> {
+        for &at in &self.types {
+            let at = at as usize;
+            if (self.u32(at + 4)? >> 24) & 0x1f == kind && self.string(self.u32(at)?)? == name.as_bytes() {
+                return self.type_at(at).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The type behind typedefs and qualifiers; `None` for void.
+    fn resolve(&self, mut id: u32) -> Result<Option<Type>> {
+        for _ in 0..MAX_DEPTH {
+            if id == 0 {
+                return Ok(None);
+            }
+            let at = *self.types.get(id as usize - 1).with_context(|| format!("there is no type {id}"))?;
+            let ty = self.type_at(at as usize)?;
+            match ty.kind {
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => id = ty.size_or_type,
+                _ => return Ok(Some(ty)),
+            }
+        }
+        bail!("type {id} refers to itself")
+    }
+
+    fn type_at(&self, at: usize) -> Result<Type> {
+        let info = self.u32(at + 4)?;
+        Ok(Type {
+            at,
+            name: self.u32(at)?,
+            kind: (info >> 24) & 0x1f,
+            len: (info & 0xffff) as usize,
+            flagged: info >> 31 == 1,
+            size_or_type: self.u32(at + 8)?,
+        })
+    }
+
+    fn u32(&self, at: usize) -> Result<u32> {
+        let bytes = self.bytes.get(at..).and_then(<[u8]>::first_chunk).with_context(|| format!("no bytes at {at}"))?;
+        Ok(u32::from_le_bytes(*bytes))
+    }
+
+    fn string(&self, offset: u32) -> Result<&[u8]> {
+        let strings = &self.bytes[self.strings.clone()];
+        let tail = strings.get(offset as usize..).with_context(|| format!("no string at {offset}"))?;
+        let end = tail.iter().position(|&byte| byte == 0).context("a string without an end")?;
+        Ok(&tail[..end])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes BTF by hand: just enough of the format for the questions above.
+    #[derive(Default)]
+    struct Writer {
+        types: Vec<u8>,
+        strings: Vec<u8>,
+        count: u32,
+    }
+
+    impl Writer {
+        fn name(&mut self, name: &str) -> u32 {
+            if self.strings.is_empty() {
+                self.strings.push(0);
+            }
+            if name.is_empty() {
+                return 0;
+            }
+            let at = self.strings.len() as u32;
+            self.strings.extend_from_slice(name.as_bytes());
+            self.strings.push(0);
+            at
+        }
+
+        fn ty(&mut self, name: &str, kind: u32, len: u32, size_or_type: u32, tail: &[u32]) -> u32 {
+            let name = self.name(name);
+            for word in [name, kind << 24 | len, size_or_type].iter().chain(tail) {
+                self.types.extend_from_slice(&word.to_le_bytes());
+            }
+            self.count += 1;
+            self.count
+        }
+
+        fn finish(self) -> Vec<u8> {
+            let mut bytes = MAGIC.to_le_bytes().to_vec();
+            bytes.extend_from_slice(&[1, 0]);
+            let types = self.types.len() as u32;
+            for word in [24, 0, types, types, self.strings.len() as u32] {
+                bytes.extend_from_slice(&u32::to_le_bytes(word));
+            }
+            bytes.extend_from_slice(&self.types);
+            bytes.extend_from_slice(&self.strings);
+            bytes
+        }
+    }
+
+    fn sample() -> Vec<u8> {
+        let mut w = Writer::default();
+        let int = w.ty("int", kind::INT, 0, 4, &[32]);
+        let (a, b, c) = (w.name("a"), w.name("b"), w.name("c"));
+        let inner = w.ty("", kind::UNION, 2, 8, &[b, int, 0, c, int, 32]);
+        let constant = w.ty("", kind::CONST, 0, inner, &[]);
+        let outer = w.ty("outer", kind::STRUCT, 2, 16, &[a, int, 0, 0, constant, 64]);
+        let (x, y) = (w.name("first_id"), w.name("second_id"));
+        w.ty("ids", kind::ENUM, 2, 4, &[x, 3, y, 7]);
+        let pointer = w.ty("", kind::PTR, 0, outer, &[]);
+        let proto = w.ty("", kind::FUNC_PROTO, 3, 0, &[0, 0, 0, pointer, 0, int]);
+        let function = w.ty("", kind::PTR, 0, proto, &[]);
+        w.ty("btf_trace_sample", kind::TYPEDEF, 0, function, &[]);
+        w.finish()
+    }
+
+    #[test]
+    fn members_are_found_through_anonymous_unions() {
+        let btf = Btf::parse(sample()).expect("valid");
+        assert_eq!(btf.offset_of("outer", "a").expect("reads"), Some(0));
+        assert_eq!(btf.offset_of("outer", "b").expect("reads"), Some(8));
+        assert_eq!(btf.offset_of("outer", "c").expect("reads"), Some(12));
+        assert_eq!(btf.offset_of("outer", "d").expect("reads"), None);
+        assert_eq!(btf.offset_of("other", "a").expect("reads"), None);
+        assert_eq!(btf.size_of("outer").expect("reads"), Some(16));
+        assert_eq!(btf.enum_value("ids", "second_id").expect("reads"), Some(7));
+        assert_eq!(btf.enum_value("ids", "third_id").expect("reads"), None);
+    }
+
+    #[test]
+    fn tracepoint_prototypes_are_told_apart() {
+        let btf = Btf::parse(sample()).expect("valid");
+        let arguments = btf.tracepoint("sample").expect("reads");
+        assert_eq!(arguments, Some(vec![Argument::Pointer("outer".to_owned()), Argument::Other]));
+        assert_eq!(btf.tracepoint("absent").expect("reads"), None);
+    }
+
+    #[test]
+    fn every_cut_and_every_flipped_byte_is_an_error_or_an_answer_never_a_panic() {
+        let good = sample();
+        for len in 0..good.len() {
+            let outcome = Btf::parse(good[..len].to_vec());
+            assert!(outcome.is_err(), "a file cut at {len} was accepted");
+        }
+        for at in 0..good.len() {
+            for bit in 0..8 {
+                let mut bytes = good.clone();
+                bytes[at] ^= 1 << bit;
+                if let Ok(btf) = Btf::parse(bytes) {
+                    for member in ["a", "c", "missing"] {
+                        drop(btf.offset_of("outer", member));
+                    }
+                    drop(btf.enum_value("ids", "second_id"));
+                    drop(btf.tracepoint("sample"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_running_kernel_answers() {
+        let path = Path::new("/sys/kernel/btf/vmlinux");
+        if !path.exists() {
+            return;
+        }
+        let btf = Btf::read(path).expect("the kernel's own BTF");
+        assert!(btf.offset_of("task_struct", "tgid").expect("reads").is_some());
+        let exit = btf.tracepoint("sched_process_exit").expect("reads").expect("exists");
+        assert_eq!(exit[0], Argument::Pointer("task_struct".to_owned()));
+    }
+}

@@ -1,0 +1,19 @@
+//! The kernel side as the rest of the agent sees it: load and attach, then a stream of [`Event`]s and a few counters.
+//!
+//! * [`btf`] reads the kernel's types, [`layout`] turns them into the programs' constants
+//! * [`load`] loads and attaches; [`ring`] follows the rings
+//!
+//! Nothing here knows services, causes or actions.
+
+mod btf;
+mod diagnostics;
+mod layout;
+mod load;
+mod ring;
+
+pub(crate) use diagnostics::follow_diagnostics;
+pub(crate) use load::{Kernel, Options, VMLINUX, load};
+pub(crate) use ring::{Event, RingStats, follow};
+
+/// Sources of the programs that are embedded, as a short hash.
+pub(crate) const SOURCES: &str = env!("DEFIB_EBPF_SOURCES");

@@ -1,0 +1,29 @@
+//! Defib: an eBPF OOM and crash monitor that closes the loop. The map of the crate, in the order of the flow:
+//!
+//! ```text
+//! kernel ──rings──▶ decode ──▶ Event                                  kernel/
+//! Event + cgroups ──▶ which service, which role                       attribution/, host/
+//! evidence ──▶ cause                                                  diagnosis/ (pure)
+//! the three together: deaths with cause and service                   observer.rs
+//! death + supervisor + clock ──▶ actions                              healing/ (pure)
+//! actions ──▶ start, prove health, count, serve                       supervisor/, health.rs, metrics.rs, web.rs
+//! ```
+//!
+//! `agent.rs` alone knows all the parts and owns the engine's state; `cli/` has a file for each command.
+
+mod agent;
+mod attribution;
+pub mod cli;
+mod config;
+mod diagnosis;
+mod healing;
+mod health;
+mod host;
+mod kernel;
+mod metrics;
+mod observer;
+mod steward;
+mod supervisor;
+mod text;
+mod timeline;
+mod web;

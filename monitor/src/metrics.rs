@@ -1,0 +1,262 @@
+//! The metrics of the agent, on a registry that is handed in. Labels are bounded: no pid, no name that a process chose.
+
+use std::{collections::HashSet, sync::Arc};
+
+use anyhow::Result;
+use monitor_common::counter;
+use prometheus::{
+    CounterVec, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, core::Collector,
+};
+
+use crate::{
+    attribution::{Origin, Place},
+    diagnosis::{Cause, Scope},
+    kernel::{Kernel, SOURCES},
+    observer::Death,
+};
+
+/// The label of services beyond the cap, and of all that has no stable name (sessions, plain cgroups).
+const OTHER: &str = "other";
+
+/// All metrics, and what is needed to keep them.
+pub(crate) struct Metrics {
+    oom_kills: IntCounterVec,
+    deaths: IntCounterVec,
+    missed: IntCounter,
+    detection: Histogram,
+    cgroups: IntGauge,
+    queue: IntGauge,
+    /// Whether a service is up.
+    pub(crate) up: IntGaugeVec,
+    /// When it last died.
+    pub(crate) last_death: GaugeVec,
+    /// Restarts by result.
+    pub(crate) restarts: IntCounterVec,
+    /// Restarts that were not made, by reason.
+    pub(crate) suppressed: IntCounterVec,
+    /// Death to healthy.
+    pub(crate) outage: HistogramVec,
+    /// Incidents that are open.
+    pub(crate) incidents_open: IntGaugeVec,
+    services: Services,
+}
+
+/// The services that have a label of their own.
+struct Services {
+    known: HashSet<Arc<str>>,
+    cap: usize,
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+impl Metrics {
+    /// Registers everything; at most `cap` services get a label of their own.
+    pub(crate) fn new(registry: &Registry, cap: usize) -> Result<Self> {
+        let build = Opts::new("defib_build_info", "What is running: version, commit, and the kernel programs' sources.")
+            .const_label("version", env!("CARGO_PKG_VERSION"))
+            .const_label("commit", env!("DEFIB_GIT_COMMIT"))
+            .const_label("ebpf_sources", SOURCES);
+        register(registry, IntGauge::with_opts(build)?)?.set(1);
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+
+        // Detection: from the 10 µs of an idle machine to the second of a stalled one.
+        let detection = HistogramOpts::new("defib_detection_seconds", "Kernel hook to user space, for each death.")
+            .buckets(vec![2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.1, 1.0]);
+        // Outages: from a restart without grace to the eleven minutes of the incident this was written for.
+        let outage = HistogramOpts::new("defib_outage_seconds", "Death of a service to its proven health.")
+            .buckets(vec![0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 660.0, 1800.0]);
+        let metrics = Self {
+            oom_kills: counters(
+                registry,
+                "defib_oom_kills_total",
+                "Processes killed by the kernel for want of memory.",
+                &["service", "scope"],
+            )?,
+            deaths: counters(registry, "defib_deaths_total", "Deaths with their cause.", &["service", "cause"])?,
+            missed: register(
+                registry,
+                IntCounter::new("defib_oom_audit_missed_total", "OOM kills in /proc/vmstat that the agent did not see.")?,
+            )?,
+            detection: register(registry, Histogram::with_opts(detection)?)?,
+            cgroups: register(registry, IntGauge::new("defib_cgroups", "Cgroups known to the agent.")?)?,
+            queue: register(registry, IntGauge::new("defib_event_queue_length", "Events read and not yet handled.")?)?,
+            up: gauges(registry, "defib_service_up", "1 while the service lives, 0 while it does not.", &["service"])?,
+            last_death: register(
+                registry,
+                GaugeVec::new(
+                    Opts::new("defib_service_last_death_timestamp_seconds", "Last death of the service, Unix time; 0: none."),
+                    &["service"],
+                )?,
+            )?,
+            restarts: counters(registry, "defib_restarts_total", "Restarts by Defib.", &["service", "result"])?,
+            suppressed: counters(
+                registry,
+                "defib_restart_suppressed_total",
+                "Restarts that Defib decided against.",
+                &["service", "reason"],
+            )?,
+            outage: register(registry, HistogramVec::new(outage, &["service"])?)?,
+            incidents_open: gauges(registry, "defib_incidents_open", "Outages that are not over.", &["service"])?,
+            services: Services { known: HashSet::new(), cap },
+        };
+        metrics.start_series(OTHER);
+        Ok(metrics)
+    }
+
+    /// Gives a service its series, at 0, so that the first death is an increase. Beyond the cap it shares `other`.
+    pub(crate) fn add_service(&mut self, service: &Arc<str>) {
+        if self.services.known.contains(service) || self.services.known.len() >= self.services.cap {
+            return;
+        }
+        self.services.known.insert(Arc::clone(service));
+        self.start_series(service);
+    }
+
+    /// The series of a service that Defib looks after.
+    pub(crate) fn add_managed(&mut self, service: &Arc<str>) {
+        self.add_service(service);
+        let label = self.label(service);
+        self.up.with_label_values(&[label]).set(0);
+        self.last_death.with_label_values(&[label]).set(0.0);
+        self.incidents_open.with_label_values(&[label]).set(0);
+        self.outage.with_label_values(&[label]);
+        for result in ["ok", "failed"] {
+            self.restarts.with_label_values(&[label, result]);
+        }
+    }
+
+    fn start_series(&self, label: &str) {
+        for scope in ["memcg", "global", "cpuset", "unknown"] {
+            self.oom_kills.with_label_values(&[label, scope]);
+        }
+        for kind in Cause::KINDS {
+            self.deaths.with_label_values(&[label, kind]);
+        }
+    }
+
+    /// The label value of a service.
+    pub(crate) fn label<'a>(&self, service: &'a str) -> &'a str {
+        if self.services.known.contains(service) { service } else { OTHER }
+    }
+
+    /// Counts a death. Units and containers get a label when they first die, within the cap.
+    pub(crate) fn died(&mut self, death: &Death) {
+        if let Some(place) = &death.place
+            && has_stable_name(place)
+        {
+            self.add_service(&place.service);
+        }
+        let label = death.place.as_ref().map_or(OTHER, |place| self.label(&place.service));
+        self.deaths.with_label_values(&[label, death.cause.kind()]).inc();
+        if let Cause::OomKill(oom) = &death.cause {
+            self.oom_kills.with_label_values(&[label, Scope::label(oom.scope)]).inc();
+        }
+        self.detected(death.kernel_ns, death.seen_ns);
+    }
+
+    /// Notes how long a record took to user space.
+    pub(crate) fn detected(&self, kernel_ns: u64, seen_ns: u64) {
+        self.detection.observe(seen_ns.saturating_sub(kernel_ns) as f64 / 1e9);
+    }
+
+    /// Notes OOM kills that the kernel counted and the agent did not see.
+    pub(crate) fn missed_oom_kills(&self, count: u64) {
+        self.missed.inc_by(count);
+    }
+
+    /// Notes the agent's own sizes.
+    pub(crate) fn sizes(&self, cgroups: usize, queued: usize) {
+        self.cgroups.set(i64::try_from(cgroups).unwrap_or(i64::MAX));
+        self.queue.set(i64::try_from(queued).unwrap_or(i64::MAX));
+    }
+}
+
+/// What the kernel counts, brought up to date before each scrape.
+pub(crate) struct KernelMetrics {
+    exits: IntCounterVec,
+    lost: IntCounterVec,
+    run_seconds: CounterVec,
+    runs: IntCounterVec,
+}
+
+impl KernelMetrics {
+    /// Registers everything.
+    pub(crate) fn new(registry: &Registry) -> Result<Self> {
+        let run_seconds = Opts::new(
+            "defib_bpf_run_seconds_total",
+            "Time spent in each kernel program while kernel.bpf_stats_enabled is 1.",
+        );
+        Ok(Self {
+            exits: counters(
+                registry,
+                "defib_process_exits_total",
+                "Processes ended on this host since the agent started, counted in the kernel.",
+                &["outcome"],
+            )?,
+            lost: counters(
+                registry,
+                "defib_events_lost_total",
+                "Records that found no room in a ring (critical, bulk), stood back for others (routine), or were malformed.",
+                &["ring"],
+            )?,
+            run_seconds: register(registry, CounterVec::new(run_seconds, &["program"])?)?,
+            runs: counters(
+                registry,
+                "defib_bpf_runs_total",
+                "Runs of each kernel program while kernel.bpf_stats_enabled is 1.",
+                &["program"],
+            )?,
+        })
+    }
+
+    /// Reads the kernel's counters.
+    pub(crate) fn refresh(&self, kernel: &Kernel, malformed: u64) -> Result<()> {
+        let now = kernel.counters()?;
+        let at = |slot: u32| now[slot as usize];
+        for (label, slot) in [
+            ("clean", counter::EXIT_CLEAN),
+            ("error", counter::EXIT_ERROR),
+            ("signal", counter::EXIT_SIGNAL),
+            ("oom", counter::EXIT_OOM),
+        ] {
+            raise(&self.exits, label, at(slot));
+        }
+        raise(&self.lost, "critical", at(counter::LOST_CRITICAL));
+        raise(&self.lost, "bulk", at(counter::LOST_BULK));
+        raise(&self.lost, "routine", at(counter::LOST_ROUTINE));
+        raise(&self.lost, "malformed", malformed);
+        for program in kernel.costs()? {
+            raise(&self.runs, program.name, program.runs);
+            let seconds = self.run_seconds.with_label_values(&[program.name]);
+            seconds.inc_by((program.time.as_secs_f64() - seconds.get()).max(0.0));
+        }
+        Ok(())
+    }
+}
+
+/// Brings a counter up to a total that is kept elsewhere.
+fn raise(counters: &IntCounterVec, label: &str, total: u64) {
+    let counter = counters.with_label_values(&[label]);
+    counter.inc_by(total.saturating_sub(counter.get()));
+}
+
+/// Session scopes and plain cgroups come and go under ever new names; labels for them would never end.
+fn has_stable_name(place: &Place) -> bool {
+    match &*place.origin {
+        Origin::Unit(name) => name.ends_with(".service"),
+        Origin::Container { .. } => false,
+        Origin::Cgroup(_) => false,
+    }
+}

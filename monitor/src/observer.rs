@@ -1,0 +1,280 @@
+//! From kernel events to deaths with a cause, a service and a role: what `watch` shows and the agent acts on.
+//!
+//! Owns the table of cgroups and the docket of undecided deaths; reads the cgroup file system when the kernel names a
+//! cgroup that is not known yet. Never acts.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use monitor_common::{
+    record::{
+        CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, Cgroup, Exit, LIFE_EXEC, Life, OomMark, Process, Record,
+    },
+    status,
+};
+
+use crate::{
+    attribution::{Place, Role, Table},
+    diagnosis::{Cause, Docket, Finding},
+    host::{cgroup::Hierarchy, kmsg::OomLine, process::Identity},
+    kernel::Event,
+    text::Comm,
+};
+
+/// An unknown cgroup id costs a walk over the hierarchy, so at most one a second.
+const WALK_INTERVAL_NS: u64 = 1_000_000_000;
+
+/// A decided death.
+#[derive(Clone, Debug)]
+pub(crate) struct Death {
+    /// The hook, CLOCK_BOOTTIME nanoseconds.
+    pub(crate) kernel_ns: u64,
+    /// User space saw the record, likewise.
+    pub(crate) seen_ns: u64,
+    /// Who.
+    pub(crate) process: Identity,
+    /// Its name.
+    pub(crate) comm: Comm,
+    /// Its user.
+    pub(crate) uid: u32,
+    /// Where it lived; `None` when its cgroup cannot be told.
+    pub(crate) place: Option<Place>,
+    /// Main process or worker; `None` when its parent cannot be told.
+    pub(crate) role: Option<Role>,
+    /// Peak resident set in bytes; `None` when the kernel did not say.
+    pub(crate) max_rss_bytes: Option<u64>,
+    /// Wait status.
+    pub(crate) status: u32,
+    /// Why.
+    pub(crate) cause: Cause,
+}
+
+impl Death {
+    /// How long it lived, milliseconds.
+    pub(crate) fn lived_ms(&self) -> u64 {
+        self.kernel_ns.saturating_sub(self.process.start_ns) / 1_000_000
+    }
+
+    /// Exit code, when it ended by itself.
+    pub(crate) fn exit_code(&self) -> Option<u8> {
+        status::exit_code(self.status)
+    }
+
+    /// Signal that ended it, and whether a core was written.
+    pub(crate) fn signal(&self) -> Option<(u8, bool)> {
+        status::signal(self.status)
+    }
+}
+
+/// The OOM killer chose a process; its death follows.
+#[derive(Clone, Debug)]
+pub(crate) struct Marked {
+    /// The hook, CLOCK_BOOTTIME nanoseconds.
+    pub(crate) kernel_ns: u64,
+    /// User space saw the record, likewise.
+    pub(crate) seen_ns: u64,
+    /// Where the victim lives.
+    pub(crate) place: Option<Place>,
+    /// Who; `None` when the kernel named a thread only.
+    pub(crate) process: Option<Identity>,
+}
+
+/// What the observer has seen.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "handled at once, never stored in numbers")]
+pub(crate) enum Sight {
+    /// The OOM killer chose.
+    Marked(Marked),
+    /// A process died, with its cause.
+    Died(Death),
+    /// A process began in a watched service.
+    Alive {
+        /// Where.
+        place: Place,
+        /// Who.
+        process: Identity,
+        /// It executed a program, the usual first word of a new incarnation.
+        exec: bool,
+        /// The hook, CLOCK_BOOTTIME nanoseconds.
+        kernel_ns: u64,
+    },
+    /// A cgroup was made.
+    Created {
+        /// Its id.
+        id: u64,
+        /// Where.
+        place: Place,
+    },
+    /// A watched cgroup (v2) has lost its last process, or got its first.
+    Populated {
+        /// Where.
+        place: Place,
+        /// False: it is empty.
+        populated: bool,
+        /// The hook, CLOCK_BOOTTIME nanoseconds.
+        kernel_ns: u64,
+    },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Observer {
+    hierarchy: Option<Hierarchy>,
+    table: Table,
+    docket: Docket,
+    walked_ns: u64,
+    page_size: u64,
+}
+
+impl Observer {
+    /// An observer that knows no cgroup yet: attach the programs first, then [`Self::scan`], so that nothing falls between.
+    pub(crate) fn new(hierarchy: Option<Hierarchy>) -> Self {
+        let page_size = rustix::param::page_size() as u64;
+        Self { hierarchy, table: Table::default(), docket: Docket::default(), walked_ns: 0, page_size }
+    }
+
+    /// Calls a cgroup, and all below it, by a service's name.
+    pub(crate) fn name(&mut self, cgroup: &str, service: Arc<str>) {
+        self.table.name(cgroup, service);
+    }
+
+    /// Reads all cgroups, and returns them.
+    pub(crate) fn scan(&mut self, now_ns: u64) -> Result<Vec<(u64, Place)>> {
+        self.walked_ns = now_ns;
+        let Some(hierarchy) = &self.hierarchy else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        hierarchy.walk(|id, path| {
+            if let Some(place) = self.table.insert(id, path) {
+                found.push((id, place.clone()));
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Number of known cgroups.
+    pub(crate) fn cgroups(&self) -> usize {
+        self.table.len()
+    }
+
+    /// The kernel log named an OOM kill.
+    pub(crate) fn line(&mut self, line: OomLine) {
+        self.docket.line(line);
+    }
+
+    /// Takes one event; deaths come from [`Self::deaths`] once they are decided.
+    pub(crate) fn event(&mut self, event: &Event) -> Option<Sight> {
+        match &event.record {
+            Record::OomMark(mark) => Some(Sight::Marked(self.marked(mark, event.seen_ns))),
+            Record::Exit(exit) => {
+                self.docket.death(*exit, event);
+                None
+            }
+            Record::Life(life) => self.alive(life, event.seen_ns),
+            Record::Cgroup(cgroup) => self.cgroup(cgroup),
+        }
+    }
+
+    /// Deaths that are decided by `now_ns`.
+    pub(crate) fn deaths(&mut self, now_ns: u64) -> Vec<Death> {
+        let found = self.docket.decide(now_ns);
+        found.into_iter().map(|finding| self.death(finding, now_ns)).collect()
+    }
+
+    /// When [`Self::deaths`] will have something without a further event.
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        self.docket.next_deadline()
+    }
+
+    fn marked(&mut self, mark: &OomMark, seen_ns: u64) -> Marked {
+        self.docket.mark(mark);
+        let victim = &mark.victim;
+        Marked {
+            kernel_ns: mark.header.kernel_ns,
+            seen_ns,
+            place: self.place(victim.cgroup, seen_ns),
+            process: (victim.tgid != 0).then_some(Identity { tgid: victim.tgid, start_ns: victim.start_ns }),
+        }
+    }
+
+    fn alive(&mut self, life: &Life, seen_ns: u64) -> Option<Sight> {
+        let place = self.place(life.process.cgroup, seen_ns)?;
+        Some(Sight::Alive {
+            place,
+            process: identity(&life.process),
+            exec: life.header.flags & LIFE_EXEC != 0,
+            kernel_ns: life.header.kernel_ns,
+        })
+    }
+
+    fn cgroup(&mut self, cgroup: &Cgroup) -> Option<Sight> {
+        let kernel_ns = cgroup.header.kernel_ns;
+        match cgroup.event {
+            CGROUP_CREATED => {
+                // A path that fills the record may be cut; then the next death there has it looked up.
+                let path = cgroup.path_bytes();
+                let whole = path.len() + 1 < monitor_common::record::PATH_LEN && !path.is_empty();
+                let path = String::from_utf8_lossy(path);
+                let place = if whole { self.table.insert(cgroup.id, &path)?.clone() } else { return None };
+                Some(Sight::Created { id: cgroup.id, place })
+            }
+            CGROUP_EMPTY | CGROUP_POPULATED => {
+                let place = self.place(cgroup.id, kernel_ns)?;
+                Some(Sight::Populated { place, populated: cgroup.event == CGROUP_POPULATED, kernel_ns })
+            }
+            _ => {
+                self.table.remove(cgroup.id);
+                None
+            }
+        }
+    }
+
+    fn death(&mut self, Finding { exit, seen_ns, cause }: Finding, now_ns: u64) -> Death {
+        let place = self.place(exit.process.cgroup, now_ns);
+        let role = self.role(&exit, place.as_ref());
+        Death {
+            kernel_ns: exit.header.kernel_ns,
+            seen_ns,
+            process: identity(&exit.process),
+            comm: Comm(exit.process.comm),
+            uid: exit.process.uid,
+            place,
+            role,
+            max_rss_bytes: (exit.max_rss_pages != 0).then(|| exit.max_rss_pages.saturating_mul(self.page_size)),
+            status: exit.status,
+            cause,
+        }
+    }
+
+    fn role(&self, exit: &Exit, place: Option<&Place>) -> Option<Role> {
+        let own = place?;
+        if exit.process.parent_cgroup == 0 {
+            return None;
+        }
+        if exit.process.parent_cgroup == exit.process.cgroup {
+            return Some(Role::Worker);
+        }
+        // A parent in an unknown cgroup is not in this service, whose cgroups are known by now.
+        let same = self.table.get(exit.process.parent_cgroup).is_some_and(|parent| parent.service == own.service);
+        Some(if same { Role::Worker } else { Role::Main })
+    }
+
+    fn place(&mut self, id: u64, now_ns: u64) -> Option<Place> {
+        if id == 0 {
+            return None;
+        }
+        if let Some(place) = self.table.get(id) {
+            return Some(place.clone());
+        }
+        if now_ns.saturating_sub(self.walked_ns) < WALK_INTERVAL_NS {
+            return None;
+        }
+        if let Err(error) = self.scan(now_ns) {
+            tracing::warn!("cannot look up a cgroup: {error:#}");
+        }
+        self.table.get(id).cloned()
+    }
+}
+
+fn identity(process: &Process) -> Identity {
+    Identity { tgid: process.tgid, start_ns: process.start_ns }
+}

@@ -1,0 +1,180 @@
+//! The supervisor of services that have none: starts a program in a session and a cgroup of its own.
+//!
+//! The program is not the agent's child in any sense that matters: it survives the agent, and its death is seen by the
+//! kernel programs. It is started through this binary's own `launch`, which enters the cgroup, becomes a session leader
+//! and undoes what the agent has and a service must not (its OOM protection) before it becomes the program. So nothing
+//! runs between fork and exec in the agent, which has threads.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, setsid};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    config::Command,
+    host::{
+        cgroup::Hierarchy,
+        process::{self, Identity},
+    },
+};
+
+/// Output kept of each service; beyond it the file is set aside once at the next start.
+const OUTPUT_MAX: u64 = 1024 * 1024;
+/// What is left of an old incarnation has this long to go.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Keeps one command service.
+#[derive(Clone, Debug)]
+pub(crate) struct CommandSupervisor {
+    name: String,
+    command: Command,
+    hierarchy: Hierarchy,
+    output: PathBuf,
+}
+
+impl CommandSupervisor {
+    /// A supervisor whose service's output goes below `state_dir`.
+    pub(crate) fn new(name: &str, command: Command, hierarchy: Hierarchy, state_dir: &std::path::Path) -> Self {
+        let output = state_dir.join("output").join(format!("{name}.log"));
+        Self { name: name.to_owned(), command, hierarchy, output }
+    }
+
+    /// The cgroup of the service.
+    pub(crate) fn cgroup(&self) -> &str {
+        &self.command.cgroup
+    }
+
+    /// Makes the cgroup when it is missing; its id.
+    pub(crate) fn prepare(&self) -> Result<u64> {
+        self.hierarchy.create(&self.command.cgroup)?;
+        self.hierarchy.id_of(&self.command.cgroup)?.with_context(|| format!("the cgroup {} has gone", self.command.cgroup))
+    }
+
+    /// The running main process, when there is one.
+    pub(crate) fn main_process(&self) -> Result<Option<Identity>> {
+        self.hierarchy.main_process(&self.command.cgroup)
+    }
+
+    /// Starts a new incarnation, after nothing of the old one is left.
+    ///
+    /// # Errors
+    /// When the old incarnation cannot be cleared, or the program cannot be started.
+    pub(crate) async fn start(&self) -> Result<Identity> {
+        let program = self.command.start.first().context("there is no program to start")?;
+        fs::metadata(program).with_context(|| format!("cannot start {program}"))?;
+        self.prepare()?;
+        self.fence().await?;
+        let output = self.open_output()?;
+        let mut child = tokio::process::Command::new("/proc/self/exe")
+            .arg("launch")
+            .arg("--cgroup")
+            .arg(self.hierarchy.directory(&self.command.cgroup))
+            .arg("--")
+            .args(&self.command.start)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().context("cannot share the output file")?)
+            .stderr(output)
+            .current_dir("/")
+            .spawn()
+            .with_context(|| format!("cannot start {program}"))?;
+        let pid = child.id().with_context(|| format!("{program} ended at once"))?;
+        let identity = process::identity(pid)?.with_context(|| format!("{program} ended at once"))?;
+        // Its end is seen by the kernel programs; here the zombie is only taken away.
+        tokio::spawn(async move { child.wait().await });
+        Ok(identity)
+    }
+
+    /// Ends what is left of the old incarnation, by pidfd, and waits until it has gone.
+    ///
+    /// # Errors
+    /// When something is left after ten seconds.
+    pub(crate) async fn fence(&self) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            let left = self.members()?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            if begin.elapsed() > FENCE_TIMEOUT {
+                bail!("{} processes of the old incarnation of {} do not end: {left:?}", left.len(), self.name);
+            }
+            for pid in left {
+                self.kill(pid)?;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Kills `pid` when it still is a member. The pidfd is opened first, so the process that is then found in the cgroup
+    /// is the one that the signal reaches, however fast pids are used again.
+    fn kill(&self, pid: u32) -> Result<()> {
+        let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+        let Ok(fd) = pidfd_open(raw, PidfdFlags::empty()) else { return Ok(()) };
+        if !self.members()?.contains(&pid) {
+            return Ok(());
+        }
+        match pidfd_send_signal(&fd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("cannot end process {pid} of the old incarnation of {}", self.name)),
+        }
+    }
+
+    /// All processes of the service, those in cgroups below its own included.
+    fn members(&self) -> Result<Vec<u32>> {
+        let mut members = Vec::new();
+        let own = Hierarchy { mount: self.hierarchy.directory(&self.command.cgroup), ..self.hierarchy.clone() };
+        let mut error = None;
+        own.walk(|_, path| match own.processes(path) {
+            Ok(pids) => members.extend(pids),
+            Err(failed) => error = Some(failed),
+        })?;
+        // A zombie has ended; whoever shall reap it, it holds nothing.
+        members.retain(|&pid| !process::is_zombie(pid));
+        error.map_or(Ok(members), Err)
+    }
+
+    fn open_output(&self) -> Result<File> {
+        let shown = self.output.display();
+        if let Some(directory) = self.output.parent() {
+            fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        }
+        if fs::metadata(&self.output).is_ok_and(|metadata| metadata.len() > OUTPUT_MAX) {
+            fs::rename(&self.output, self.output.with_extension("log.1")).with_context(|| format!("cannot set {shown} aside"))?;
+        }
+        OpenOptions::new().create(true).append(true).open(&self.output).with_context(|| format!("cannot open {shown}"))
+    }
+}
+
+/// What `defib launch` does, in the process that becomes the service.
+#[derive(Clone, Debug)]
+pub(crate) struct Launch {
+    /// Directory of the cgroup to enter.
+    pub(crate) cgroup: PathBuf,
+    /// Program and arguments.
+    pub(crate) command: Vec<String>,
+}
+
+impl Launch {
+    /// Becomes the program.
+    ///
+    /// # Errors
+    /// Only returns when that failed.
+    pub(crate) fn exec(&self) -> Result<()> {
+        let file = self.cgroup.join("cgroup.procs");
+        // 0: the writing process.
+        fs::write(&file, "0").with_context(|| format!("cannot enter the cgroup through {}", file.display()))?;
+        setsid().context("cannot begin a session")?;
+        // The agent may be protected from the OOM killer; its services must not inherit that.
+        fs::write("/proc/self/oom_score_adj", "0").context("cannot reset /proc/self/oom_score_adj")?;
+        let (program, arguments) = self.command.split_first().context("there is no program to start")?;
+        let error = std::process::Command::new(program).args(arguments).exec();
+        Err(error).with_context(|| format!("cannot start {program}"))
+    }
+}

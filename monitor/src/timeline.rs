@@ -1,0 +1,97 @@
+//! What happened to a service, moment by moment: the agent says it, the log, the demo and later the incident keep it.
+
+use std::{fmt, sync::Arc};
+
+use tokio::sync::broadcast;
+
+/// Moments kept for a listener that is slow; a slower one is told how many it missed.
+const BACKLOG: usize = 1024;
+
+/// One moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Moment {
+    /// CLOCK_BOOTTIME, nanoseconds.
+    pub(crate) at_ns: u64,
+    /// The service.
+    pub(crate) service: Arc<str>,
+    /// What happened.
+    pub(crate) what: What,
+}
+
+/// What can happen.
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    /// The OOM killer chose a process of the service.
+    Marked,
+    /// Its main process ended.
+    Died,
+    /// The cause was decided.
+    Verdict(String),
+    /// The supervisor has the next move.
+    Waiting {
+        /// Until when, CLOCK_BOOTTIME nanoseconds.
+        until_ns: u64,
+        /// Why so long.
+        reason: &'static str,
+    },
+    /// The supervisor was asked to start it.
+    RestartAsked {
+        /// 1 for the first try.
+        attempt: u32,
+    },
+    /// A new main process.
+    Started {
+        /// Its process id.
+        tgid: u32,
+    },
+    /// No restart, and why.
+    Suppressed(&'static str),
+    /// A try failed.
+    Failed(String),
+    /// Health is proven, the outage is over.
+    Healthy {
+        /// From death to health, nanoseconds.
+        outage_ns: u64,
+    },
+}
+
+/// Says moments to the log and to whoever listens.
+#[derive(Clone, Debug)]
+pub(crate) struct Timeline {
+    listeners: broadcast::Sender<Moment>,
+}
+
+impl Timeline {
+    /// A timeline that nobody listens to yet.
+    pub(crate) fn new() -> Self {
+        Self { listeners: broadcast::channel(BACKLOG).0 }
+    }
+
+    /// Listens from now on.
+    pub(crate) fn listen(&self) -> broadcast::Receiver<Moment> {
+        self.listeners.subscribe()
+    }
+
+    /// Says a moment.
+    pub(crate) fn say(&self, at_ns: u64, service: &Arc<str>, what: What) {
+        tracing::info!(service = %crate::text::Clean(service), "{what}");
+        // No listener is no error.
+        drop(self.listeners.send(Moment { at_ns, service: Arc::clone(service), what }));
+    }
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Marked => out.write_str("the kernel chose it to die for want of memory"),
+            Self::Died => out.write_str("its main process ended"),
+            Self::Verdict(cause) => write!(out, "cause: {cause}"),
+            Self::Waiting { reason, .. } => write!(out, "waiting: somebody else may bring it back ({reason})"),
+            Self::RestartAsked { attempt } => write!(out, "restart asked (try {attempt})"),
+            Self::Started { tgid } => write!(out, "started, pid {tgid}"),
+            Self::Suppressed(reason) => write!(out, "not restarted: {reason}"),
+            Self::Failed(reason) => write!(out, "failed: {reason}"),
+            Self::Healthy { outage_ns } => write!(out, "healthy again; outage {:.3} s", *outage_ns as f64 / 1e9),
+        }
+    }
+}

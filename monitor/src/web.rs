@@ -1,0 +1,120 @@
+//! HTTP: metrics for Prometheus, liveness and readiness. Read-only.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use prometheus::{Encoder as _, Registry, TextEncoder};
+use tokio::net::TcpListener;
+
+/// What start-up still has to do; ready when nothing is left.
+#[derive(Debug, Default)]
+pub(crate) struct Readiness {
+    state: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    latches: Vec<&'static str>,
+    notes: Vec<String>,
+}
+
+impl Readiness {
+    /// Not ready until each of `latches` is released.
+    pub(crate) fn new(latches: &[&'static str]) -> Self {
+        Self { state: Mutex::new(Waiting { latches: latches.to_vec(), notes: Vec::new() }) }
+    }
+
+    /// One thing is done.
+    pub(crate) fn release(&self, latch: &'static str) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).latches.retain(|&waiting| waiting != latch);
+    }
+
+    /// Something does not work here, and the rest does.
+    pub(crate) fn note(&self, note: String) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).notes.push(note);
+    }
+
+    /// Whether it is ready, and the text that says so.
+    fn describe(&self) -> (bool, String) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = if state.latches.is_empty() {
+            "ready\n".to_owned()
+        } else {
+            format!("not ready: waiting for {}\n", state.latches.join(", "))
+        };
+        for note in &state.notes {
+            text.push_str("off here: ");
+            text.push_str(note);
+            text.push('\n');
+        }
+        (state.latches.is_empty(), text)
+    }
+}
+
+/// What the handlers share.
+pub(crate) struct Web {
+    /// All metrics.
+    pub(crate) registry: Registry,
+    /// Start-up.
+    pub(crate) readiness: Arc<Readiness>,
+    /// Brings counters up to date before a scrape.
+    pub(crate) refresh: Box<dyn Fn() -> Result<()> + Send + Sync>,
+}
+
+/// Binds the listener, so that a taken port is known before anything else begins.
+///
+/// # Errors
+/// When the address cannot be had.
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "cannot listen on {address} (is another agent running? choose another address with --listen or [http] listen)"
+        )
+    })
+}
+
+/// Serves until `shutdown` completes.
+///
+/// # Errors
+/// When the listener fails.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    web: Web,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .with_state(Arc::new(web));
+    axum::serve(listener, router).with_graceful_shutdown(shutdown).await.context("the HTTP server stopped")
+}
+
+async fn metrics(State(web): State<Arc<Web>>) -> Response {
+    if let Err(error) = (web.refresh)() {
+        tracing::warn!("metrics may be stale: {error:#}");
+    }
+    let encoder = TextEncoder::new();
+    let mut text = Vec::new();
+    match encoder.encode(&web.registry.gather(), &mut text) {
+        Ok(()) => ([(header::CONTENT_TYPE, encoder.format_type().to_owned())], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot encode metrics: {error}\n")).into_response(),
+    }
+}
+
+async fn ready(State(web): State<Arc<Web>>) -> Response {
+    let (ready, text) = web.readiness.describe();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, text).into_response()
+}

@@ -1,0 +1,63 @@
+//! `cargo xtask`: everything that is done to this repository rather than by the program.
+//!
+//! * [`ebpf`]: build the kernel programs, or check that the committed object is what its sources give
+//! * [`test`]: format, lints, unit tests, object check, live kernel tests
+//! * [`demo`], [`run`]: build the program as the invoking user, start it with the rights that it needs
+//!
+//! One file (or directory) for each command; the rest is what they share: [`needs`] (what a machine lacks and the
+//! command that brings it), [`artifacts`] (where cargo put an executable), [`privilege`] (root, sudo or neither),
+//! [`process`] (children and their errors), [`workspace`] (paths), [`say`] (the only way to the terminal).
+mod artifacts;
+mod demo;
+mod ebpf;
+mod launch;
+mod needs;
+mod privilege;
+mod process;
+mod run;
+mod say;
+mod source_hash;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Builds, tests and starts Defib from its sources
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Run(run::Args),
+    Test(test::Args),
+    Ebpf(ebpf::Args),
+}
+
+impl Command {
+    fn execute(self) -> Result<ExitCode> {
+        match self {
+            Self::Demo(args) => demo::execute(&args),
+            Self::Run(args) => run::execute(&args),
+            Self::Test(args) => test::execute(args),
+            Self::Ebpf(args) => ebpf::execute(&args),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command.execute() {
+        Ok(code) => code,
+        Err(error) => {
+            say::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Runs test programs, lets their output through unchanged, and counts what it says.
+//!
+//! Every harness ends with a line `test result: ok. 3 passed; 0 failed; 1 ignored; ...`; a cargo that runs several
+//! programs prints several.
+
+use std::{
+    io::{Read as _, Write},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+
+use crate::process;
+
+/// Tests by outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) passed: usize,
+    pub(super) failed: usize,
+    /// Not run: marked so in the source, or unable to run here.
+    pub(super) skipped: usize,
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, other: Self) {
+        let Self { passed, failed, skipped } = other;
+        self.passed += passed;
+        self.failed += failed;
+        self.skipped += skipped;
+    }
+
+    /// Moves tests from passed to skipped: to its harness, a test that found that it cannot run here has passed.
+    pub(super) fn skip(&mut self, tests: usize) {
+        self.passed = self.passed.saturating_sub(tests);
+        self.skipped += tests;
+    }
+}
+
+/// What one run gave: counts also when it failed.
+pub(super) struct Run {
+    pub(super) counts: Counts,
+    pub(super) result: Result<()>,
+}
+
+/// Runs to the end, standard output going through to `terminal`. The error is for a command that could not be run at all.
+pub(super) fn run(command: &mut Command, terminal: &mut dyn Write) -> Result<Run> {
+    let cannot_run = |command: &Command| format!("cannot run {}", process::shown(command));
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| cannot_run(command))?;
+    let mut tally = Tally::default();
+    if let Some(mut stdout) = child.stdout.take() {
+        // Not by lines: a harness prints a test's name first and its outcome later, on the same line.
+        let mut buffer = [0; 4096];
+        loop {
+            let length = stdout.read(&mut buffer).with_context(|| cannot_run(command))?;
+            let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
+            terminal.write_all(bytes).and_then(|()| terminal.flush()).context("cannot pass on the output of tests")?;
+            tally.read(bytes);
+        }
+    }
+    let status = child.wait().with_context(|| cannot_run(command))?;
+    let mut counts = tally.counts;
+    if status.success() {
+        return Ok(Run { counts, result: Ok(()) });
+    }
+    if counts.failed == 0 && tally.unfinished() {
+        counts.failed = 1; // the program died inside a test
+    }
+    Ok(Run { counts, result: Err(anyhow!("`{}` ended with {status}", process::shown(command))) })
+}
+
+/// Puts lines together from what comes through and sums the results.
+#[derive(Default)]
+struct Tally {
+    counts: Counts,
+    line: Vec<u8>,
+    started: usize,
+    ended: usize,
+}
+
+impl Tally {
+    fn read(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if byte != b'\n' {
+                self.line.push(byte);
+                continue;
+            }
+            let line = plain(&self.line);
+            self.line.clear();
+            if let Some(counts) = result_line(&line) {
+                self.counts.add(counts);
+                self.ended += 1;
+            } else if line.starts_with("running ") && line.trim_end_matches('s').ends_with(" test") {
+                self.started += 1;
+            }
+        }
+    }
+
+    /// Whether a harness began and never said how it ended.
+    fn unfinished(&self) -> bool {
+        self.started > self.ended
+    }
+}
+
+/// The counts in a harness's last line; none for any other line.
+fn result_line(line: &str) -> Option<Counts> {
+    let (_, fields) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let mut counts = Counts::default();
+    for field in fields.split("; ") {
+        match field.split_once(' ') {
+            Some((count, "passed")) => counts.passed = count.parse().ok()?,
+            Some((count, "failed")) => counts.failed = count.parse().ok()?,
+            Some((count, "ignored")) => counts.skipped = count.parse().ok()?,
+            _ => {}
+        }
+    }
+    Some(counts)
+}
+
+/// The text without colours (`ESC [ ... letter`).
+fn plain(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    let mut parts = text.split("\u{1b}[");
+    let mut plain = parts.next().map(str::to_owned).unwrap_or_default();
+    for part in parts {
+        let visible = part.trim_start_matches(|c: char| !c.is_ascii_alphabetic());
+        plain.push_str(visible.get(1..).unwrap_or(""));
+    }
+    plain.trim_end_matches('\r').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(passed: usize, failed: usize, skipped: usize) -> Counts {
+        Counts { passed, failed, skipped }
+    }
+
+    #[test]
+    fn result_lines() {
+        let line = "test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 2 filtered out; finished in 0.01s";
+        assert_eq!(result_line(line), Some(counts(12, 0, 3)));
+        let line = "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out";
+        assert_eq!(result_line(line), Some(counts(1, 2, 0)));
+        assert_eq!(result_line("test result: said the test. But no numbers"), Some(counts(0, 0, 0)));
+        assert_eq!(result_line("test oom::one ... ok"), None);
+        assert_eq!(result_line("test result: ok. many passed; 0 failed"), None);
+    }
+
+    #[test]
+    fn results_are_summed_over_programs_and_pieces() {
+        let output = "\nrunning 2 tests\ntest a ... \u{1b}[32mok\u{1b}[m\n\ntest result: \u{1b}[32mok\u{1b}[m. \
+                      2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\n\
+                      running 1 test\ntest b ... FAILED\n\n\
+                      test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        for size in [1, 7, 4096] {
+            let mut tally = Tally::default();
+            output.as_bytes().chunks(size).for_each(|piece| tally.read(piece));
+            assert_eq!(tally.counts, counts(2, 1, 0));
+            assert!(!tally.unfinished());
+        }
+    }
+
+    #[test]
+    fn a_program_that_dies_inside_a_test_is_a_failure() -> Result<()> {
+        let script = "echo; echo 'running 3 tests'; printf 'test a ... '; kill -9 $$";
+        let mut output = Vec::new();
+        let run = run(Command::new("/bin/sh").args(["-c", script]), &mut output)?;
+        assert_eq!(run.counts, counts(0, 1, 0));
+        assert!(run.result.is_err());
+        assert_eq!(output, b"\nrunning 3 tests\ntest a ... ");
+        Ok(())
+    }
+
+    #[test]
+    fn a_skip_is_no_pass() {
+        let mut all = counts(5, 0, 1);
+        all.skip(2);
+        assert_eq!(all, counts(3, 0, 3));
+    }
+}

@@ -1,0 +1,59 @@
+//! The live tests: programs of the package `tests` that load the kernel programs and cause real deaths.
+//!
+//! They are built as the invoking user. Only the finished programs run as root, one after another and one test at a
+//! time, since all of them count on the same kernel.
+
+use std::ffi::OsStr;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Session, skips, steps};
+use crate::{
+    artifacts::{self, Executable},
+    privilege::Privilege,
+    process, say, workspace,
+};
+
+/// Names the agent's binary to the tests.
+const BINARY: &str = "DEFIB_BINARY";
+/// What a test program may look at of our environment; sudo drops what it is not told to keep.
+const PASSED_ON: [&str; 4] = ["CI", "RUST_BACKTRACE", "RUST_LOG", "TMPDIR"];
+
+pub(super) fn run(session: &mut Session) -> Result<()> {
+    let mut build = workspace::cargo();
+    let built = artifacts::build(build.args(["test", "--release", "--locked", "--package", "tests", "--no-run"]))?;
+    let privilege = Privilege::available()?;
+    match privilege {
+        Privilege::Root => {}
+        Privilege::Sudo => say::line("the tests need root: running them through sudo, which may ask for your password"),
+        Privilege::Unprivileged => say::line("neither root nor sudo: each test that needs root says so and is skipped"),
+    }
+    let before = session.skips.len();
+    for program in built.iter().filter(|executable| executable.test) {
+        run_program(program, privilege, session)?;
+    }
+    refuse_skips(&session.skips[before..])
+}
+
+fn run_program(program: &Executable, privilege: Privilege, session: &mut Session) -> Result<()> {
+    let defib = session.defib.clone().context("the agent has not been built")?;
+    let log = session.log.path().to_path_buf();
+    let kept: Vec<_> = PASSED_ON.iter().filter_map(|&name| Some((name, std::env::var_os(name)?))).collect();
+    let mut variables: Vec<(&str, &OsStr)> = kept.iter().map(|(name, value)| (*name, value.as_os_str())).collect();
+    variables.push((skips::VARIABLE, log.as_os_str()));
+    variables.push((BINARY, defib.as_os_str()));
+
+    let mut command = privilege.command(program.path.as_os_str(), &variables);
+    command.current_dir(&program.package).arg("--test-threads=1").args(&session.args.filters);
+    say::line(format_args!("--> {}", process::shown(&command)));
+    steps::run_tests(&mut command, session)
+}
+
+/// On a build server, a test that could have run and did not is a failure.
+fn refuse_skips(skips: &[skips::Skip]) -> Result<()> {
+    let refused: Vec<_> = skips.iter().filter(|skip| !skip.accepted).map(|skip| skip.test.as_str()).collect();
+    if workspace::in_ci() && !refused.is_empty() {
+        bail!("skipped on a build server, where they must run: {}", refused.join(", "));
+    }
+    Ok(())
+}
