@@ -62,8 +62,8 @@ fn commit(root: &Path) -> Option<String> {
         let text = String::from_utf8(output.stdout).ok()?;
         output.status.success().then(|| text.trim().to_owned())
     };
-    // The first changes with a checkout, the second with a commit. Cargo would rerun us for ever for a file not there.
-    for file in ["HEAD", "logs/HEAD"] {
+    // What a checkout or a commit changes. Only what exists: cargo would rerun us for ever for a file that does not.
+    for file in ["HEAD", "refs/heads", "packed-refs"] {
         let path = root.join(git(&["rev-parse", "--git-path", file])?);
         if path.exists() {
             println!("cargo::rerun-if-changed={}", path.display());

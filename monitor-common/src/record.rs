@@ -11,12 +11,10 @@ pub const COMM_LEN: usize = 16;
 /// Bytes kept of a cgroup's path; the agent looks a longer one up by its id.
 pub const PATH_LEN: usize = 256;
 
-/// A ring that has just woken its reader does not wake it again for this long (2 ms); the reader looks again by itself
-/// meanwhile. A fiftieth of the 100 ms that a verdict may wait, and at most 500 wake-ups a second in a storm.
-pub const WAKE_WINDOW_NS: u64 = 2_000_000;
-
 /// `SI_KERNEL` (siginfo.h): the kernel itself sent the signal.
 pub const SI_KERNEL: i32 = 0x80;
+/// The origin of the signal could not be read. No `si_code` of the kernel's is this small.
+pub const SI_UNKNOWN: i32 = i32::MIN;
 
 /// [`Header::kind`] of an [`OomMark`].
 pub const KIND_OOM_MARK: u32 = 1;
@@ -94,7 +92,7 @@ pub struct Sender {
     pub kernel_ns: u64,
     /// The signal.
     pub signal: u32,
-    /// `si_code` (siginfo.h): 0 a user's kill(2), 0x80 the kernel, positive otherwise a fault.
+    /// `si_code` (siginfo.h): 0 a user's kill(2), 0x80 the kernel, positive otherwise a fault; or [`SI_UNKNOWN`].
     pub si_code: i32,
     /// Process that sent it; the process itself for a fault or abort(3).
     pub tgid: u32,
@@ -110,16 +108,8 @@ pub struct Sender {
 
 impl Process {
     /// Nobody.
-    pub const NONE: Self = Self {
-        tgid: 0,
-        tid: 0,
-        parent_tgid: 0,
-        uid: 0,
-        start_ns: 0,
-        cgroup: 0,
-        parent_cgroup: 0,
-        comm: [0; COMM_LEN],
-    };
+    pub const NONE: Self =
+        Self { tgid: 0, tid: 0, parent_tgid: 0, uid: 0, start_ns: 0, cgroup: 0, parent_cgroup: 0, comm: [0; COMM_LEN] };
 }
 
 impl Sender {
@@ -315,10 +305,7 @@ mod tests {
         let exit = exit();
         let bytes = bytemuck::bytes_of(&exit);
         assert_eq!(Record::decode(&bytes[..15]), Err(DecodeError::Short { len: 15 }));
-        assert_eq!(
-            Record::decode(&bytes[..135]),
-            Err(DecodeError::Length { kind: KIND_EXIT, want: 136, len: 135 })
-        );
+        assert_eq!(Record::decode(&bytes[..135]), Err(DecodeError::Length { kind: KIND_EXIT, want: 136, len: 135 }));
         let mut unknown = [0u8; 136];
         unknown[0] = 99;
         assert_eq!(Record::decode(&unknown), Err(DecodeError::Kind { kind: 99 }));

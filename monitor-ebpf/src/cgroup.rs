@@ -10,9 +10,7 @@ use aya_ebpf::{
 };
 use monitor_common::{
     layout::ABSENT,
-    record::{
-        CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, CGROUP_REMOVED, Cgroup, Header, KIND_CGROUP, PATH_LEN,
-    },
+    record::{CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, CGROUP_REMOVED, Cgroup, Header, KIND_CGROUP, PATH_LEN},
 };
 
 use crate::{
@@ -40,7 +38,7 @@ fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     }
     let id = task::node_id(cgroup);
     // Absent for most cgroups; ids are not used again, so a late removal can hit no other.
-    let _ = WATCHED.remove(id);
+    WATCHED.remove(id).ok();
     report(id, CGROUP_REMOVED, ctx.arg(1))
 }
 
@@ -79,7 +77,7 @@ fn inherit(cgroup: Kernel, id: u64) {
     // SAFETY: copied out before the map changes.
     if let Some(handle) = unsafe { WATCHED.get(parent) }.copied() {
         // Full: the agent finds the child in the record below and counts what it cannot watch.
-        let _ = WATCHED.insert(id, handle, 0);
+        WATCHED.insert(id, handle, 0).ok();
     }
 }
 
@@ -102,6 +100,6 @@ fn report(id: u64, event: u32, path: *const u8) -> i32 {
             (*record).path_len = text.len() as u32;
         }
     }
-    Lane::Routine.submit(entry, kernel_ns);
+    Lane::Routine.submit(entry);
     0
 }

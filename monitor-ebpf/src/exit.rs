@@ -4,6 +4,7 @@
 //! `signal->live == 0`, which two threads may both see. A clean exit that nobody watches costs one counter.
 
 use aya_ebpf::{helpers::bpf_ktime_get_boot_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_log_ebpf::debug;
 use monitor_common::{
     layout::ABSENT,
     record::{EXIT_OOM_VICTIM, EXIT_SENDER, EXIT_WATCHED, Exit, Header, KIND_EXIT, Sender},
@@ -55,6 +56,7 @@ fn process_exit(ctx: BtfTracePointContext) -> i32 {
         (true, _) => Lane::Critical,
         (false, _) => Lane::Bulk,
     };
+    debug!(&ctx, "process {} ended with status {}, watched: {}", task::tgid(task), status, u32::from(watched));
     report(task, signal, lane, status, watched, oom_victim);
     0
 }
@@ -112,5 +114,5 @@ fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, 
             None => Sender::NONE,
         };
     }
-    lane.submit(entry, kernel_ns);
+    lane.submit(entry);
 }

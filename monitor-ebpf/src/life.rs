@@ -46,5 +46,5 @@ fn report(task: Kernel, flags: u32) {
         (*life).header = Header { kind: KIND_LIFE, flags, kernel_ns };
         task::describe(task, &raw mut (*life).process);
     }
-    Lane::Routine.submit(entry, kernel_ns);
+    Lane::Routine.submit(entry);
 }

@@ -30,9 +30,9 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLO
 #[map]
 pub(crate) static WATCHED: HashMap<u64, u32> = HashMap::with_max_entries(16384, 0);
 
-/// When each ring last woke its reader, CLOCK_BOOTTIME nanoseconds: slot 0 critical, slot 1 bulk.
+/// 1 while the reader of a ring looks by itself and need not be woken: slot 0 critical, slot 1 bulk.
 #[map]
-pub(crate) static LAST_WAKE: Array<u64> = Array::with_max_entries(2, 0);
+pub(crate) static AWAKE: Array<u32> = Array::with_max_entries(2, 0);
 
 /// The last signal worth remembering for a process.
 #[map]

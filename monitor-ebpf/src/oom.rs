@@ -5,12 +5,13 @@
 //! process comes from the SIGKILL that the kernel sent just before, on this CPU.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns},
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns},
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
+use aya_log_ebpf::info;
 use monitor_common::{
-    record::{COMM_LEN, Header, KIND_OOM_MARK, MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, Process, SI_KERNEL},
+    record::{Header, KIND_OOM_MARK, MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, Process, SI_KERNEL},
     status::SIGKILL,
 };
 
@@ -24,6 +25,7 @@ use crate::{
 #[btf_tracepoint(function = "mark_victim")]
 fn oom_mark_task(ctx: BtfTracePointContext) -> i32 {
     let task: Kernel = ctx.arg(0);
+    info!(&ctx, "the OOM killer marked process {}", task::tgid(task));
     let flags = if was_killed(task::identity(task)) { MARK_KILL_SENT } else { 0 };
     // SAFETY: `describe` fills the whole of what it is given.
     report(flags, |victim| unsafe { task::describe(task, victim) });
@@ -34,6 +36,7 @@ fn oom_mark_task(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "mark_victim")]
 fn oom_mark_pid(ctx: BtfTracePointContext) -> i32 {
     let tid: u32 = ctx.arg(0);
+    info!(&ctx, "the OOM killer marked thread {}", tid);
     let Some(slot) = KERNEL_KILL.get_ptr(0) else { return 0 };
     // SAFETY: this CPU's slot of the map.
     let killed = unsafe { &*slot };
@@ -59,7 +62,6 @@ fn was_killed(identity: Identity) -> bool {
 fn report(flags: u32, describe: impl FnOnce(*mut Process)) {
     // SAFETY: a helper without arguments.
     let kernel_ns = unsafe { bpf_ktime_get_boot_ns() };
-    let trigger_comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
     let Some(mut entry) = Lane::Urgent.reserve::<OomMark>() else { return };
     let mark = entry.as_mut_ptr();
     // SAFETY: the entry is as large as an `OomMark`.
@@ -68,7 +70,7 @@ fn report(flags: u32, describe: impl FnOnce(*mut Process)) {
         describe(&raw mut (*mark).victim);
         (*mark).trigger_tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
         (*mark).trigger_uid = bpf_get_current_uid_gid() as u32;
-        (*mark).trigger_comm = trigger_comm;
+        task::current_comm(&raw mut (*mark).trigger_comm);
     }
-    Lane::Urgent.submit(entry, kernel_ns);
+    Lane::Urgent.submit(entry);
 }

@@ -1,16 +1,16 @@
 //! How a record is sent: which ring, when the reader is woken, what is counted when there is no room.
 //!
-//! Waking the reader costs an interrupt to oneself and a task switch, far more than writing the record. So a ring wakes
-//! its reader at once after a quiet spell and then not again for [`WAKE_WINDOW_NS`]; the reader knows, and looks again
-//! by itself until two looks in a row find nothing. What cannot wait says so.
+//! Waking the reader costs an interrupt to oneself and a task switch, ten times as much as writing the record. So it is
+//! done once after a quiet spell: a reader that is awake says so in [`AWAKE`], looks again by itself every few
+//! milliseconds, and is left alone until it goes back to sleep. Only OOM marks wake it always.
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     maps::{RingBuf, ring_buf::RingBufEntry},
 };
-use monitor_common::{counter, record::WAKE_WINDOW_NS};
+use monitor_common::counter;
 
-use crate::maps::{BULK, CRITICAL, LAST_WAKE, count};
+use crate::maps::{AWAKE, BULK, CRITICAL, count};
 
 /// Bytes of the critical ring that routine records leave free for deaths.
 const ROUTINE_CEILING: u64 = 256 * 1024;
@@ -54,27 +54,17 @@ impl Lane {
 
     /// Hands a filled record to the reader.
     #[inline(always)]
-    pub(crate) fn submit<T>(self, entry: RingBufEntry<T>, now_ns: u64) {
+    pub(crate) fn submit<T>(self, entry: RingBufEntry<T>) {
         count(if self == Self::Bulk { counter::SENT_BULK } else { counter::SENT_CRITICAL });
-        entry.submit(if self.must_wake(now_ns) {
-            u64::from(BPF_RB_FORCE_WAKEUP)
-        } else {
-            u64::from(BPF_RB_NO_WAKEUP)
-        });
+        let wake = self == Self::Urgent || !self.reader_is_awake();
+        entry.submit(u64::from(if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }));
     }
 
+    /// A reader that falls asleep between this look and the record's submission looks twice more before it does.
     #[inline(always)]
-    fn must_wake(self, now_ns: u64) -> bool {
-        let Some(last) = LAST_WAKE.get_ptr_mut(u32::from(self == Self::Bulk)) else { return true };
-        // SAFETY: an aligned word of a map value; a race between CPUs costs one wake-up more, never one less, because
-        // each that writes also wakes.
-        unsafe {
-            // A clock read before another CPU's later one gives a huge difference here and wakes: harmless.
-            if self == Self::Urgent || now_ns.wrapping_sub(core::ptr::read_volatile(last)) > WAKE_WINDOW_NS {
-                core::ptr::write_volatile(last, now_ns);
-                return true;
-            }
-        }
-        false
+    fn reader_is_awake(self) -> bool {
+        let slot = u32::from(self == Self::Bulk);
+        // SAFETY: an aligned word of a map value, which the reader alone writes.
+        AWAKE.get_ptr(slot).is_some_and(|awake| unsafe { core::ptr::read_volatile(awake) } != 0)
     }
 }

@@ -3,17 +3,17 @@
 //! The exit itself no longer knows. Only signals that kill are kept (by default action, or `SIGKILL`), and the few that
 //! ask a process to stop even when it handles them; all else leaves after two comparisons.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
-    helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
-        bpf_probe_read_kernel,
-    },
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns, bpf_probe_read_kernel},
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
+use aya_log_ebpf::trace;
 use monitor_common::{
     layout::ABSENT,
-    record::{COMM_LEN, SI_KERNEL, Sender},
+    record::{SI_KERNEL, SI_UNKNOWN, Sender},
     status::SIGKILL,
 };
 
@@ -61,7 +61,7 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     let si_code = match ctx.arg::<u64>(1) {
         NO_INFO => 0,
         PRIVATE => SI_KERNEL,
-        _ => field!(ctx.arg::<Kernel>(1), siginfo_code: i32, else 0),
+        info => code_of(info),
     };
     if signal == SIGKILL
         && si_code == SI_KERNEL
@@ -72,19 +72,36 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     }
     // SAFETY: a helper without arguments.
     let kernel_ns = unsafe { bpf_ktime_get_boot_ns() };
-    let sender = Sender {
-        kernel_ns,
-        signal,
-        si_code,
-        tgid: (bpf_get_current_pid_tgid() >> 32) as u32,
-        uid: bpf_get_current_uid_gid() as u32,
-        group: ctx.arg::<u32>(3),
-        reserved: 0,
-        comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
+    let mut sender = MaybeUninit::<Sender>::uninit();
+    let out = sender.as_mut_ptr();
+    // SAFETY: every field is written before the value is used.
+    let sender = unsafe {
+        (*out).kernel_ns = kernel_ns;
+        (*out).signal = signal;
+        (*out).si_code = si_code;
+        (*out).tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        (*out).uid = bpf_get_current_uid_gid() as u32;
+        (*out).group = ctx.arg::<u32>(3);
+        (*out).reserved = 0;
+        task::current_comm(&raw mut (*out).comm);
+        sender.assume_init_ref()
     };
     // A full LRU map evicts the oldest; an insert fails only under contention, and then the sender reads as unknown.
-    let _ = SENDERS.insert(task::identity(task), sender, 0);
+    let recorded = SENDERS.insert(task::identity(task), sender, 0).is_ok();
+    trace!(&ctx, "signal {} to process {} recorded: {}", signal, task::tgid(task), u32::from(recorded));
     0
+}
+
+/// `si_code` of a siginfo. Some kernels call this argument a plain number for the verifier, because it may be one of the
+/// constants above, so it is read through the helper.
+#[inline(always)]
+fn code_of(info: u64) -> i32 {
+    let offset = offset!(siginfo_code);
+    if offset!(may_probe) == 0 || offset == ABSENT {
+        return SI_UNKNOWN;
+    }
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel((info + u64::from(offset)) as *const i32) }.unwrap_or(SI_UNKNOWN)
 }
 
 /// True when the process has no handler for `signal`, or when that cannot be known.

@@ -2,6 +2,7 @@
 
 use core::ffi::c_void;
 
+use aya_ebpf::helpers::generated::bpf_get_current_comm;
 use monitor_common::{
     layout::ABSENT,
     record::{COMM_LEN, Process},
@@ -34,11 +35,7 @@ pub(crate) fn constant(slot: &'static u32) -> u32 {
 macro_rules! field {
     ($base:expr, $slot:ident: $type:ty, else $default:expr) => {{
         let offset = $crate::task::offset!($slot);
-        if offset == ABSENT {
-            $default
-        } else {
-            $crate::task::read::<$type>($base, offset)
-        }
+        if offset == ABSENT { $default } else { $crate::task::read::<$type>($base, offset) }
     }};
 }
 pub(crate) use field;
@@ -116,6 +113,18 @@ pub(crate) unsafe fn describe(task: Kernel, out: *mut Process) {
         (*out).parent_cgroup = parent_cgroup;
         comm(leader, &raw mut (*out).comm);
     }
+}
+
+/// Fills `out` with the name of the thread that runs now.
+///
+/// The wrapper of the library zeroes a buffer and copies it, and zeroing becomes a loop that the verifier walks.
+///
+/// # Safety
+/// `out` must be writable.
+#[inline(always)]
+pub(crate) unsafe fn current_comm(out: *mut [u8; COMM_LEN]) {
+    // SAFETY: the caller vouches for `out`; the helper fills all of it, with zeros when it fails.
+    unsafe { bpf_get_current_comm(out.cast(), COMM_LEN as u32) };
 }
 
 /// User id of the task's credentials.

@@ -89,8 +89,13 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     }
     drop(events_in);
 
-    let mut steward =
-        Steward::new(&config, hierarchy, Arc::clone(&kernel), Metrics::new(&registry, config.agent.max_services)?, timeline);
+    let mut steward = Steward::new(
+        &config,
+        hierarchy,
+        Arc::clone(&kernel),
+        Metrics::new(&registry, config.agent.max_services)?,
+        timeline,
+    );
     steward.scan()?;
     readiness.release(SCAN);
 
@@ -112,7 +117,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     );
     if let Some(ready) = ready {
         // The receiver may have gone; then nobody waits.
-        drop(ready.send(address));
+        ready.send(address).ok();
     }
     let kmsg = match Kmsg::open() {
         Ok(kmsg) => Some(kmsg),
@@ -139,7 +144,6 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     tasks.shutdown().await;
     outcome
 }
-
 
 /// Sends on the OOM lines of the kernel's log. The log failing ends the enrichment, not the agent.
 async fn follow_log(kmsg: Kmsg, lines: mpsc::Sender<OomLine>) -> Result<()> {

@@ -257,9 +257,11 @@ impl Config {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(path, &text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && explicit.is_none() => Ok(Self::default()),
-            Err(error) => {
-                Err(ConfigError { file: path.to_owned(), place: String::new(), message: format!("cannot read it: {error}") })
-            }
+            Err(error) => Err(ConfigError {
+                file: path.to_owned(),
+                place: String::new(),
+                message: format!("cannot read it: {error}"),
+            }),
         }
     }
 
@@ -328,9 +330,10 @@ impl Config {
         warn(pool, "pool");
         let drain = self.defaults.drain_at.is_some() || raws().any(|raw| raw.drain_at.is_some());
         warn(drain, "drain_at");
-        let foreign = self.services().iter().any(|service| {
-            service.restart && matches!(service.target, Target::Unit(_) | Target::Container(_))
-        });
+        let foreign = self
+            .services()
+            .iter()
+            .any(|service| service.restart && matches!(service.target, Target::Unit(_) | Target::Container(_)));
         warn(foreign, "restart = true for a unit or container");
         warnings
     }
@@ -344,9 +347,9 @@ impl RawService {
             (None, None, Some(command), Some(name)) if is_name(name) => {
                 Ok(Target::Command { name: name.clone(), command: command.clone() })
             }
-            (None, None, Some(_), Some(name)) => Err(format!(
-                "name {name:?}: allowed are 1 to 128 letters, digits and the characters . _ @ : -"
-            )),
+            (None, None, Some(_), Some(name)) => {
+                Err(format!("name {name:?}: allowed are 1 to 128 letters, digits and the characters . _ @ : -"))
+            }
             (None, None, Some(_), None) => Err("a [[service]] with a command needs a name".to_owned()),
             (_, _, None, Some(_)) => Err("name goes with command only; units and containers have theirs".to_owned()),
             _ => Err("a [[service]] needs exactly one of unit, container or command".to_owned()),
@@ -399,7 +402,9 @@ fn program<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D:
     let words = Vec::<String>::deserialize(deserializer)?;
     match words.first() {
         Some(program) if program.starts_with('/') => Ok(words),
-        Some(program) => Err(D::Error::custom(format!("{program:?} is no absolute path; the program is run without a shell"))),
+        Some(program) => {
+            Err(D::Error::custom(format!("{program:?} is no absolute path; the program is run without a shell")))
+        }
         None => Err(D::Error::custom("start is empty; it needs a program and may have arguments")),
     }
 }
@@ -450,10 +455,17 @@ impl FromStr for Health {
         let allowed = "allowed are http://HOST:PORT/PATH, tcp://ADDRESS:PORT and exec:/PROGRAM";
         if text.starts_with("http://") {
             let uri: axum::http::Uri = text.parse().map_err(|error| format!("{text:?}: {error}; {allowed}"))?;
-            return if uri.host().is_some() { Ok(Self::Http(uri)) } else { Err(format!("{text:?} names no host; {allowed}")) };
+            return if uri.host().is_some() {
+                Ok(Self::Http(uri))
+            } else {
+                Err(format!("{text:?} names no host; {allowed}"))
+            };
         }
         if let Some(address) = text.strip_prefix("tcp://") {
-            return address.parse().map(Self::Tcp).map_err(|_| format!("{text:?} is no address with a port; {allowed}"));
+            return address
+                .parse()
+                .map(Self::Tcp)
+                .map_err(|_| format!("{text:?} is no address with a port; {allowed}"));
         }
         match text.strip_prefix("exec:") {
             Some(path) if path.starts_with('/') => Ok(Self::Exec(path.into())),
@@ -529,7 +541,10 @@ mod tests {
             ("[[service]]\nrestart = true\n", &["x.toml:1", "exactly one of unit, container or command"]),
             ("[[service]]\nunit='a'\ncontainer='b'\n", &["x.toml:1", "exactly one"]),
             ("[[service]]\nname='a'\ncommand={start=['true'],cgroup='/a'}\n", &["x.toml:3", "absolute path"]),
-            ("[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/a/../b'}\n", &["x.toml:3", "without . or .."]),
+            (
+                "[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/a/../b'}\n",
+                &["x.toml:3", "without . or .."],
+            ),
             ("[[service]]\nname='a b'\ncommand={start=['/bin/true'],cgroup='/a'}\n", &["x.toml:1", "allowed are"]),
             ("[[service]\n", &["x.toml:1"]),
         ] {
@@ -549,7 +564,8 @@ mod tests {
 
     #[test]
     fn what_is_not_acted_on_is_said() {
-        let text = "[pool]\nagent_check = '127.0.0.1:9670'\n[[service]]\nunit = 'a.service'\nrestart = true\ndrain_at = 0.9\n";
+        let text =
+            "[pool]\nagent_check = '127.0.0.1:9670'\n[[service]]\nunit = 'a.service'\nrestart = true\ndrain_at = 0.9\n";
         let warnings = Config::parse(Path::new("x"), text).expect("valid").warnings();
         assert_eq!(warnings.len(), 3, "{warnings:?}");
     }

@@ -35,7 +35,9 @@ pub(crate) async fn prove(health: &Health, process: Identity) -> Result<()> {
         let result = match health {
             Health::Survival if begin.elapsed() >= SURVIVAL => Ok(()),
             Health::Survival => Err(anyhow::anyhow!("it has not lived for {} s", SURVIVAL.as_secs())),
-            other => timeout(TRY_TIMEOUT, ask(other)).await.unwrap_or_else(|_| bail!("no answer within {TRY_TIMEOUT:?}")),
+            other => {
+                timeout(TRY_TIMEOUT, ask(other)).await.unwrap_or_else(|_| bail!("no answer within {TRY_TIMEOUT:?}"))
+            }
         };
         match result {
             Ok(()) => return Ok(()),

@@ -64,10 +64,11 @@ fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Resul
 impl Metrics {
     /// Registers everything; at most `cap` services get a label of their own.
     pub(crate) fn new(registry: &Registry, cap: usize) -> Result<Self> {
-        let build = Opts::new("defib_build_info", "What is running: version, commit, and the kernel programs' sources.")
-            .const_label("version", env!("CARGO_PKG_VERSION"))
-            .const_label("commit", env!("DEFIB_GIT_COMMIT"))
-            .const_label("ebpf_sources", SOURCES);
+        let build =
+            Opts::new("defib_build_info", "What is running: version, commit, and the kernel programs' sources.")
+                .const_label("version", env!("CARGO_PKG_VERSION"))
+                .const_label("commit", env!("DEFIB_GIT_COMMIT"))
+                .const_label("ebpf_sources", SOURCES);
         register(registry, IntGauge::with_opts(build)?)?.set(1);
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
 
@@ -87,7 +88,10 @@ impl Metrics {
             deaths: counters(registry, "defib_deaths_total", "Deaths with their cause.", &["service", "cause"])?,
             missed: register(
                 registry,
-                IntCounter::new("defib_oom_audit_missed_total", "OOM kills in /proc/vmstat that the agent did not see.")?,
+                IntCounter::new(
+                    "defib_oom_audit_missed_total",
+                    "OOM kills in /proc/vmstat that the agent did not see.",
+                )?,
             )?,
             detection: register(registry, Histogram::with_opts(detection)?)?,
             cgroups: register(registry, IntGauge::new("defib_cgroups", "Cgroups known to the agent.")?)?,
@@ -96,7 +100,10 @@ impl Metrics {
             last_death: register(
                 registry,
                 GaugeVec::new(
-                    Opts::new("defib_service_last_death_timestamp_seconds", "Last death of the service, Unix time; 0: none."),
+                    Opts::new(
+                        "defib_service_last_death_timestamp_seconds",
+                        "Last death of the service, Unix time; 0: none.",
+                    ),
                     &["service"],
                 )?,
             )?,

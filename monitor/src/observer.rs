@@ -7,9 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use monitor_common::{
-    record::{
-        CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, Cgroup, Exit, LIFE_EXEC, Life, OomMark, Process, Record,
-    },
+    record::{CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, Cgroup, Exit, LIFE_EXEC, Life, OomMark, Process, Record},
     status,
 };
 
@@ -75,18 +73,13 @@ pub(crate) struct Marked {
     pub(crate) seen_ns: u64,
     /// Where the victim lives.
     pub(crate) place: Option<Place>,
-    /// Who; `None` when the kernel named a thread only.
-    pub(crate) process: Option<Identity>,
 }
 
-/// What the observer has seen.
+/// What the observer has seen, deaths apart: those come when they are decided.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "handled at once, never stored in numbers")]
 pub(crate) enum Sight {
     /// The OOM killer chose.
     Marked(Marked),
-    /// A process died, with its cause.
-    Died(Death),
     /// A process began in a watched service.
     Alive {
         /// Where.
@@ -187,13 +180,7 @@ impl Observer {
 
     fn marked(&mut self, mark: &OomMark, seen_ns: u64) -> Marked {
         self.docket.mark(mark);
-        let victim = &mark.victim;
-        Marked {
-            kernel_ns: mark.header.kernel_ns,
-            seen_ns,
-            place: self.place(victim.cgroup, seen_ns),
-            process: (victim.tgid != 0).then_some(Identity { tgid: victim.tgid, start_ns: victim.start_ns }),
-        }
+        Marked { kernel_ns: mark.header.kernel_ns, seen_ns, place: self.place(mark.victim.cgroup, seen_ns) }
     }
 
     fn alive(&mut self, life: &Life, seen_ns: u64) -> Option<Sight> {

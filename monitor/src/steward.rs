@@ -96,8 +96,7 @@ impl Steward {
             let Target::Command { name, command } = &rule.target else { continue };
             let service: Arc<str> = name.as_str().into();
             self.observer.name(&command.cgroup, Arc::clone(&service));
-            let supervisor =
-                CommandSupervisor::new(name, command.clone(), hierarchy.clone(), &config.agent.state_dir);
+            let supervisor = CommandSupervisor::new(name, command.clone(), hierarchy.clone(), &config.agent.state_dir);
             self.manage(service, &rule, Some(supervisor));
         }
     }
@@ -132,9 +131,16 @@ impl Steward {
         for (id, place) in self.observer.scan(now)? {
             self.consider(id, &place);
         }
-        let idle: Vec<_> = self.services.iter().filter(|(_, managed)| managed.supervisor.is_some()).map(|(name, _)| Arc::clone(name)).collect();
+        let idle: Vec<_> = self
+            .services
+            .iter()
+            .filter(|(_, managed)| managed.supervisor.is_some())
+            .map(|(name, _)| Arc::clone(name))
+            .collect();
         for service in idle {
-            let Some(supervisor) = self.services.get(&service).and_then(|managed| managed.supervisor.as_ref()) else { continue };
+            let Some(supervisor) = self.services.get(&service).and_then(|managed| managed.supervisor.as_ref()) else {
+                continue;
+            };
             let input = supervisor.main_process()?.map_or(Input::Missing, Input::Alive);
             self.step(&service, input, now);
         }
@@ -225,7 +231,7 @@ impl Steward {
             }
             Some(Sight::Created { id, place }) => self.consider(id, &place),
             Some(Sight::Populated { place, populated: false, kernel_ns }) => self.emptied(&place, kernel_ns),
-            Some(Sight::Alive { .. } | Sight::Populated { .. } | Sight::Died(_)) | None => {}
+            Some(Sight::Alive { .. } | Sight::Populated { .. }) | None => {}
         }
     }
 
@@ -269,7 +275,10 @@ impl Steward {
         self.timeline.say(death.kernel_ns, &service, What::Died);
         self.timeline.say(now, &service, What::Verdict(death.cause.to_string()));
         let label = self.metrics.label(&service);
-        self.metrics.last_death.with_label_values(&[label]).set(clock::wall(death.kernel_ns).as_millisecond() as f64 / 1e3);
+        self.metrics
+            .last_death
+            .with_label_values(&[label])
+            .set(clock::wall(death.kernel_ns).as_millisecond() as f64 / 1e3);
         self.step(&service, Input::Died { process: death.process, at_ns: death.kernel_ns }, now);
     }
 
@@ -358,7 +367,8 @@ struct Audit {
 
 impl Audit {
     fn begin() -> Self {
-        let base = vmstat::oom_kills().inspect_err(|error| tracing::warn!("OOM kills cannot be audited: {error:#}")).ok();
+        let base =
+            vmstat::oom_kills().inspect_err(|error| tracing::warn!("OOM kills cannot be audited: {error:#}")).ok();
         Self { base, counted: 0, last: base.unwrap_or(0), reported: 0 }
     }
 

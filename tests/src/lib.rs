@@ -1,0 +1,35 @@
+//! What the live tests share. They run the real binary against the real kernel, as root, and make real OOM kills in
+//! memory cgroups of their own.
+//!
+//! * [`cgroup`]: a memory cgroup that removes itself
+//! * [`defib`]: the binary under test, as a watcher or as an agent
+//! * [`victim`]: the program that dies on command
+//! * [`live`]: whether a live test can run here; if not, it says why and is counted as skipped
+
+pub mod cgroup;
+pub mod defib;
+pub mod live;
+pub mod victim;
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// How long a test waits for what must happen: long, because a busy machine is no failure of the program.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks again and again until `ask` has an answer.
+///
+/// # Panics
+/// When nothing came within [`PATIENCE`]; `what` says what was waited for.
+pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begin.elapsed() < PATIENCE, "waited {} s in vain for {what}", PATIENCE.as_secs());
+        sleep(Duration::from_millis(10));
+    }
+}

@@ -11,11 +11,13 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{artifacts, needs, privilege::Privilege, process, say, test::setup};
+use crate::{artifacts, privilege::Privilege, process, say, test::setup};
 
 /// Runs `defib SUBCOMMAND ARGS`. Returns only when that could not be started.
 pub(crate) fn launch(subcommand: &str, args: &[OsString]) -> Result<ExitCode> {
-    needs::provide(setup::c_compiler().as_slice(), false)?;
+    if let Some(need) = setup::c_compiler() {
+        bail!("{need}");
+    }
     let defib = artifacts::defib()?;
     let privilege = sufficient(&defib, subcommand, args)?;
     if privilege == Privilege::Sudo {

@@ -2,6 +2,7 @@
 //!
 //! * [`ebpf`]: build the kernel programs, or check that the committed object is what its sources give
 //! * [`test`]: format, lints, unit tests, object check, live kernel tests
+//! * [`vm`]: run a command or a live test on another kernel
 //! * [`demo`], [`run`]: build the program as the invoking user, start it with the rights that it needs
 //!
 //! One file (or directory) for each command; the rest is what they share: [`needs`] (what a machine lacks and the
@@ -18,6 +19,7 @@ mod run;
 mod say;
 mod source_hash;
 mod test;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -39,6 +41,7 @@ enum Command {
     Run(run::Args),
     Test(test::Args),
     Ebpf(ebpf::Args),
+    Vm(vm::Args),
 }
 
 impl Command {
@@ -48,6 +51,7 @@ impl Command {
             Self::Run(args) => run::execute(&args),
             Self::Test(args) => test::execute(args),
             Self::Ebpf(args) => ebpf::execute(&args),
+            Self::Vm(args) => vm::execute(&args),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Nothing is installed unsaid: [`provide`] first prints what is missing and why, then either installs it or, where
 //! that is not wanted or not possible, prints the commands for a person to run.
 
-use std::{fmt, process::Command};
+use std::{fmt, process::Command, slice};
 
 use anyhow::{Result, bail};
 
@@ -18,6 +18,17 @@ pub(crate) struct Need {
     pub(crate) why: &'static str,
     /// What brings it.
     pub(crate) mend: Mend,
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, why, mend: _ } = self;
+        write!(f, "{what} is missing ({why})")?;
+        match steps(slice::from_ref(self)).last() {
+            Some(step) => write!(f, ": run `{step}`"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What brings a missing thing.
@@ -149,6 +160,13 @@ mod tests {
         assert_eq!(shown[0], "apt-get update --quiet");
         assert!(shown[1].ends_with(" a b c"), "{}", shown[1]);
         assert_eq!(shown[2], r"P='it'\''s' make 'a tool'");
+    }
+
+    #[test]
+    fn one_need_fits_a_line() {
+        let need = Need { what: "cc".into(), why: "links", mend: Mend::Packages(vec!["gcc"]) };
+        let line = need.to_string();
+        assert!(line.starts_with("cc is missing (links): run `") && line.ends_with(" gcc`"), "{line}");
     }
 
     #[test]

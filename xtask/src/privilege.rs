@@ -50,9 +50,7 @@ impl Privilege {
                 let mut command = Command::new("sudo");
                 command.args(["--", "env"]);
                 for (name, value) in variables {
-                    let mut assignment = (*name).to_owned() + "=";
-                    assignment.push_str(&value.to_string_lossy());
-                    command.arg(assignment);
+                    command.arg([OsStr::new(name), value].join(OsStr::new("=")));
                 }
                 command.arg(program);
                 command

@@ -4,12 +4,8 @@
 //! container inside a unit is the container, a unit of a user's own manager is that unit.
 
 /// The container engines whose cgroups are known, as their cgroup names spell them.
-const ENGINES: &[(&str, &str)] = &[
-    ("docker-", "docker"),
-    ("libpod-", "podman"),
-    ("cri-containerd-", "containerd"),
-    ("crio-", "cri-o"),
-];
+const ENGINES: &[(&str, &str)] =
+    &[("docker-", "docker"), ("libpod-", "podman"), ("cri-containerd-", "containerd"), ("crio-", "cri-o")];
 /// Parents below which plain 64-digit names are container ids (cgroupfs driver).
 const PARENTS: &[(&str, &str)] = &[("docker", "docker"), ("libpod_parent", "podman"), ("kubepods", "containerd")];
 
@@ -64,7 +60,7 @@ fn is_id(text: &str) -> bool {
 
 /// Slices only group others, and a user's manager is no service of its own kind to restart; it is still a unit.
 fn is_unit(name: &str) -> bool {
-    (name.ends_with(".service") || name.ends_with(".scope")) && name.len() > ".scope".len()
+    [".service", ".scope"].iter().any(|kind| name.strip_suffix(kind).is_some_and(|stem| !stem.is_empty()))
 }
 
 #[cfg(test)]
@@ -79,9 +75,15 @@ mod tests {
         let container = |engine| Origin::Container { engine, id: ID.to_owned() };
         for (path, want) in [
             ("/system.slice/nginx.service".to_owned(), unit("nginx.service")),
-            ("/system.slice/system-postgresql.slice/postgresql@15-main.service".to_owned(), unit("postgresql@15-main.service")),
+            (
+                "/system.slice/system-postgresql.slice/postgresql@15-main.service".to_owned(),
+                unit("postgresql@15-main.service"),
+            ),
             ("/system.slice/app.service/nested/deep".to_owned(), unit("app.service")),
-            ("/user.slice/user-1000.slice/user@1000.service/app.slice/editor.service".to_owned(), unit("editor.service")),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/app.slice/editor.service".to_owned(),
+                unit("editor.service"),
+            ),
             ("/user.slice/user-0.slice/session-3.scope".to_owned(), unit("session-3.scope")),
             (format!("/system.slice/docker-{ID}.scope"), container("docker")),
             (format!("/system.slice/docker-{ID}.scope/init"), container("docker")),

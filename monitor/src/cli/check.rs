@@ -20,6 +20,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
         output::line(format_args!("warning: {warning}"))?;
     }
     let services = config.services();
-    let restarts = services.iter().filter(|service| service.restart && matches!(service.target, Target::Command { .. })).count();
-    output::line(format_args!("{}: valid; {} [[service]], {restarts} restarted by this version", args.file.display(), services.len()))
+    let restarts =
+        services.iter().filter(|service| service.restart && matches!(service.target, Target::Command { .. })).count();
+    output::line(format_args!(
+        "{}: valid; {} [[service]], {restarts} restarted by this version",
+        args.file.display(),
+        services.len()
+    ))
 }

@@ -18,6 +18,7 @@ use crate::{
     agent,
     config::{Command, Config, Health},
     host::{cgroup::Hierarchy, clock},
+    kernel,
     supervisor::CommandSupervisor,
     timeline::{Moment, Timeline, What},
 };
@@ -72,6 +73,7 @@ struct Stage {
 }
 
 pub(super) async fn run(args: Args) -> Result<()> {
+    kernel::permitted()?;
     let stage = Stage::plan()?;
     if !args.json {
         stage.explain(args.grace)?;
@@ -162,7 +164,7 @@ impl Stage {
         let mut story: Vec<Step> = Vec::new();
         let mut died = false;
         loop {
-            let Moment { at_ns, what, .. } = moments.recv().await.context("the timeline ended")?;
+            let Moment { at_ns, service, what } = moments.recv().await.context("the timeline ended")?;
             let (what, detail) = match what {
                 What::Marked => ("kernel mark", "the OOM killer chose the service".to_owned()),
                 What::Died => {
@@ -185,9 +187,12 @@ impl Stage {
                     return Ok(story);
                 }
                 // The first start, before the story.
-                What::Waiting { .. } | What::RestartAsked { .. } | What::Started { .. } | What::Healthy { .. } => continue,
+                What::Waiting { .. } | What::RestartAsked { .. } | What::Started { .. } | What::Healthy { .. } => {
+                    continue;
+                }
                 What::Suppressed(reason) => bail!("the agent decided against a restart: {reason}"),
             };
+            debug_assert_eq!(&*service, SERVICE);
             story.push(Step { at_ns, what, detail });
         }
     }

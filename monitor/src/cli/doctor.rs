@@ -21,9 +21,23 @@ pub(super) struct Args {
     /// One JSON object, for programs
     #[arg(long)]
     json: bool,
+    /// Only say, by the exit code, whether this user may run that command here
+    #[arg(long, value_name = "COMMAND", conflicts_with = "json")]
+    can: Option<Task>,
     /// Type information of the running kernel, when it is not at /sys/kernel/btf/vmlinux
     #[arg(long, value_name = "PATH")]
     btf: Option<PathBuf>,
+}
+
+/// A command that needs privileges.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Task {
+    /// Load programs
+    Watch,
+    /// Load programs
+    Run,
+    /// Load programs, and make a cgroup
+    Demo,
 }
 
 /// How a finding stands.
@@ -48,6 +62,15 @@ struct Finding {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
+    if let Some(task) = args.can {
+        kernel::permitted()?;
+        let writable = privilege::Effective::of_self()?.has(privilege::DAC_OVERRIDE);
+        anyhow::ensure!(
+            task != Task::Demo || writable,
+            "missing CAP_DAC_OVERRIDE (make the demo's cgroup): run as root"
+        );
+        return Ok(());
+    }
     let hierarchy = Hierarchy::detect();
     let mut findings = vec![kernel_release(), type_information(args.btf.as_deref())];
     findings.extend(capabilities());
@@ -121,8 +144,15 @@ fn capabilities() -> Vec<Finding> {
     for (list, build) in [(REQUIRED, broken as fn(_, String, String) -> _), (OPTIONAL, limited)] {
         for &capability in list {
             if !effective.has(capability) {
-                let mend = format!("run as root, or grant it: setcap {}+ep on the binary, or AmbientCapabilities=", capability.name.to_lowercase());
-                findings.push(build("capability", format!("{} is missing: {}", capability.name, capability.purpose), mend));
+                let mend = format!(
+                    "run as root, or grant it: setcap {}+ep on the binary, or AmbientCapabilities=",
+                    capability.name.to_lowercase()
+                );
+                findings.push(build(
+                    "capability",
+                    format!("{} is missing: {}", capability.name, capability.purpose),
+                    mend,
+                ));
             }
         }
     }
@@ -141,7 +171,9 @@ fn cgroups(hierarchy: &Result<Hierarchy>) -> Finding {
             };
             ok("cgroups", format!("{version}, mounted at {}", hierarchy.mount.display()))
         }
-        Err(error) => limited("cgroups", format!("{error:#}"), "without it deaths are seen, but not attributed to services"),
+        Err(error) => {
+            limited("cgroups", format!("{error:#}"), "without it deaths are seen, but not attributed to services")
+        }
     }
 }
 
@@ -160,7 +192,11 @@ fn lockdown() -> Finding {
 fn kernel_log() -> Finding {
     match Kmsg::open() {
         Ok(_) => ok("kernel log", "readable: OOM kills will name the limit that fired"),
-        Err(error) => limited("kernel log", format!("{error:#}"), "grant CAP_SYSLOG; without it an OOM kill lacks scope and limit"),
+        Err(error) => limited(
+            "kernel log",
+            format!("{error:#}"),
+            "grant CAP_SYSLOG; without it an OOM kill lacks scope and limit",
+        ),
     }
 }
 
@@ -170,7 +206,12 @@ fn programs(btf: Option<&Path>, hierarchy: Option<&Hierarchy>) -> Vec<Finding> {
         Ok((kernel, _rings)) => {
             let mut findings = vec![ok(
                 "kernel programs",
-                format!("{} loaded and attached (sources {}): {}", kernel.programs().len(), kernel::SOURCES, kernel.programs().join(", ")),
+                format!(
+                    "{} loaded and attached (sources {}): {}",
+                    kernel.programs().len(),
+                    kernel::SOURCES,
+                    kernel.programs().join(", ")
+                ),
             )];
             for missing in kernel.missing() {
                 findings.push(limited("kernel programs", format!("off: {missing}"), "nothing to do; the rest works"));
@@ -178,18 +219,20 @@ fn programs(btf: Option<&Path>, hierarchy: Option<&Hierarchy>) -> Vec<Finding> {
             findings
         }
         Err(error) => {
-            vec![broken("kernel programs", format!("{error:#}"), "mend what stands above first; then run with DEFIB_LOG=debug for the verifier's log")]
+            vec![broken(
+                "kernel programs",
+                format!("{error:#}"),
+                "mend what stands above first; then run with DEFIB_LOG=debug for the verifier's log",
+            )]
         }
     }
 }
 
 fn supervisors() -> Vec<Finding> {
     let mut found = Vec::new();
-    for (path, name) in [
-        ("/run/systemd/system", "systemd"),
-        ("/run/docker.sock", "Docker"),
-        ("/run/podman/podman.sock", "Podman"),
-    ] {
+    for (path, name) in
+        [("/run/systemd/system", "systemd"), ("/run/docker.sock", "Docker"), ("/run/podman/podman.sock", "Podman")]
+    {
         if Path::new(path).exists() {
             found.push(name);
         }

@@ -7,7 +7,7 @@ mod output;
 mod run;
 mod watch;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -109,7 +109,12 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 /// `DEFIB_LOG` (a level, or targets as tracing-subscriber's filter takes them) overrides `level`.
 fn log_to_stderr(level: &str) {
     let filter = EnvFilter::try_from_env("DEFIB_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// Completes at Ctrl-C or SIGTERM.

@@ -37,7 +37,6 @@ pub(super) async fn run(args: Args) -> Result<()> {
     if let Some(state_dir) = args.state_dir {
         config.agent.state_dir = state_dir;
     }
-    let options =
-        agent::Options { config, btf: args.btf.as_deref(), timeline: Timeline::new(), ready: None };
+    let options = agent::Options { config, btf: args.btf.as_deref(), timeline: Timeline::new(), ready: None };
     agent::run(options, asked_to_stop()).await
 }

@@ -44,8 +44,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let hierarchy = Hierarchy::detect()
         .inspect_err(|error| tracing::warn!("deaths cannot be attributed to services: {error:#}"))
         .ok();
-    let options =
-        kernel::Options { btf: args.btf.as_deref(), hierarchy: hierarchy.as_ref(), report_clean: args.all };
+    let options = kernel::Options { btf: args.btf.as_deref(), hierarchy: hierarchy.as_ref(), report_clean: args.all };
     let (kernel, rings) = kernel::load(options)?;
     for missing in kernel.missing() {
         tracing::warn!("off on this kernel: {missing}");
@@ -65,10 +64,8 @@ pub(super) async fn run(args: Args) -> Result<()> {
     observer.scan(clock::boot_ns())?;
     let kmsg = Kmsg::open().inspect_err(|error| tracing::warn!("OOM kills will lack scope and limit: {error:#}")).ok();
     // SAFETY: the log owns its descriptor, keeps it open and never exchanges it while it is registered.
-    let mut kmsg = kmsg
-        .map(|kmsg| unsafe { AsyncFd::register(kmsg) })
-        .transpose()
-        .context("cannot wait for the kernel's log")?;
+    let mut kmsg =
+        kmsg.map(|kmsg| unsafe { AsyncFd::register(kmsg) }).transpose().context("cannot wait for the kernel's log")?;
 
     let mut view = View::new(&args);
     view.begin()?;
@@ -138,10 +135,13 @@ impl View {
     }
 
     fn row(&self, death: &Death) -> String {
-        let service = death.place.as_ref().map_or_else(|| "-".to_owned(), |place| {
-            let worker = if death.role == Some(Role::Worker) { " (worker)" } else { "" };
-            format!("{}{worker}", Clean(&place.service))
-        });
+        let service = death.place.as_ref().map_or_else(
+            || "-".to_owned(),
+            |place| {
+                let worker = if death.role == Some(Role::Worker) { " (worker)" } else { "" };
+                format!("{}{worker}", Clean(&place.service))
+            },
+        );
         let (begin, end) = match (self.colours, &death.cause) {
             (false, _) | (true, Cause::CleanExit) => ("", ""),
             (true, Cause::OomKill(_)) => ("\x1b[1;31m", "\x1b[0m"),

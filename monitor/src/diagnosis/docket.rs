@@ -128,9 +128,8 @@ impl Docket {
             };
         }
         // Another process sent it: nothing that comes late changes that.
-        let sent_by_user = exit.header.flags & EXIT_SENDER != 0
-            && exit.sender.signal == SIGKILL
-            && exit.sender.si_code != SI_KERNEL;
+        let sent_by_user =
+            exit.header.flags & EXIT_SENDER != 0 && exit.sender.signal == SIGKILL && exit.sender.si_code != SI_KERNEL;
         if sent_by_user { 0 } else { death.seen_ns + MARK_WAIT_NS }
     }
 

@@ -83,9 +83,11 @@ pub(super) fn weigh(evidence: &Evidence<'_>) -> Cause {
         return Cause::Crash { signal, core_dumped };
     }
     let by_kernel = sender.is_some_and(|sender| sender.si_code == SI_KERNEL);
-    let by = sender
-        .filter(|_| !by_kernel)
-        .map(|sender| Party { tgid: sender.tgid, comm: Comm(sender.comm), uid: sender.uid });
+    let by = sender.filter(|_| !by_kernel).map(|sender| Party {
+        tgid: sender.tgid,
+        comm: Comm(sender.comm),
+        uid: sender.uid,
+    });
     Cause::Killed { signal, by, by_kernel }
 }
 
@@ -138,7 +140,12 @@ mod tests {
             ("kernel kill, mark lost, oom_mm set", exit(9, EXIT_OOM_VICTIM, kernel), None, "oom_kill"),
             ("sender and mark lost, oom_mm set", exit(9, EXIT_OOM_VICTIM, None), None, "oom_kill"),
             ("kernel kill, left before the mark, mark came late", exit(9, 0, kernel), Some(mark(true)), "oom_kill"),
-            ("kill -9 of a process that was marked while dying", exit(9, EXIT_OOM_VICTIM, user), Some(mark(false)), "killed"),
+            (
+                "kill -9 of a process that was marked while dying",
+                exit(9, EXIT_OOM_VICTIM, user),
+                Some(mark(false)),
+                "killed",
+            ),
             ("mark that killed nothing, sender lost", exit(9, EXIT_OOM_VICTIM, None), Some(mark(false)), "killed"),
             ("kernel kill without a mark: pid namespace ends", exit(9, 0, kernel), None, "killed"),
             ("kill -9", exit(9, 0, user), None, "killed"),

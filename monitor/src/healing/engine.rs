@@ -137,13 +137,27 @@ pub(crate) struct Engine {
     down_ns: Option<u64>,
     healthy_ns: Option<u64>,
     restarted: bool,
+    /// The incarnation that died or failed last: word of its life may come later than that of its death.
+    gone: Option<Identity>,
+    /// This is the first start, not the answer to a death.
+    first_start: bool,
 }
 
 impl Engine {
     /// A service of which nothing is known yet.
     pub(crate) fn new(policy: Policy) -> Self {
         let ledger = Ledger::new(policy.budget);
-        Self { policy, state: State::Unknown, ledger, attempts: 0, down_ns: None, healthy_ns: None, restarted: false }
+        Self {
+            policy,
+            state: State::Unknown,
+            ledger,
+            attempts: 0,
+            down_ns: None,
+            healthy_ns: None,
+            restarted: false,
+            gone: None,
+            first_start: false,
+        }
     }
 
     /// When [`Input::Tick`] is due; `None`: not without another input.
@@ -179,6 +193,9 @@ impl Engine {
     }
 
     fn alive(&mut self, process: Identity) -> Vec<Action> {
+        if self.gone.is_some_and(|gone| gone.matches(process)) {
+            return Vec::new();
+        }
         match self.state {
             State::Unknown => {
                 self.state = State::Running(process);
@@ -199,6 +216,7 @@ impl Engine {
         if self.process().is_some_and(|current| !current.matches(process)) {
             return Vec::new();
         }
+        self.gone = Some(process);
         match self.state {
             State::Running(_) | State::Unknown => {
                 let reset = u64::try_from(self.policy.backoff.reset_after.as_nanos()).unwrap_or(u64::MAX);
@@ -215,6 +233,7 @@ impl Engine {
     /// Not running at start-up: whoever might have brought it back has had the time for it.
     fn missing(&mut self, now_ns: u64) -> Vec<Action> {
         let mut actions = self.down(now_ns, now_ns);
+        self.first_start = true;
         if let State::Waiting { .. } = self.state {
             actions.retain(|action| !matches!(action, Action::Wait { .. }));
             self.state = State::Waiting { until_ns: now_ns };
@@ -293,6 +312,7 @@ impl Engine {
         if !matches!(self.state, State::Restarting { .. } | State::Proving(_)) {
             return Vec::new();
         }
+        self.gone = self.process().or(self.gone);
         let mut actions = vec![Action::Failed { reason }];
         actions.extend(self.wait(now_ns));
         actions
@@ -302,6 +322,10 @@ impl Engine {
         let State::Proving(process) = self.state else { return Vec::new() };
         self.state = State::Running(process);
         self.healthy_ns = Some(now_ns);
+        if std::mem::take(&mut self.first_start) {
+            // What it took to start it says nothing about how it will live.
+            self.attempts = 0;
+        }
         let Some(down_ns) = self.down_ns.take() else { return Vec::new() };
         vec![Action::Close { outage_ns: now_ns.saturating_sub(down_ns), by_us: self.restarted }]
     }
@@ -391,6 +415,17 @@ mod tests {
         engine.step(Input::Alive(who(2)), &mut host, 0);
         assert_eq!(engine.step(died(1, S), &mut host, S), vec![]);
         assert_eq!(engine.process(), Some(who(2)));
+    }
+
+    #[test]
+    fn late_word_of_a_dead_incarnation_s_life_is_no_respawn() {
+        let (mut engine, mut host) = (Engine::new(policy()), host());
+        engine.step(Input::Missing, &mut host, 0);
+        engine.step(Input::Tick, &mut host, 0);
+        engine.step(Input::Started(Ok(who(7))), &mut host, 1);
+        engine.step(Input::Probed(Err("it died".to_owned())), &mut host, 2);
+        assert_eq!(engine.step(Input::Alive(who(7)), &mut host, 3), vec![]);
+        assert_eq!(engine.process(), None);
     }
 
     #[test]

@@ -32,15 +32,6 @@ pub(crate) struct Hierarchy {
     pub(crate) mount: PathBuf,
 }
 
-/// Memory of one cgroup, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Memory {
-    /// In use, file cache included.
-    pub(crate) usage: u64,
-    /// The cgroup's own limit; `None`: none set.
-    pub(crate) limit: Option<u64>,
-}
-
 impl Hierarchy {
     /// Finds the hierarchy of the memory controller.
     ///
@@ -143,7 +134,9 @@ impl Hierarchy {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             // The cgroup was removed between open and read.
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => return Ok(Vec::new()),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => {
+                return Ok(Vec::new());
+            }
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
         };
         Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
@@ -152,7 +145,8 @@ impl Hierarchy {
     /// The process that a service began with: of those whose parent lives outside the cgroup, the oldest.
     pub(crate) fn main_process(&self, path: &str) -> Result<Option<Identity>> {
         let members = self.processes(path)?;
-        let outside = members.iter().filter(|&&pid| process::parent(pid).is_some_and(|parent| !members.contains(&parent)));
+        let outside =
+            members.iter().filter(|&&pid| process::parent(pid).is_some_and(|parent| !members.contains(&parent)));
         Ok(outside.filter_map(|&pid| process::identity(pid).ok().flatten()).min_by_key(|process| process.start_ns))
     }
 
@@ -206,35 +200,6 @@ impl Hierarchy {
             directory.push(parents[at]);
         }
         Ok(())
-    }
-
-    /// Memory in use and the cgroup's own limit; `None` when the cgroup has gone or has no memory files.
-    pub(crate) fn memory(&self, path: &str) -> Result<Option<Memory>> {
-        /// "No limit" on v1 is the largest multiple of the page size that fits into a signed 64-bit number.
-        const V1_UNLIMITED: u64 = i64::MAX as u64 & !0xffff;
-        let directory = self.directory(path);
-        let (usage, limit) = match self.version {
-            Version::V1 => ("memory.usage_in_bytes", "memory.limit_in_bytes"),
-            Version::V2 => ("memory.current", "memory.max"),
-        };
-        let read = |name: &str| match fs::read_to_string(directory.join(name)) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", directory.join(name).display())),
-        };
-        let (Some(usage), Some(limit)) = (read(usage)?, read(limit)?) else { return Ok(None) };
-        let usage = usage.trim().parse().with_context(|| format!("memory usage of {path} is no number"))?;
-        let limit = limit.trim().parse().ok().filter(|&limit| limit < V1_UNLIMITED);
-        Ok(Some(Memory { usage, limit }))
-    }
-
-    /// Path of a process's cgroup in this hierarchy, from `/proc/PID/cgroup`; `None` when the process has gone.
-    pub(crate) fn path_of(&self, tgid: u32) -> Option<String> {
-        let text = fs::read_to_string(format!("/proc/{tgid}/cgroup")).ok()?;
-        let own = format!("{}:", self.id);
-        let line = text.lines().find(|line| line.starts_with(&own))?;
-        line.splitn(3, ':').nth(2).map(str::to_owned)
     }
 }
 

@@ -53,8 +53,11 @@ impl Kmsg {
     /// Opens the log at its end, for reading without blocking.
     pub(crate) fn open() -> Result<Self> {
         let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        let mut file =
-            OpenOptions::new().read(true).custom_flags(flags).open(PATH).with_context(|| format!("cannot open {PATH}"))?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(PATH)
+            .with_context(|| format!("cannot open {PATH}"))?;
         file.seek(SeekFrom::End(0)).with_context(|| format!("cannot seek in {PATH}"))?;
         Ok(Self { file })
     }

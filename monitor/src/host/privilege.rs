@@ -18,10 +18,14 @@ pub(crate) const REQUIRED: &[Capability] = &[
     Capability { name: "CAP_PERFMON", bit: 38, purpose: "attach them to tracepoints and read kernel fields" },
 ];
 
+/// Needed to write where only root may.
+pub(crate) const DAC_OVERRIDE: Capability =
+    Capability { name: "CAP_DAC_OVERRIDE", bit: 1, purpose: "make and enter cgroups of command services" };
+
 /// Needed for more than seeing.
 pub(crate) const OPTIONAL: &[Capability] = &[
     Capability { name: "CAP_SYSLOG", bit: 34, purpose: "read /dev/kmsg, which names the limit behind an OOM kill" },
-    Capability { name: "CAP_DAC_OVERRIDE", bit: 1, purpose: "make and enter cgroups of command services" },
+    DAC_OVERRIDE,
     Capability { name: "CAP_KILL", bit: 5, purpose: "clear what is left of a dead service before a restart" },
     Capability { name: "CAP_SYS_RESOURCE", bit: 24, purpose: "lock map memory on kernels before 5.11" },
     Capability { name: "CAP_SYS_ADMIN", bit: 21, purpose: "measure the programs' own run time (bpf_stats)" },
@@ -35,7 +39,8 @@ impl Effective {
     /// Reads `/proc/self/status`.
     pub(crate) fn of_self() -> Result<Self> {
         let text = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-        let hex = text.lines().find_map(|line| line.strip_prefix("CapEff:")).context("/proc/self/status has no CapEff")?;
+        let hex =
+            text.lines().find_map(|line| line.strip_prefix("CapEff:")).context("/proc/self/status has no CapEff")?;
         u64::from_str_radix(hex.trim(), 16).map(Self).context("CapEff in /proc/self/status is not hexadecimal")
     }
 

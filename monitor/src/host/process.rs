@@ -46,21 +46,14 @@ pub(crate) fn is_alive(process: Identity) -> bool {
 
 /// True for a process that has ended and was not reaped yet.
 pub(crate) fn is_zombie(tgid: u32) -> bool {
-    fs::read(format!("/proc/{tgid}/stat")).is_ok_and(|stat| fields(&stat).is_some_and(|fields| fields.first() == Some(&"Z")))
+    fs::read(format!("/proc/{tgid}/stat"))
+        .is_ok_and(|stat| fields(&stat).is_some_and(|fields| fields.first() == Some(&"Z")))
 }
 
 /// Parent of a process; `None` when it has gone.
 pub(crate) fn parent(tgid: u32) -> Option<u32> {
     let stat = fs::read(format!("/proc/{tgid}/stat")).ok()?;
     fields(&stat)?.get(1)?.parse().ok()
-}
-
-/// Resident memory of this process in bytes (`VmRSS`).
-pub(crate) fn own_resident_bytes() -> Result<u64> {
-    let text = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("/proc/self/status has no VmRSS")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("VmRSS in /proc/self/status is no number")?;
-    Ok(kib * 1024)
 }
 
 fn gone(error: &io::Error) -> bool {
@@ -97,6 +90,5 @@ mod tests {
         assert!(is_alive(own));
         assert!(!is_alive(Identity { start_ns: own.start_ns + 2 * TICK_NS, ..own }), "same pid, other start");
         assert_eq!(identity(u32::MAX).expect("no error"), None);
-        assert!(own_resident_bytes().expect("readable") > 0);
     }
 }

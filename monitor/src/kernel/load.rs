@@ -3,14 +3,14 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use aya::{
     Btf, Ebpf, EbpfLoader, Endianness,
-    maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, ProgramError},
 };
 use aya_log::EbpfLogger;
@@ -20,6 +20,7 @@ use super::{
     btf,
     diagnostics::{self, Diagnostics},
     layout,
+    ring::Reader,
 };
 use crate::host::{cgroup::Hierarchy, privilege};
 
@@ -72,9 +73,9 @@ pub(crate) struct Kernel {
 /// The two rings, each for one reader.
 pub(crate) struct Rings {
     /// OOM marks and watched services.
-    pub(crate) critical: RingBuf<MapData>,
+    pub(crate) critical: Reader,
     /// Other abnormal deaths.
-    pub(crate) bulk: RingBuf<MapData>,
+    pub(crate) bulk: Reader,
 }
 
 /// What one attached program has cost; zero unless the kernel measures (`kernel.bpf_stats_enabled`).
@@ -88,16 +89,26 @@ pub(crate) struct Program {
     pub(crate) time: Duration,
 }
 
+/// Whether this process may load the programs at all; for callers that prepare something first.
+///
+/// # Errors
+/// [`LoadError::Capability`] names what is missing.
+pub(crate) fn permitted() -> Result<()> {
+    let lacking = privilege::Effective::of_self()?.lacking();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> =
+        lacking.iter().map(|capability| format!("{} ({})", capability.name, capability.purpose)).collect();
+    Err(LoadError::Capability(names.join(" and ")).into())
+}
+
 /// Loads and attaches everything that fits this kernel.
 ///
 /// # Errors
 /// [`LoadError`] for what an operator can mend; anything else names the step that failed.
 pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
-    let lacking = privilege::Effective::of_self()?.lacking();
-    if !lacking.is_empty() {
-        let names: Vec<_> = lacking.iter().map(|capability| format!("{} ({})", capability.name, capability.purpose)).collect();
-        return Err(LoadError::Capability(names.join(" and ")).into());
-    }
+    permitted()?;
     let path = options.btf.unwrap_or(Path::new(VMLINUX));
     if !path.exists() {
         return Err(LoadError::NoBtf(path.to_owned()).into());
@@ -131,15 +142,21 @@ pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
         let program: &mut BtfTracePoint =
             ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?;
         program.load(tracepoint, &types).map_err(|error| explain(error.into())).with_context(|| {
-            format!("the kernel refused the program {name} (for a report, run 'defib doctor --verbose' and attach its output)")
+            format!("the kernel refused the program {name} (DEFIB_LOG=debug shows the verifier's whole log)")
         })?;
-        program.attach().map_err(|error| explain(error.into())).with_context(|| format!("cannot attach {name} to {tracepoint}"))?;
+        program
+            .attach()
+            .map_err(|error| explain(error.into()))
+            .with_context(|| format!("cannot attach {name} to {tracepoint}"))?;
         programs.push(name);
     }
     drop(types);
 
     let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
-    let rings = Rings { critical: take("CRITICAL")?.try_into()?, bulk: take("BULK")?.try_into()? };
+    let awake = Arc::new(Mutex::new(Array::try_from(take("AWAKE")?)?));
+    let mut reader =
+        |name, slot| anyhow::Ok(Reader { ring: RingBuf::try_from(take(name)?)?, awake: Arc::clone(&awake), slot });
+    let rings = Rings { critical: reader("CRITICAL", 0)?, bulk: reader("BULK", 1)? };
     let counters = take("COUNTERS")?.try_into()?;
     let watched = Mutex::new(HashMap::try_from(take("WATCHED")?)?);
     Ok((Kernel { ebpf, counters, watched, programs, missing: plan.missing }, rings))
@@ -147,9 +164,10 @@ pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
 
 /// A refusal for want of privilege reads as such, however deep the loader wrapped it.
 fn explain(error: anyhow::Error) -> anyhow::Error {
-    let refused = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|error| {
-        error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error())
-    });
+    let refused = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()));
     if refused {
         let note = "the kernel refused it (EPERM): CAP_BPF and CAP_PERFMON are needed in the initial user namespace";
         return error.context(note);
@@ -187,15 +205,6 @@ impl Kernel {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(cgroup, 1, 0)
             .with_context(|| format!("cannot watch the cgroup with id {cgroup}"))
-    }
-
-    /// Stops watching a cgroup; no error when it was not watched.
-    pub(crate) fn unwatch(&self, cgroup: u64) -> Result<()> {
-        match self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&cgroup) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("cannot stop watching the cgroup with id {cgroup}")),
-        }
     }
 
     /// Names of the attached programs.

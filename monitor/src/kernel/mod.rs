@@ -12,7 +12,7 @@ mod load;
 mod ring;
 
 pub(crate) use diagnostics::follow_diagnostics;
-pub(crate) use load::{Kernel, Options, VMLINUX, load};
+pub(crate) use load::{Kernel, Options, VMLINUX, load, permitted};
 pub(crate) use ring::{Event, RingStats, follow};
 
 /// Sources of the programs that are embedded, as a short hash.

@@ -1,18 +1,26 @@
 //! Follows a ring: bytes become checked [`Event`]s and go to one bounded channel.
 //!
-//! A ring does not wake its reader for every record (`monitor-ebpf/src/ring.rs`): after a wake-up it stays silent for
-//! [`WAKE_WINDOW_NS`]. So the reader, once woken, looks again by itself each window until two looks in a row find
-//! nothing; the second covers a record whose clock was read just before the window closed.
+//! Being woken costs the program that submits a record more than the record itself. So a reader that was woken stays
+//! awake for a while and looks again by itself; it says so to the programs ([`Reader::awake`]), which then do not wake
+//! it. Before it sleeps it says that too and looks twice more, for a record whose program had read the old word.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    os::fd::{AsRawFd, RawFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use aya::maps::{MapData, RingBuf};
-use monitor_common::record::{Record, WAKE_WINDOW_NS};
-use tokio::{io::unix::AsyncFd, sync::mpsc};
+use aya::maps::{Array, MapData, RingBuf};
+use monitor_common::record::Record;
+use tokio::{
+    io::unix::AsyncFd,
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 
 use crate::host::clock;
 
@@ -38,29 +46,68 @@ impl RingStats {
     }
 }
 
-/// Quiet looks after which the reader sleeps until woken.
-const QUIET_LOOKS: u32 = 2;
+/// Between two looks of a reader that is awake. A fiftieth of what a verdict may take.
+const PAUSE: Duration = Duration::from_millis(2);
+/// Looks without a record before the reader goes to sleep: 16 ms, so that a steady trickle of deaths wakes nobody.
+const QUIET_LOOKS: u32 = 8;
+/// Looks after it has said that it sleeps.
+const LAST_LOOKS: u32 = 2;
+/// A sleeping reader looks once in a while all the same: a program that was preempted for milliseconds between reading
+/// the word and submitting its record would leave that record lying.
+const SAFETY: Duration = Duration::from_secs(1);
 
-/// Follows `ring` until nobody receives any more. A full channel holds the reader back, and then the kernel counts what
+/// One ring and the word that tells its programs whether to wake us.
+pub(crate) struct Reader {
+    /// The records.
+    pub(super) ring: RingBuf<MapData>,
+    /// The word.
+    pub(super) awake: Arc<Mutex<Array<MapData, u32>>>,
+    /// Its slot.
+    pub(super) slot: u32,
+}
+
+impl AsRawFd for Reader {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+}
+
+impl Reader {
+    fn awake(&self, awake: bool) -> Result<()> {
+        let mut words = self.awake.lock().unwrap_or_else(PoisonError::into_inner);
+        words.set(self.slot, u32::from(awake), 0).context("cannot tell the kernel programs whether to wake the reader")
+    }
+}
+
+/// Follows a ring until nobody receives any more. A full channel holds the reader back, and then the kernel counts what
 /// the ring has no room for: no loss goes uncounted.
 ///
 /// # Errors
 /// When the ring cannot be waited for.
-pub(crate) async fn follow(ring: RingBuf<MapData>, events: mpsc::Sender<Event>, stats: &RingStats) -> Result<()> {
-    // SAFETY: the ring owns its map's descriptor, keeps it open and never exchanges it while it is registered.
-    let mut ring = unsafe { AsyncFd::register(ring) }.context("cannot wait for a ring of the kernel programs")?;
+pub(crate) async fn follow(reader: Reader, events: mpsc::Sender<Event>, stats: &RingStats) -> Result<()> {
+    // SAFETY: the reader owns its map's descriptor, keeps it open and never exchanges it while it is registered.
+    let mut reader = unsafe { AsyncFd::register(reader) }.context("cannot wait for a ring of the kernel programs")?;
     loop {
-        ring.readable_mut().await.context("cannot wait for a ring of the kernel programs")?.clear_ready();
+        match timeout(SAFETY, reader.readable_mut()).await {
+            Ok(ready) => ready.context("cannot wait for a ring of the kernel programs")?.clear_ready(),
+            Err(_) => {}
+        }
         let mut quiet = 0;
-        while quiet < QUIET_LOOKS {
-            match drain(ring.get_mut(), &events, stats).await {
+        let mut awake = false;
+        while quiet < QUIET_LOOKS + LAST_LOOKS {
+            match drain(&mut reader.get_mut().ring, &events, stats).await {
                 None => return Ok(()),
+                // Woken by the clock, and there was nothing: back to sleep.
+                Some(0) if !awake && quiet == 0 => break,
                 Some(0) => quiet += 1,
                 Some(_) => quiet = 0,
             }
-            if quiet < QUIET_LOOKS {
-                tokio::time::sleep(Duration::from_nanos(WAKE_WINDOW_NS)).await;
+            let stay = quiet < QUIET_LOOKS;
+            if stay != awake {
+                awake = stay;
+                reader.get_ref().awake(awake)?;
             }
+            sleep(PAUSE).await;
         }
     }
 }
@@ -76,7 +123,10 @@ async fn drain(ring: &mut RingBuf<MapData>, events: &mpsc::Sender<Event>, stats:
             Err(error) => {
                 // One line for the first: a flood of them would be a flood of log.
                 if stats.malformed.fetch_add(1, Ordering::Relaxed) == 0 {
-                    tracing::error!(?error, "a record from the kernel programs is malformed; it is counted and skipped");
+                    tracing::error!(
+                        ?error,
+                        "a record from the kernel programs is malformed; it is counted and skipped"
+                    );
                 }
             }
         }

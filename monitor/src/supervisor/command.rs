@@ -54,7 +54,9 @@ impl CommandSupervisor {
     /// Makes the cgroup when it is missing; its id.
     pub(crate) fn prepare(&self) -> Result<u64> {
         self.hierarchy.create(&self.command.cgroup)?;
-        self.hierarchy.id_of(&self.command.cgroup)?.with_context(|| format!("the cgroup {} has gone", self.command.cgroup))
+        self.hierarchy
+            .id_of(&self.command.cgroup)?
+            .with_context(|| format!("the cgroup {} has gone", self.command.cgroup))
     }
 
     /// The running main process, when there is one.
@@ -122,7 +124,9 @@ impl CommandSupervisor {
         }
         match pidfd_send_signal(&fd, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("cannot end process {pid} of the old incarnation of {}", self.name)),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot end process {pid} of the old incarnation of {}", self.name))
+            }
         }
     }
 
@@ -146,7 +150,8 @@ impl CommandSupervisor {
             fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
         }
         if fs::metadata(&self.output).is_ok_and(|metadata| metadata.len() > OUTPUT_MAX) {
-            fs::rename(&self.output, self.output.with_extension("log.1")).with_context(|| format!("cannot set {shown} aside"))?;
+            fs::rename(&self.output, self.output.with_extension("log.1"))
+                .with_context(|| format!("cannot set {shown} aside"))?;
         }
         OpenOptions::new().create(true).append(true).open(&self.output).with_context(|| format!("cannot open {shown}"))
     }

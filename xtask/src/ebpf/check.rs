@@ -3,7 +3,7 @@
 //! Three answers, each stronger than the one before: the sources are those that the manifest records; the object is
 //! the one that it records; building again gives the same bytes. The last one takes the recorded tool versions.
 
-use std::{fs, io::ErrorKind, path::Path};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -68,12 +68,12 @@ fn usable(manifest: &Manifest) -> Result<Result<Toolchain, String>> {
     })
 }
 
-/// Builds from nothing in a directory of its own, so that no leftover of an earlier build can hide a difference.
+/// Builds our two crates anew: no leftover of an earlier build can hide a difference. Their dependencies may be left
+/// over, the lock file holds those to a checksum.
 fn compare(tools: &Toolchain, committed: &[u8]) -> Result<()> {
-    let target = workspace::target().join("ebpf-check");
-    remove(&target)?;
+    let target = compile::target();
+    compile::forget(tools, &target)?;
     let built = compile::compile(tools, &target)?;
-    remove(&target)?;
     if built != committed {
         bail!(
             "{} is not what its sources build to with the recorded tools (sha256 {}, not {}): run `cargo xtask ebpf`",
@@ -84,13 +84,4 @@ fn compare(tools: &Toolchain, committed: &[u8]) -> Result<()> {
     }
     say::line(format_args!("{}: rebuilt, the same {} bytes", source_hash::OBJECT, built.len()));
     Ok(())
-}
-
-fn remove(directory: &Path) -> Result<()> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
-        }
-        _ => Ok(()),
-    }
 }

@@ -14,6 +14,8 @@ use super::toolchain::Toolchain;
 use crate::{process, workspace};
 
 const TARGET: &str = "bpfel-unknown-none";
+/// The crates whose sources are ours.
+const OURS: [&str; 4] = ["--package", "monitor-ebpf", "--package", "monitor-common"];
 
 /// What decides the code, pinned here so that neither the workspace's profile for the agent nor the user's cargo
 /// configuration can change the object.
@@ -41,6 +43,18 @@ pub(super) fn compile(tools: &Toolchain, target: &Path) -> Result<Vec<u8>> {
         .env("PATH", path(&tools.linker_directory)?);
     process::run(&mut build)?;
     strip(tools, target)
+}
+
+/// Where the products of such a build are kept, apart from those of the agent.
+pub(super) fn target() -> PathBuf {
+    workspace::target().join("ebpf")
+}
+
+/// Removes what earlier builds left of our own crates.
+pub(super) fn forget(tools: &Toolchain, target: &Path) -> Result<()> {
+    let mut clean = cargo(tools);
+    clean.args(["clean", "--quiet", "--locked", "--release", "--target", TARGET]).args(OURS);
+    process::run(clean.env("CARGO_TARGET_DIR", target))
 }
 
 fn cargo(tools: &Toolchain) -> Command {

@@ -21,9 +21,9 @@ pub(super) struct Manifest {
 
 impl Manifest {
     pub(super) fn read(root: &Path) -> Result<Self> {
-        let text = fs::read_to_string(root.join(source_hash::MANIFEST));
-        let text = text.with_context(|| format!("{}: run `cargo xtask ebpf`", source_hash::MANIFEST))?;
-        toml::from_str(&text).with_context(|| format!("{}: run `cargo xtask ebpf`", source_hash::MANIFEST))
+        let fault = || format!("{}, which `cargo xtask ebpf` writes", source_hash::MANIFEST);
+        let text = fs::read_to_string(root.join(source_hash::MANIFEST)).with_context(fault)?;
+        toml::from_str(&text).with_context(fault)
     }
 
     pub(super) fn to_text(&self) -> Result<String> {
@@ -62,6 +62,6 @@ mod tests {
     #[test]
     fn an_absent_manifest_says_what_to_run() {
         let error = Manifest::read(Path::new("/nonexistent")).err().map(|error| format!("{error:#}"));
-        assert!(error.is_some_and(|error| error.contains("run `cargo xtask ebpf`")));
+        assert!(error.is_some_and(|error| error.contains("which `cargo xtask ebpf` writes: ")));
     }
 }

@@ -52,7 +52,7 @@ fn build(install: bool) -> Result<()> {
     needs::provide(&toolchain::missing()?, install)?;
     let tools = Toolchain::find()?;
     let sources = source_hash::of_sources(&root)?;
-    let object = compile::compile(&tools, &workspace::target().join("ebpf"))?;
+    let object = compile::compile(&tools, &compile::target())?;
     let manifest = Manifest { sources, object: source_hash::of_bytes(&object), tools: tools.versions };
     replace(&root.join(source_hash::OBJECT), &object)?;
     replace(&root.join(source_hash::MANIFEST), manifest.to_text()?.as_bytes())?;

@@ -110,7 +110,7 @@ fn only_packages_that_reach_the_object_matter() -> io::Result<()> {
     let lock = |from: &str, to: &str| edited(|root| fs::write(root.join("Cargo.lock"), LOCK.replace(from, to)));
     assert!(lock("\"b1\"", "\"changed\"")?);
     assert!(!lock("\"b2\"", "\"changed\"")?, "a version that only the agent uses");
-    assert!(!lock("\"cc\"", "\"changed\"")?, "a dependency of a build script's helper");
+    assert!(!lock("\"cc\"", "\"changed\"")?, "what only a build script uses");
     assert!(!edited(|root| fs::write(root.join("README.md"), "words"))?);
     assert!(!edited(|root| fs::write(root.join("monitor-ebpf/src/.main.rs.swp"), "an editor's"))?);
     Ok(())

@@ -28,10 +28,16 @@ pub(super) fn run(session: &mut Session) -> Result<()> {
         Privilege::Sudo => say::line("the tests need root: running them through sudo, which may ask for your password"),
         Privilege::Unprivileged => say::line("neither root nor sudo: each test that needs root says so and is skipped"),
     }
+    let mut programs: Vec<_> = built.iter().filter(|executable| executable.test).collect();
+    programs.sort_by(|a, b| a.name.cmp(&b.name));
+
     let before = session.skips.len();
-    for program in built.iter().filter(|executable| executable.test) {
-        run_program(program, privilege, session)?;
+    let mut result = Ok(());
+    for program in programs {
+        // One that fails does not keep the others from running.
+        result = result.and(run_program(program, privilege, session));
     }
+    result?;
     refuse_skips(&session.skips[before..])
 }
 

@@ -53,8 +53,11 @@ fn clippy(_: &mut Session) -> Result<()> {
 
 fn unit(session: &mut Session) -> Result<()> {
     let mut command = workspace::cargo();
-    command.args(["test", "--workspace", "--exclude", "monitor-ebpf", "--exclude", "tests", "--locked", "--"]);
-    run_tests(command.args(&session.args.filters).env(skips::VARIABLE, session.log.path()), session)
+    command.args(["test", "--workspace", "--exclude", "monitor-ebpf", "--exclude", "tests", "--locked"]);
+    run_tests(
+        command.args(["--no-fail-fast", "--"]).args(&session.args.filters).env(skips::VARIABLE, session.log.path()),
+        session,
+    )
 }
 
 fn object(session: &mut Session) -> Result<()> {

@@ -1,0 +1,258 @@
+//! The binary under test: as a watcher whose JSON is read, as an agent whose metrics are asked for, or run to its end.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::{PATIENCE, eventually, victim::binary};
+
+/// `defib watch --json`, ready and followed.
+#[derive(Debug)]
+pub struct Watch {
+    child: Child,
+    lines: Receiver<Value>,
+    seen: Vec<Value>,
+}
+
+impl Watch {
+    /// Starts watching, and returns when the first death has been seen, so that no later one is missed.
+    ///
+    /// # Panics
+    /// When the watcher does not start.
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(binary("defib"))
+            .args(["watch", "--json"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("defib starts");
+        let out = BufReader::new(child.stdout.take().expect("piped"));
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            for line in out.lines() {
+                let Ok(line) = line else { return };
+                let value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                if send.send(value).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut watch = Self { child, lines, seen: Vec::new() };
+        // Programs attach one after the other; a canary is seen once the last is.
+        let begin = Instant::now();
+        loop {
+            let canary = crate::victim::Victim::start(None, &["exit", "99"]);
+            let pid = canary.pid();
+            canary.wait();
+            if watch.find(Duration::from_millis(200), |line| line["tgid"] == pid).is_some() {
+                return watch;
+            }
+            assert!(begin.elapsed() < PATIENCE, "defib watch never saw its canary");
+        }
+    }
+
+    /// The death of process `pid`.
+    ///
+    /// # Panics
+    /// When it is not reported.
+    pub fn death_of(&mut self, pid: u32) -> Value {
+        self.find(PATIENCE, |line| line["tgid"] == pid).unwrap_or_else(|| panic!("the death of {pid} was not reported"))
+    }
+
+    /// The first death, reported by now or within `patience`, that fits.
+    pub fn find(&mut self, patience: Duration, fits: impl Fn(&Value) -> bool) -> Option<Value> {
+        if let Some(found) = self.seen.iter().find(|line| fits(line)) {
+            return Some(found.clone());
+        }
+        let until = Instant::now() + patience;
+        loop {
+            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if fits(&line) {
+                        return Some(line);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    /// All deaths reported so far.
+    pub fn seen(&self) -> &[Value] {
+        &self.seen
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+/// `defib run`, ready.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    address: SocketAddr,
+    /// Its state, removed with it.
+    pub state: tempfile::TempDir,
+}
+
+impl Agent {
+    /// Starts an agent on a free port with this configuration, and returns when it is ready.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub fn start(config: &str) -> Self {
+        let state = tempfile::tempdir().expect("a directory for state");
+        Self::start_in(state, config)
+    }
+
+    /// Starts an agent with the state that another has left.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub fn start_in(state: tempfile::TempDir, config: &str) -> Self {
+        let address = free_address();
+        let file = state.path().join("defib.toml");
+        std::fs::write(&file, config).expect("the configuration can be written");
+        let child = Command::new(binary("defib"))
+            .arg("run")
+            .arg("--config")
+            .arg(&file)
+            .arg("--state-dir")
+            .arg(state.path())
+            .arg("--listen")
+            .arg(address.to_string())
+            .spawn()
+            .expect("defib starts");
+        let agent = Self { child, address, state };
+        eventually("the agent to be ready", || agent.try_get("/readyz").filter(|(status, _)| *status == 200));
+        agent
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Asks its HTTP server; status and body.
+    pub fn try_get(&self, path: &str) -> Option<(u16, String)> {
+        get(self.address, path)
+    }
+
+    /// Its metrics.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn metrics(&self) -> Metrics {
+        let (status, text) = self.try_get("/metrics").expect("the agent answers");
+        assert_eq!(status, 200, "{text}");
+        Metrics(text)
+    }
+
+    /// Kills it, as a crash would, and leaves its state.
+    ///
+    /// # Panics
+    /// When it cannot be killed.
+    pub fn crash(mut self) -> tempfile::TempDir {
+        self.child.kill().expect("the agent can be killed");
+        self.child.wait().expect("the agent ends");
+        std::mem::replace(&mut self.state, tempfile::tempdir().expect("a directory"))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+/// A scrape.
+#[derive(Clone, Debug)]
+pub struct Metrics(pub String);
+
+impl Metrics {
+    /// The value of a series, written as in the exposition: `name{label="value"}`. `None` when it does not exist.
+    pub fn get(&self, series: &str) -> Option<f64> {
+        self.0.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// The sum of all series of a metric.
+    pub fn sum(&self, name: &str) -> f64 {
+        let own = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        self.0.lines().filter(own).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+}
+
+/// Runs the binary to its end.
+///
+/// # Panics
+/// When it does not start.
+pub fn run(arguments: &[&str]) -> Output {
+    Command::new(binary("defib")).args(arguments).stdin(Stdio::null()).output().expect("defib starts")
+}
+
+/// An address on loopback that is free now.
+///
+/// # Panics
+/// When there is none.
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("bound")
+}
+
+/// A plain HTTP GET: status and body; `None` when there was no whole answer.
+pub fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
+}
+
+/// Asks a child to end, and makes it if it does not.
+fn end(child: &mut Child) {
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        kill_process(pid, Signal::TERM).ok();
+    }
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(10) {
+        if matches!(child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().ok();
+    child.wait().ok();
+}
+
+/// The state directory of a test that wants one without an agent.
+///
+/// # Panics
+/// When none can be made.
+pub fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a directory")
+}
+
+/// True when a file exists.
+pub fn exists(path: impl AsRef<Path>) -> bool {
+    path.as_ref().exists()
+}

@@ -1,0 +1,73 @@
+//! Starts the program that dies on command (`src/bin/victim.rs`).
+
+use std::{
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+use crate::cgroup::Cgroup;
+
+/// A victim that was started.
+#[derive(Debug)]
+pub struct Victim {
+    child: Child,
+}
+
+/// A binary of this workspace, built beside the test that runs.
+///
+/// # Panics
+/// When it was not built: `cargo build --release -p monitor -p tests`.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    // target/PROFILE/deps/test-hash
+    let directory = test.parent().and_then(|deps| deps.parent()).expect("a test lies below its profile's directory");
+    let path = directory.join(name);
+    assert!(path.exists(), "{} is missing: build it with the tests' own profile", path.display());
+    path
+}
+
+impl Victim {
+    /// Starts a victim that enters `cgroup` and dies as `words` say.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(cgroup: Option<&Cgroup>, words: &[&str]) -> Self {
+        let mut command = Command::new(binary("victim"));
+        if let Some(cgroup) = cgroup {
+            command.arg("--cgroup").arg(&cgroup.directory);
+        }
+        let child = command
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the victim starts");
+        Self { child }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends what waits for its standard input, and waits for its end.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
+    pub fn wait(mut self) -> ExitStatus {
+        drop(self.child.stdin.take());
+        self.child.wait().expect("the victim can be waited for")
+    }
+
+    /// Waits for its end, its standard input left open.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
+    pub fn wait_with_input_open(mut self) -> ExitStatus {
+        let input = self.child.stdin.take();
+        let status = self.child.wait().expect("the victim can be waited for");
+        drop(input);
+        status
+    }
+}

@@ -1,0 +1,222 @@
+//! `defib run` against real deaths: counts that agree with the kernel's own, and services that come back.
+
+use std::{fs, path::Path, process::Command};
+
+use tests::{
+    cgroup::Cgroup,
+    defib::{Agent, run},
+    eventually, live,
+    victim::{Victim, binary},
+};
+
+const MIB: u64 = 1024 * 1024;
+
+fn kernel_oom_kills() -> u64 {
+    let text = fs::read_to_string("/proc/vmstat").expect("readable");
+    let line = text.lines().find_map(|line| line.strip_prefix("oom_kill ")).expect("counted");
+    line.parse().expect("a number")
+}
+
+#[test]
+fn two_hundred_oom_kills_are_counted_as_the_kernel_counts_them() {
+    if !live::can_run("two_hundred_oom_kills_are_counted_as_the_kernel_counts_them") {
+        return;
+    }
+    let cgroup = Cgroup::new(Some(8 * MIB));
+    let agent = Agent::start("");
+    let before = kernel_oom_kills();
+    for _ in 0..200 {
+        let status = Victim::start(Some(&cgroup), &["leak"]).wait();
+        assert!(!status.success());
+    }
+    let kernel = kernel_oom_kills() - before;
+    assert_eq!(kernel, 200);
+    let metrics = eventually("the last verdict", || {
+        let metrics = agent.metrics();
+        (metrics.sum("defib_oom_kills_total") >= kernel as f64).then_some(metrics)
+    });
+    assert_eq!(metrics.sum("defib_oom_kills_total"), kernel as f64);
+    assert_eq!(metrics.get("defib_process_exits_total{outcome=\"oom\"}"), Some(kernel as f64));
+    assert_eq!(metrics.get("defib_deaths_total{cause=\"oom_kill\",service=\"other\"}"), Some(kernel as f64));
+    assert_eq!(metrics.sum("defib_oom_audit_missed_total"), 0.0);
+    assert_eq!(metrics.sum("defib_events_lost_total"), 0.0);
+}
+
+/// A service that lives until it is killed, healthy at once.
+fn sleeper(cgroup: &Cgroup, extra: &str) -> String {
+    format!(
+        "[[service]]\nname = \"patient\"\nrestart = true\ngrace = \"100ms\"\nhealth = \"exec:/bin/true\"\n\
+         command = {{ start = [\"/bin/sleep\", \"1000\"], cgroup = \"{}\" }}\n{extra}",
+        cgroup.path
+    )
+}
+
+fn only_member(cgroup: &Cgroup) -> i32 {
+    eventually("one process in the cgroup", || match cgroup.members().as_slice() {
+        [pid] if name(*pid) == "sleep" => Some(*pid),
+        _ => None,
+    })
+}
+
+fn name(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+}
+
+fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+}
+
+#[test]
+fn a_killed_service_comes_back_and_the_outage_is_measured() {
+    if !live::can_run("a_killed_service_comes_back_and_the_outage_is_measured") {
+        return;
+    }
+    let cgroup = Cgroup::new(None);
+    let agent = Agent::start(&sleeper(&cgroup, ""));
+    let first = only_member(&cgroup);
+    eventually("the first start to be healthy", || {
+        (agent.metrics().get("defib_incidents_open{service=\"patient\"}") == Some(0.0)).then_some(())
+    });
+    let starts = agent.metrics().get("defib_restarts_total{result=\"ok\",service=\"patient\"}").expect("exists at 0");
+    kill(first);
+    let second = eventually("a new process", || {
+        cgroup.members().first().copied().filter(|&pid| pid != first && name(pid) == "sleep")
+    });
+    assert_ne!(first, second);
+    let metrics = eventually("the outage to end", || {
+        let metrics = agent.metrics();
+        let done = metrics.get("defib_restarts_total{result=\"ok\",service=\"patient\"}") == Some(starts + 1.0);
+        done.then_some(metrics)
+    });
+    assert_eq!(metrics.get("defib_service_up{service=\"patient\"}"), Some(1.0));
+    assert_eq!(metrics.get("defib_incidents_open{service=\"patient\"}"), Some(0.0));
+    assert_eq!(metrics.get("defib_deaths_total{cause=\"killed\",service=\"patient\"}"), Some(1.0));
+    assert!(metrics.get("defib_service_last_death_timestamp_seconds{service=\"patient\"}") > Some(1.0e9));
+    assert!(metrics.get("defib_outage_seconds_count{service=\"patient\"}") >= Some(1.0));
+    assert_eq!(cgroup.members(), vec![second], "one incarnation");
+    // The service is in a session of its own and not protected from the OOM killer.
+    let adjustment = fs::read_to_string(format!("/proc/{second}/oom_score_adj")).expect("readable");
+    assert_eq!(adjustment.trim(), "0");
+}
+
+#[test]
+fn the_agent_s_own_death_does_not_harm_its_services() {
+    if !live::can_run("the_agent_s_own_death_does_not_harm_its_services") {
+        return;
+    }
+    let cgroup = Cgroup::new(None);
+    let config = sleeper(&cgroup, "");
+    let agent = Agent::start(&config);
+    let process = only_member(&cgroup);
+    let state = agent.crash();
+    assert_eq!(cgroup.members(), vec![process], "it lives on");
+    let agent = Agent::start_in(state, &config);
+    assert_eq!(cgroup.members(), vec![process], "it is found, not started twice");
+    assert_eq!(agent.metrics().get("defib_service_up{service=\"patient\"}"), Some(1.0));
+    // Its death is still seen and answered.
+    kill(process);
+    eventually("a new process", || {
+        cgroup.members().first().copied().filter(|&pid| pid != process && name(pid) == "sleep")
+    });
+}
+
+#[test]
+fn a_service_that_cannot_live_stops_at_its_budget() {
+    if !live::can_run("a_service_that_cannot_live_stops_at_its_budget") {
+        return;
+    }
+    let cgroup = Cgroup::new(None);
+    let config = format!(
+        "[[service]]\nname = \"hopeless\"\nrestart = true\ngrace = \"0s\"\nbackoff = {{ initial = \"1ms\", max = \"2ms\" }}\n\
+         budget = {{ per_service = \"4/1h\" }}\n\
+         command = {{ start = [\"{}\", \"exit\", \"3\"], cgroup = \"{}\" }}\n",
+        binary("victim").display(),
+        cgroup.path
+    );
+    let agent = Agent::start(&config);
+    let suppressed = "defib_restart_suppressed_total{reason=\"service_budget\",service=\"hopeless\"}";
+    let metrics = eventually("the budget to be spent", || {
+        let metrics = agent.metrics();
+        (metrics.get(suppressed) >= Some(1.0)).then_some(metrics)
+    });
+    assert_eq!(metrics.get("defib_restarts_total{result=\"failed\",service=\"hopeless\"}"), Some(4.0));
+    assert_eq!(metrics.get("defib_incidents_open{service=\"hopeless\"}"), Some(1.0));
+    assert_eq!(metrics.get("defib_deaths_total{cause=\"exit\",service=\"hopeless\"}"), Some(4.0));
+}
+
+#[test]
+fn pages_answer_and_series_exist_from_the_start() {
+    if !live::can_run("pages_answer_and_series_exist_from_the_start") {
+        return;
+    }
+    let agent = Agent::start("");
+    assert_eq!(agent.try_get("/healthz"), Some((200, "alive\n".to_owned())));
+    assert_eq!(agent.try_get("/readyz").map(|(status, _)| status), Some(200));
+    assert_eq!(agent.try_get("/nothing").map(|(status, _)| status), Some(404));
+    let metrics = agent.metrics();
+    for series in [
+        "defib_oom_kills_total{scope=\"memcg\",service=\"other\"}",
+        "defib_deaths_total{cause=\"oom_kill\",service=\"other\"}",
+        "defib_events_lost_total{ring=\"critical\"}",
+        "defib_events_lost_total{ring=\"bulk\"}",
+        "defib_oom_audit_missed_total",
+        "defib_process_exits_total{outcome=\"oom\"}",
+    ] {
+        assert_eq!(metrics.get(series), Some(0.0), "{series}");
+    }
+    assert!(metrics.get("process_resident_memory_bytes").is_some());
+    assert!(metrics.0.contains("defib_build_info{"));
+}
+
+#[test]
+fn the_demo_brings_its_service_back_and_leaves_nothing() {
+    if !live::can_run("the_demo_brings_its_service_back_and_leaves_nothing") {
+        return;
+    }
+    let output = run(&["demo", "--json"]);
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let story: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let steps: Vec<_> = story["timeline"].as_array().expect("steps").iter().collect();
+    let order: Vec<_> = steps.iter().filter_map(|step| step["what"].as_str()).collect();
+    let want =
+        ["leak started", "kernel mark", "death", "verdict", "waiting", "restart asked", "started", "healthy again"];
+    assert_eq!(order, want, "{text}");
+    let times: Vec<_> = steps.iter().filter_map(|step| step["at_ns"].as_u64()).collect();
+    assert!(times.is_sorted(), "{text}");
+    assert!(steps[3]["detail"].as_str().is_some_and(|cause| cause.contains("killed for want of memory")), "{text}");
+    assert_nothing_left();
+}
+
+#[test]
+fn an_interrupted_demo_cleans_up() {
+    if !live::can_run("an_interrupted_demo_cleans_up") {
+        return;
+    }
+    let mut demo = Command::new(binary("defib"))
+        .args(["demo", "--grace", "60s"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("starts");
+    let directory = std::env::temp_dir().join(format!("defib-demo-{}", demo.id()));
+    eventually("the demo's service to write", || directory.join("output/demo.log").exists().then_some(()));
+    let pid = rustix::process::Pid::from_raw(demo.id() as i32).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupted");
+    assert_eq!(demo.wait().expect("ends").code(), Some(1));
+    assert!(!directory.exists());
+    assert_nothing_left();
+}
+
+fn assert_nothing_left() {
+    let (mount, _) = tests::cgroup::memory_hierarchy();
+    for place in [mount.as_path(), Path::new(&std::env::temp_dir())] {
+        let left: Vec<_> = fs::read_dir(place)
+            .expect("readable")
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("defib-demo-"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}

@@ -1,0 +1,204 @@
+//! `defib watch` against real deaths on the running kernel: the cause, the sender, the service, the role.
+
+use std::{fs, time::Duration};
+
+use serde_json::Value;
+use tests::{
+    cgroup::{Cgroup, memory_hierarchy},
+    defib::Watch,
+    eventually, live,
+    victim::Victim,
+};
+
+const MIB: u64 = 1024 * 1024;
+
+/// What every record must have, whatever the cause.
+fn check_common(death: &Value) {
+    let ns = |key: &str| death[key].as_u64().unwrap_or_else(|| panic!("{key} of {death}"));
+    assert!(ns("start_ns") <= ns("kernel_ns") && ns("kernel_ns") <= ns("seen_ns"), "{death}");
+    let time = death["time"].as_str().expect("a time");
+    assert!(time.ends_with('Z') && time.len() == "2026-01-01T00:00:00.123456789Z".len(), "{time}");
+    assert!(death["exit_code"].is_null() != death["signal"].is_null(), "one of the two: {death}");
+}
+
+fn check_oom(death: &Value, cgroup: &Cgroup, role: &str) {
+    check_common(death);
+    let cause = &death["cause"];
+    assert_eq!(cause["kind"], "oom_kill", "{death}");
+    assert_eq!(death["signal"], 9, "{death}");
+    assert_eq!(death["cgroup"], cgroup.path, "{death}");
+    assert_eq!(death["service"], cgroup.path, "{death}");
+    assert_eq!(death["role"], role, "{death}");
+    assert_eq!(cause["scope"], "memcg", "{death}");
+    assert_eq!(cause["limit_owner"], cgroup.path, "{death}");
+    assert_eq!(cause["triggered_by"]["comm"], "victim", "{death}");
+    let rss = death["max_rss_bytes"].as_u64().expect("a peak");
+    assert!((8 * MIB..40 * MIB).contains(&rss), "near the limit of 32 MiB: {death}");
+}
+
+#[test]
+fn one_process_is_oom_killed() {
+    if !live::can_run("one_process_is_oom_killed") {
+        return;
+    }
+    let cgroup = Cgroup::new(Some(32 * MIB));
+    let mut watch = Watch::start(&[]);
+    let victim = Victim::start(Some(&cgroup), &["leak"]);
+    let pid = victim.pid();
+    victim.wait();
+    let death = watch.death_of(pid);
+    check_oom(&death, &cgroup, "main");
+    assert_eq!(death["comm"], "victim");
+    assert_eq!(death["cause"]["triggered_by"]["tgid"], pid);
+}
+
+#[test]
+fn a_child_is_oom_killed_and_the_main_process_survives() {
+    if !live::can_run("a_child_is_oom_killed_and_the_main_process_survives") {
+        return;
+    }
+    let cgroup = Cgroup::new(Some(32 * MIB));
+    let mut watch = Watch::start(&["--all"]);
+    let victim = Victim::start(Some(&cgroup), &["leak-in-child"]);
+    let main = victim.pid();
+    let child = watch.find(tests::PATIENCE, |line| line["cgroup"] == cgroup.path).expect("a death in the cgroup");
+    check_oom(&child, &cgroup, "worker");
+    assert_ne!(child["tgid"], main);
+    // The main process ends when it is told to, and only then, and cleanly.
+    assert!(victim.wait().success(), "the main process survived");
+    let main = watch.death_of(main);
+    check_common(&main);
+    assert_eq!((main["cause"]["kind"].as_str(), main["role"].as_str()), (Some("clean_exit"), Some("main")), "{main}");
+}
+
+#[test]
+fn a_process_whose_leader_has_left_is_oom_killed() {
+    if !live::can_run("a_process_whose_leader_has_left_is_oom_killed") {
+        return;
+    }
+    let cgroup = Cgroup::new(Some(32 * MIB));
+    let mut watch = Watch::start(&[]);
+    let victim = Victim::start(Some(&cgroup), &["leak-after-leader"]);
+    let pid = victim.pid();
+    victim.wait();
+    check_oom(&watch.death_of(pid), &cgroup, "main");
+    let deaths = watch.seen().iter().filter(|line| line["tgid"] == pid).count();
+    assert_eq!(deaths, 1, "one process, one death");
+}
+
+#[test]
+fn kill_9_names_its_sender() {
+    if !live::can_run("kill_9_names_its_sender") {
+        return;
+    }
+    let cgroup = Cgroup::new(Some(32 * MIB));
+    let mut watch = Watch::start(&[]);
+    let victim = Victim::start(Some(&cgroup), &["wait"]);
+    let pid = victim.pid();
+    eventually("the victim to enter its cgroup", || cgroup.members().contains(&(pid as i32)).then_some(()));
+    // Another program kills it, so that the sender is not simply its parent.
+    let mut killer = std::process::Command::new("sh")
+        .args(["-c", &format!("kill -9 {pid}; read rest")])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("a shell starts");
+    victim.wait_with_input_open();
+    let death = watch.death_of(pid);
+    check_common(&death);
+    assert_eq!(death["cause"]["kind"], "killed", "{death}");
+    assert_eq!(death["cause"]["signal"], 9);
+    assert_eq!(death["cause"]["by"]["tgid"], killer.id(), "{death}");
+    assert_eq!(death["cause"]["by"]["comm"], "sh");
+    assert_eq!(death["cause"]["by"]["uid"], 0);
+    killer.kill().ok();
+    killer.wait().expect("the shell ends");
+}
+
+#[test]
+fn faults_and_exits_are_what_they_are() {
+    if !live::can_run("faults_and_exits_are_what_they_are") {
+        return;
+    }
+    let mut watch = Watch::start(&["--all"]);
+    for (words, kind, code, signal) in [
+        (&["segv"][..], "crash", None, Some(11)),
+        (&["abort"], "crash", None, Some(6)),
+        (&["exit", "3"], "exit", Some(3), None),
+        (&["exit", "0"], "clean_exit", Some(0), None),
+        (&["exit-after-leader", "7"], "exit", Some(7), None),
+    ] {
+        let victim = Victim::start(None, words);
+        let pid = victim.pid();
+        victim.wait_with_input_open();
+        let death = watch.death_of(pid);
+        check_common(&death);
+        assert_eq!(death["cause"]["kind"], kind, "{words:?}: {death}");
+        assert_eq!(death["exit_code"].as_i64(), code, "{words:?}: {death}");
+        assert_eq!(death["signal"].as_i64(), signal, "{words:?}: {death}");
+        let deaths = watch.seen().iter().filter(|line| line["tgid"] == pid).count();
+        assert_eq!(deaths, 1, "one process, one death: {words:?}");
+    }
+}
+
+#[test]
+fn clean_exits_are_not_shown_unless_asked_for() {
+    if !live::can_run("clean_exits_are_not_shown_unless_asked_for") {
+        return;
+    }
+    let mut watch = Watch::start(&[]);
+    let quiet = Victim::start(None, &["exit", "0"]);
+    let quiet_pid = quiet.pid();
+    quiet.wait();
+    let loud = Victim::start(None, &["exit", "1"]);
+    let loud_pid = loud.pid();
+    loud.wait();
+    watch.death_of(loud_pid);
+    assert!(!watch.seen().iter().any(|line| line["tgid"] == quiet_pid));
+}
+
+/// Each process exits with a code that belongs to its cgroup; a wrong pair is a wrong attribution.
+#[test]
+fn a_thousand_parallel_short_lives_are_attributed_right() {
+    if !live::can_run("a_thousand_parallel_short_lives_are_attributed_right") {
+        return;
+    }
+    const CGROUPS: usize = 10;
+    const EACH: usize = 100;
+    let cgroups: Vec<_> = (0..CGROUPS).map(|_| Cgroup::new(None)).collect();
+    let mut watch = Watch::start(&[]);
+    let (mount, _) = memory_hierarchy();
+    std::thread::scope(|scope| {
+        for (number, cgroup) in cgroups.iter().enumerate() {
+            scope.spawn(move || {
+                let code = (number + 1).to_string();
+                for _ in 0..EACH / 10 {
+                    let batch: Vec<_> = (0..10).map(|_| Victim::start(Some(cgroup), &["exit", &code])).collect();
+                    for victim in batch {
+                        assert_eq!(victim.wait().code(), Some(number as i32 + 1));
+                    }
+                }
+            });
+        }
+    });
+    let mut counts = vec![0; CGROUPS];
+    let total = || CGROUPS * EACH;
+    // The last deaths of all: when they are in, so is every earlier one.
+    let enough = |seen: &[Value]| seen.iter().filter(|line| is_ours(line, &cgroups)).count() >= total();
+    eventually("a thousand deaths", || {
+        watch.find(Duration::from_millis(100), |_| false);
+        enough(watch.seen()).then_some(())
+    });
+    for death in watch.seen().iter().filter(|line| is_ours(line, &cgroups)) {
+        let code = death["exit_code"].as_u64().expect("a code") as usize;
+        assert_eq!(death["cgroup"], cgroups[code - 1].path, "{death}");
+        assert_eq!(death["cause"]["code"], code, "{death}");
+        counts[code - 1] += 1;
+    }
+    assert_eq!(counts, vec![EACH; CGROUPS]);
+    assert!(fs::metadata(mount).is_ok());
+}
+
+fn is_ours(death: &Value, cgroups: &[Cgroup]) -> bool {
+    cgroups.iter().any(|cgroup| death["cgroup"] == cgroup.path)
+        || death["comm"] == "victim" && death["exit_code"].as_u64().is_some_and(|code| (1..=10).contains(&code))
+}

@@ -1,0 +1,168 @@
+//! `cargo xtask vm`: runs a command on another kernel, in a virtual machine with real systemd as PID 1.
+//!
+//! ```text
+//! kernel (downloaded) ──────────────┐
+//! root file system (mmdebstrap) ────┼─▶ qemu ─▶ output and exit status of the command
+//! programs, --with files ─▶ payload ┘
+//! ```
+//! Kernels and root file systems are kept in `target/vm` and shared by parallel runs; no run writes to them. Output
+//! and logs of a run stay in `target/vm/runs`. Every run ends by itself, by its deadline at the latest.
+
+mod apt;
+mod boot;
+mod cache;
+mod console;
+mod disk;
+mod host;
+mod image;
+mod initramfs;
+mod kernel;
+mod logged;
+mod modules;
+mod payload;
+mod programs;
+mod tee;
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    process::{self, ExitCode},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum as _;
+
+use self::{
+    boot::{Machine, Outcome},
+    kernel::Kernel,
+    payload::Payload,
+    programs::Program,
+    tee::Tee,
+};
+use crate::{needs, say, workspace};
+
+/// Run a command or a test on another kernel, in a virtual machine with systemd
+///
+/// Says what is missing on this machine and why it is needed, and installs it. The first run downloads a kernel and
+/// builds a root file system (as root); later ones take both from target/vm. The agent and the victims are built and
+/// lie in /payload of the guest. Ends with the exit status of the command, or 125 when the machine did not get to one.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Kernel series to boot; may be given more than once
+    #[arg(long, value_enum, required_unless_present = "all")]
+    kernel: Vec<Kernel>,
+    /// Boot every kernel, one after another
+    #[arg(long, conflicts_with = "kernel")]
+    all: bool,
+    /// Commands for bash, run in /payload of the guest; without them, the machine checks itself
+    #[arg(long, value_name = "COMMAND", conflicts_with = "test")]
+    exec: Option<String>,
+    /// Run a test program of the package `tests`
+    #[arg(long, value_name = "NAME", conflicts_with = "no_build")]
+    test: Option<String>,
+    /// Copy a file or directory into /payload; may be given more than once
+    #[arg(long, value_name = "PATH")]
+    with: Vec<PathBuf>,
+    /// Have this Debian package in the guest beside the usual ones; may be given more than once
+    #[arg(long, value_name = "PACKAGE")]
+    include: Vec<String>,
+    /// Seconds after which a machine is ended, boot included
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    deadline: u64,
+    /// Memory of the machine in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    memory: u32,
+    /// Processors of the machine
+    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    cpus: u32,
+    /// Build nothing; take the agent and the victims as they are in target/release, or go without
+    #[arg(long)]
+    no_build: bool,
+    /// Install nothing; where something is missing, list it with the commands that bring it, and fail
+    #[arg(long)]
+    no_install: bool,
+}
+
+/// Exit status for a machine that did not get to a status of its own.
+const NO_STATUS: u8 = 125;
+
+pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
+    needs::provide(&host::missing()?, !args.no_install)?;
+    let programs = if args.no_build {
+        programs::built_earlier()?
+    } else {
+        programs::build(args.test.as_deref(), !args.no_install)?
+    };
+    let cache = workspace::target().join("vm");
+    let image = image::prepare(&cache, &args.include)?;
+
+    let kernels = if args.all { Kernel::value_variants() } else { args.kernel.as_slice() };
+    let mut results = Vec::new();
+    for &kernel in kernels {
+        // One that fails does not keep the others from running.
+        let result = run(args, &programs, &cache, &image, kernel);
+        if let Err(error) = &result {
+            say::error(error);
+        }
+        results.push((kernel, result.ok()));
+    }
+
+    let mut first_failure = 0;
+    for (kernel, outcome) in results {
+        say::line(format_args!("vm: kernel {:>4}: {}", kernel.name(), summary(outcome)));
+        let status = outcome.map_or(NO_STATUS, |outcome| outcome.status);
+        first_failure = if first_failure == 0 { status } else { first_failure };
+    }
+    Ok(ExitCode::from(first_failure))
+}
+
+/// One machine, from the payload to its end.
+fn run(args: &Args, programs: &[Program], cache: &Path, image: &Path, kernel: Kernel) -> Result<Outcome> {
+    let name = kernel.name();
+    let files = kernel::prepare(cache, kernel)?;
+    let nonce = nonce();
+    let logs = cache.join("runs").join(format!("{name}-{nonce}"));
+    let scratch = logs.join("scratch");
+    fs::create_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
+
+    let (initramfs, disk) = (scratch.join("initramfs"), scratch.join("payload.ext4"));
+    initramfs::build(&files.boot_modules, &scratch.join("initramfs.d"), &initramfs)?;
+    let script = script(args);
+    let payload = Payload { programs, with: &args.with, script: script.as_deref() };
+    payload::build(&payload, &scratch.join("payload"), &disk, &logs.join("payload.log"))?;
+
+    say::line(format_args!("vm: booting kernel {name} (logs: {})", logs.display()));
+    let machine = Machine {
+        vmlinuz: &files.vmlinuz,
+        initramfs: &initramfs,
+        disks: [image, &disk, &files.modules_disk],
+        logs: &logs,
+        memory_mib: args.memory,
+        cpus: args.cpus,
+        deadline: Duration::from_secs(args.deadline),
+        nonce,
+    };
+    let copy = logs.join("output.log");
+    let copy = File::create(&copy).with_context(|| copy.display().to_string())?;
+    let outcome = boot::run(&machine, &mut Tee(io::stdout().lock(), copy));
+    fs::remove_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
+    outcome.with_context(|| format!("kernel {name}, logs: {}", logs.display()))
+}
+
+fn script(args: &Args) -> Option<String> {
+    let test = |name| format!("DEFIB_BINARY=/payload/defib ./tests-{name} --test-threads=1 --nocapture");
+    args.test.as_ref().map(test).or_else(|| args.exec.clone())
+}
+
+fn summary(outcome: Option<Outcome>) -> String {
+    let Some(Outcome { status, boot, total }) = outcome else { return "no status, see above".to_owned() };
+    format!("status {status}, booted in {:.1} s, all in {:.1} s", boot.as_secs_f64(), total.as_secs_f64())
+}
+
+/// A word that no other run has.
+fn nonce() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:x}-{:x}", now.as_millis(), process::id())
+}

@@ -1,0 +1,55 @@
+//! Our own programs for the guest: the agent, the victims and, for a test, its harness.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    artifacts::{self, Executable},
+    needs, say,
+    test::setup,
+    workspace,
+};
+
+/// Programs that are looked for when nothing is to be built.
+const NAMES: [&str; 2] = ["defib", "victim"];
+
+/// A file and its name in /payload.
+pub(super) struct Program {
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+}
+
+/// Builds all programs of the packages `monitor` and `tests`, and the harness of the test `test` as `tests-NAME`.
+pub(super) fn build(test: Option<&str>, install: bool) -> Result<Vec<Program>> {
+    needs::provide(setup::c_compiler().as_slice(), install)?;
+    let mut command = workspace::cargo();
+    command.args(["build", "--release", "--locked", "--package", "monitor", "--package", "tests"]);
+    let mut built = artifacts::build(&mut command)?;
+    if let Some(test) = test {
+        let mut command = workspace::cargo();
+        command.args(["test", "--release", "--locked", "--package", "tests", "--no-run", "--test", test]);
+        built.extend(artifacts::build(&mut command)?.into_iter().filter(|executable| executable.test));
+    }
+    Ok(built.into_iter().map(Program::from).collect())
+}
+
+/// The programs that an earlier build left in the usual place.
+pub(super) fn built_earlier() -> Result<Vec<Program>> {
+    let mut programs = Vec::new();
+    for name in NAMES {
+        let path = workspace::target().join("release").join(name);
+        if fs::exists(&path).with_context(|| path.display().to_string())? {
+            programs.push(Program { name: name.to_owned(), path });
+        } else {
+            say::line(format_args!("vm: {} is not built; the guest goes without it", path.display()));
+        }
+    }
+    Ok(programs)
+}
+
+impl From<Executable> for Program {
+    fn from(Executable { name, test, path, package: _ }: Executable) -> Self {
+        Self { name: if test { format!("tests-{name}") } else { name }, path }
+    }
+}
