@@ -191,7 +191,6 @@ const _: () = {
 
 /// One decoded record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "lives on the stack for the moment of decoding; boxing would allocate")]
 pub enum Record {
     /// The OOM killer marked a victim.
     OomMark(OomMark),

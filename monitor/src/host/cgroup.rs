@@ -189,15 +189,14 @@ impl Hierarchy {
     /// v2 gives a cgroup its memory files only when every ancestor passes the controller on.
     fn enable_memory(&self, path: &str) -> Result<()> {
         let mut directory = self.mount.clone();
-        let parents: Vec<_> = Path::new(path.trim_matches('/')).components().collect();
-        for at in 0..parents.len() {
+        for name in Path::new(path.trim_matches('/')).components() {
             let file = directory.join("cgroup.subtree_control");
             let now = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
             if !now.split_ascii_whitespace().any(|controller| controller == "memory") {
                 fs::write(&file, "+memory")
                     .with_context(|| format!("cannot pass the memory controller on in {}", file.display()))?;
             }
-            directory.push(parents[at]);
+            directory.push(name);
         }
         Ok(())
     }

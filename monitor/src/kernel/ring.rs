@@ -88,9 +88,8 @@ pub(crate) async fn follow(reader: Reader, events: mpsc::Sender<Event>, stats: &
     // SAFETY: the reader owns its map's descriptor, keeps it open and never exchanges it while it is registered.
     let mut reader = unsafe { AsyncFd::register(reader) }.context("cannot wait for a ring of the kernel programs")?;
     loop {
-        match timeout(SAFETY, reader.readable_mut()).await {
-            Ok(ready) => ready.context("cannot wait for a ring of the kernel programs")?.clear_ready(),
-            Err(_) => {}
+        if let Ok(ready) = timeout(SAFETY, reader.readable_mut()).await {
+            ready.context("cannot wait for a ring of the kernel programs")?.clear_ready();
         }
         let mut quiet = 0;
         let mut awake = false;
