@@ -1,7 +1,7 @@
 //! Starts the program that dies on command (`src/bin/victim.rs`).
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
 };
 
@@ -13,15 +13,17 @@ pub struct Victim {
     child: Child,
 }
 
-/// A binary of this workspace, built beside the test that runs.
+/// A binary of this workspace: beside the one that `DEFIB_BINARY` names, else beside the test that runs.
 ///
 /// # Panics
 /// When it was not built: `cargo build --release -p monitor -p tests`.
 pub fn binary(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test has a path");
-    // target/PROFILE/deps/test-hash
-    let directory = test.parent().and_then(|deps| deps.parent()).expect("a test lies below its profile's directory");
-    let path = directory.join(name);
+    let directory = match std::env::var_os("DEFIB_BINARY").map(PathBuf::from) {
+        Some(defib) => defib.parent().map(Path::to_owned),
+        // target/PROFILE/deps/test-hash
+        None => std::env::current_exe().ok().and_then(|test| Some(test.parent()?.parent()?.to_owned())),
+    };
+    let path = directory.expect("binaries lie in a directory").join(name);
     assert!(path.exists(), "{} is missing: build it with the tests' own profile", path.display());
     path
 }

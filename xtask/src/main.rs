@@ -2,6 +2,7 @@
 //!
 //! * [`ebpf`]: build the kernel programs, or check that the committed object is what its sources give
 //! * [`test`]: format, lints, unit tests, object check, live kernel tests
+//! * [`bench`]: measure cost and speed, and write docs/performance.md
 //! * [`vm`]: run a command or a live test on another kernel
 //! * [`demo`], [`run`]: build the program as the invoking user, start it with the rights that it needs
 //!
@@ -9,6 +10,7 @@
 //! command that brings it), [`artifacts`] (where cargo put an executable), [`privilege`] (root, sudo or neither),
 //! [`process`] (children and their errors), [`workspace`] (paths), [`say`] (the only way to the terminal).
 mod artifacts;
+mod bench;
 mod demo;
 mod ebpf;
 mod launch;
@@ -42,6 +44,7 @@ enum Command {
     Test(test::Args),
     Ebpf(ebpf::Args),
     Vm(vm::Args),
+    Bench(bench::Args),
 }
 
 impl Command {
@@ -52,6 +55,7 @@ impl Command {
             Self::Test(args) => test::execute(args),
             Self::Ebpf(args) => ebpf::execute(&args),
             Self::Vm(args) => vm::execute(&args),
+            Self::Bench(args) => bench::execute(&args),
         }
     }
 }

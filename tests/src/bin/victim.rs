@@ -63,7 +63,10 @@ fn main() {
     match cli.way {
         Way::Leak => leak(),
         Way::LeakInChild => {
-            let mut child = Command::new("/proc/self/exe").arg("leak").spawn().expect("a child starts");
+            let mut child = Command::new(std::env::current_exe().expect("a program has a path"))
+                .arg("leak")
+                .spawn()
+                .expect("a child starts");
             child.wait().expect("the child ends");
             wait_for_input();
         }

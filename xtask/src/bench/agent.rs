@@ -1,0 +1,78 @@
+//! An agent for the length of a measurement, and what its metrics say.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Programs;
+use crate::workspace;
+
+/// A running child that is ended with SIGTERM when it is dropped.
+pub(super) struct Running(pub(super) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
+            kill_process(pid, Signal::TERM).ok();
+        }
+        self.0.wait().ok();
+    }
+}
+
+/// `defib run` without a configuration.
+pub(super) struct Agent {
+    child: Running,
+    address: SocketAddr,
+}
+
+impl Agent {
+    /// Starts it and waits until it is ready.
+    pub(super) fn start(programs: &Programs) -> Result<Self> {
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let config = workspace::target().join("bench.toml");
+        std::fs::write(&config, "").with_context(|| format!("cannot write {}", config.display()))?;
+        let child = Command::new(&programs.defib)
+            .args(["run", "--listen", &address.to_string(), "--config"])
+            .arg(&config)
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot start defib run")?;
+        let agent = Self { child: Running(child), address };
+        let begin = Instant::now();
+        while agent.get("/readyz").map_or(true, |text| !text.starts_with("HTTP/1.1 200")) {
+            ensure!(begin.elapsed() < Duration::from_secs(30), "the agent did not become ready");
+            sleep(Duration::from_millis(20));
+        }
+        Ok(agent)
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
+    /// All series with their values.
+    pub(super) fn metrics(&self) -> Result<BTreeMap<String, f64>> {
+        let text = self.get("/metrics")?;
+        let series = text.lines().filter(|line| line.starts_with("defib_"));
+        Ok(series
+            .filter_map(|line| line.rsplit_once(' '))
+            .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+            .collect())
+    }
+
+    fn get(&self, path: &str) -> Result<String> {
+        let mut stream = TcpStream::connect(self.address)?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address)?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    }
+}

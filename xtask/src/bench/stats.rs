@@ -1,0 +1,79 @@
+//! Order statistics, and what the kernel says about programs and processes.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+
+/// The value below which `share` of the sorted `values` lie.
+pub(super) fn quantile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let last = values.len().saturating_sub(1);
+    values.get((last as f64 * share).round() as usize).copied().unwrap_or(f64::NAN)
+}
+
+/// Run time in nanoseconds and runs of all BPF programs that process `pid` holds open.
+pub(super) fn programs_of(pid: u32) -> Result<(u64, u64)> {
+    let directory = Path::new("/proc").join(pid.to_string()).join("fdinfo");
+    let mut total = (0, 0);
+    for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
+        let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
+        let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
+        total.0 += value("run_time_ns:").unwrap_or(0);
+        total.1 += value("run_cnt:").unwrap_or(0);
+    }
+    Ok(total)
+}
+
+/// Nanoseconds that all threads of process `pid` have run.
+pub(super) fn cpu_ns(pid: u32) -> Result<u64> {
+    let directory = Path::new("/proc").join(pid.to_string()).join("task");
+    let mut total = 0;
+    for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
+        let path = entry?.path().join("schedstat");
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        total += text.split(' ').next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(total)
+}
+
+/// A line of `/proc/PID/status` in KiB.
+pub(super) fn status_kib(pid: u32, key: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).with_context(|| format!("{path} has no {key}"))
+}
+
+/// Has the kernel measure BPF programs until it is dropped.
+pub(super) struct Measuring {
+    before: String,
+}
+
+const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+impl Measuring {
+    pub(super) fn begin() -> Result<Self> {
+        let before = fs::read_to_string(SWITCH).with_context(|| format!("cannot read {SWITCH}"))?;
+        fs::write(SWITCH, "1").with_context(|| format!("cannot write {SWITCH}"))?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Measuring {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(SWITCH, &self.before) {
+            crate::say::line(format_args!("{SWITCH} stays at 1: {error}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn quantiles_are_values_that_occurred() {
+        let mut values = [5.0, 1.0, 4.0, 2.0, 3.0];
+        assert_eq!(super::quantile(&mut values, 0.5), 3.0);
+        assert_eq!(super::quantile(&mut values, 0.99), 5.0);
+        assert!(super::quantile(&mut [], 0.5).is_nan());
+    }
+}
