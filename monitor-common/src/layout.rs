@@ -40,6 +40,8 @@ macro_rules! layout {
             pub hierarchy: u32,
             /// 1 when `bpf_probe_read_kernel` may be used (refused under lockdown=confidentiality).
             pub may_probe: u32,
+            /// 1 when programs on tracepoints can be preempted, and then miss events (7.0 and newer).
+            pub preemptible: u32,
             /// 1 when clean exits of unwatched processes are reported too (`defib watch --all`).
             pub report_clean: u32,
         }
@@ -63,6 +65,7 @@ macro_rules! layout {
                     watch_memory_v1: 0,
                     hierarchy: 0,
                     may_probe: 0,
+                    preemptible: 0,
                     report_clean: 0,
                 }
             }

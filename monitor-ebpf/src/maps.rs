@@ -47,6 +47,10 @@ pub(crate) static KERNEL_KILL: PerCpuArray<Process> = PerCpuArray::with_max_entr
 #[map]
 pub(crate) static ENDED: LruHashMap<Identity, u8> = LruHashMap::with_max_entries(4096, 0);
 
+/// The task that the first copy of the exit program has handled last on this CPU, where copies are needed.
+#[map]
+pub(crate) static HANDLED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
 /// The identity of a process.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -215,7 +215,7 @@ impl KernelMetrics {
             lost: counters(
                 registry,
                 "defib_events_lost_total",
-                "Records that found no room in a ring (critical, bulk), stood back for others (routine), or were malformed.",
+                "Records that found no room in a ring (critical, bulk), stood back for others (routine) or were malformed; deaths that the kernel skipped a preempted program for (preempted).",
                 &["ring"],
             )?,
             run_seconds: register(registry, CounterVec::new(run_seconds, &["program"])?)?,
@@ -244,6 +244,7 @@ impl KernelMetrics {
         raise(&self.lost, "bulk", at(counter::LOST_BULK));
         raise(&self.lost, "routine", at(counter::LOST_ROUTINE));
         raise(&self.lost, "malformed", malformed);
+        raise(&self.lost, "preempted", kernel.skipped()?);
         for program in kernel.costs()? {
             raise(&self.runs, program.name, program.runs);
             let seconds = self.run_seconds.with_label_values(&[program.name]);

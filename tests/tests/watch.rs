@@ -1,9 +1,13 @@
 //! `defib watch` against real deaths on the running kernel: the cause, the sender, the service, the role.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use tests::{
+    PATIENCE,
     cgroup::{Cgroup, memory_hierarchy},
     defib::Watch,
     eventually, live,
@@ -61,7 +65,7 @@ fn a_child_is_oom_killed_and_the_main_process_survives() {
     let mut watch = Watch::start(&["--all"]);
     let victim = Victim::start(Some(&cgroup), &["leak-in-child"]);
     let main = victim.pid();
-    let child = watch.find(tests::PATIENCE, |line| line["cgroup"] == cgroup.path).expect("a death in the cgroup");
+    let child = watch.find(PATIENCE, |line| line["cgroup"] == cgroup.path).expect("a death in the cgroup");
     check_oom(&child, &cgroup, "worker");
     assert_ne!(child["tgid"], main);
     // The main process ends when it is told to, and only then, and cleanly.
@@ -181,13 +185,12 @@ fn a_thousand_parallel_short_lives_are_attributed_right() {
         }
     });
     let mut counts = vec![0; CGROUPS];
-    let total = || CGROUPS * EACH;
-    // The last deaths of all: when they are in, so is every earlier one.
-    let enough = |seen: &[Value]| seen.iter().filter(|line| is_ours(line, &cgroups)).count() >= total();
-    eventually("a thousand deaths", || {
+    let ours = |seen: &[Value]| seen.iter().filter(|line| is_ours(line, &cgroups)).count();
+    let begin = Instant::now();
+    while ours(watch.seen()) < CGROUPS * EACH && begin.elapsed() < PATIENCE {
         watch.find(Duration::from_millis(100), |_| false);
-        enough(watch.seen()).then_some(())
-    });
+    }
+    assert_eq!(ours(watch.seen()), CGROUPS * EACH, "deaths seen");
     for death in watch.seen().iter().filter(|line| is_ours(line, &cgroups)) {
         let code = death["exit_code"].as_u64().expect("a code") as usize;
         assert_eq!(death["cgroup"], cgroups[code - 1].path, "{death}");

@@ -3,7 +3,7 @@
 //! A fast thread can reach its exit before the OOM killer has marked it, and the two rings and the kernel log are read
 //! apart. So a SIGKILL death that lacks something waits, at most [`MARK_WAIT_NS`]; all others are decided at once.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use monitor_common::{
     record::{EXIT_OOM_VICTIM, EXIT_SENDER, Exit, MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, SI_KERNEL},
@@ -48,6 +48,10 @@ pub(crate) struct Docket {
     marked: VecDeque<Identity>,
     lines: VecDeque<OomLine>,
     waiting: Vec<Waiting>,
+    /// Deaths seen lately: a kernel where programs can be preempted may report one twice.
+    seen: HashSet<Identity>,
+    /// In order of arrival, for eviction.
+    seen_order: VecDeque<Identity>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +95,16 @@ impl Docket {
 
     /// A process ended. Decided deaths come from [`Self::decide`].
     pub(crate) fn death(&mut self, exit: Exit, event: &Event) {
+        let identity = Identity { tgid: exit.process.tgid, start_ns: exit.process.start_ns };
+        if !self.seen.insert(identity) {
+            return;
+        }
+        self.seen_order.push_back(identity);
+        if self.seen_order.len() > KEPT
+            && let Some(oldest) = self.seen_order.pop_front()
+        {
+            self.seen.remove(&oldest);
+        }
         self.waiting.push(Waiting { exit, seen_ns: event.seen_ns });
     }
 
@@ -262,6 +276,19 @@ mod tests {
         arrive(&mut docket, next, 0);
         assert!(docket.decide(0).is_empty());
         assert_eq!(docket.decide(100 * MS).first().map(|found| found.cause.kind()), Some("killed"));
+    }
+
+    #[test]
+    fn a_death_that_is_reported_twice_is_one() {
+        let mut docket = Docket::default();
+        let by_user = Sender { signal: SIGKILL, tgid: 9, ..Sender::NONE };
+        arrive(&mut docket, exit(5, EXIT_SENDER, by_user), 0);
+        arrive(&mut docket, exit(5, EXIT_SENDER, by_user), 0);
+        assert_eq!(docket.decide(0).len(), 1);
+        let mut reused = exit(5, EXIT_SENDER, by_user);
+        reused.process.start_ns += 1;
+        arrive(&mut docket, reused, 0);
+        assert_eq!(docket.decide(0).len(), 1, "the same pid in another life");
     }
 
     #[test]

@@ -151,6 +151,11 @@ impl Btf {
         Ok(None)
     }
 
+    /// True when the kernel has a typedef of that name.
+    pub(crate) fn has_typedef(&self, name: &str) -> Result<bool> {
+        Ok(self.find(kind::TYPEDEF, name)?.is_some())
+    }
+
     /// The arguments of a tracepoint, without the leading `void *__data`; `None` when the kernel has no such tracepoint.
     pub(crate) fn tracepoint(&self, name: &str) -> Result<Option<Vec<Argument>>> {
         let Some(typedef) = self.find(kind::TYPEDEF, &format!("btf_trace_{name}"))? else { return Ok(None) };

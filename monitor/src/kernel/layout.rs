@@ -74,6 +74,12 @@ pub(crate) fn plan(btf: &Btf, host: Host<'_>) -> Result<Plan> {
     let exit = btf.tracepoint("sched_process_exit")?.context("this kernel has no tracepoint sched_process_exit")?;
     layout.exit_tells_group_dead = u32::from(exit.len() >= 2);
     let mut programs = vec![("process_exit", "sched_process_exit")];
+    // Tracepoints are guarded by this flavour of SRCU instead of disabled preemption since 7.0. A program that is
+    // preempted there is skipped for all other events on its processor, so the one that must miss nothing gets a second.
+    if btf.has_typedef("class_srcu_fast_notrace_t")? {
+        layout.preemptible = 1;
+        programs.push(("process_exit_again", "sched_process_exit"));
+    }
     match btf.tracepoint("mark_victim")?.as_deref() {
         Some([Argument::Pointer(name), ..]) if name == "task_struct" => programs.push(("oom_mark_task", "mark_victim")),
         Some([Argument::Other, ..]) => programs.push(("oom_mark_pid", "mark_victim")),

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -215,6 +216,24 @@ impl Kernel {
     /// Evidence that this kernel cannot give.
     pub(crate) fn missing(&self) -> &[String] {
         &self.missing
+    }
+
+    /// Deaths that the kernel skipped the programs for, at most: a program that is preempted misses what happens on its
+    /// processor meanwhile. Where a second copy of the exit program is attached, both must have missed it.
+    pub(crate) fn skipped(&self) -> Result<u64> {
+        let copies = self.programs.iter().filter(|name| name.starts_with("process_exit"));
+        let mut skipped = Vec::new();
+        for &name in copies {
+            let program: &BtfTracePoint =
+                self.ebpf.program(name).with_context(|| format!("the program {name} has gone"))?.try_into()?;
+            let path = format!("/proc/self/fdinfo/{}", program.fd()?.as_fd().as_raw_fd());
+            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            // Kernels before 5.12 do not count, and do not skip.
+            skipped.extend(
+                text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse::<u64>().ok()),
+            );
+        }
+        Ok(skipped.into_iter().min().unwrap_or(0))
     }
 
     /// What each program has cost so far.
