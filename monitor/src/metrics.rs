@@ -264,7 +264,8 @@ fn raise(counters: &IntCounterVec, label: &str, total: u64) {
 fn has_stable_name(place: &Place) -> bool {
     match &*place.origin {
         Origin::Unit(name) => name.ends_with(".service"),
-        Origin::Container { .. } => false,
+        // Until its engine has named it, a container is called by its id.
+        Origin::Container { id, .. } => !place.service.contains(&id[..12]),
         Origin::Cgroup(_) => false,
     }
 }

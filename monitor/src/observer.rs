@@ -126,9 +126,9 @@ impl Observer {
         Self { hierarchy, table: Table::default(), docket: Docket::default(), walked_ns: 0, page_size }
     }
 
-    /// Calls a cgroup, and all below it, by a service's name.
-    pub(crate) fn name(&mut self, cgroup: &str, service: Arc<str>) {
-        self.table.name(cgroup, service);
+    /// Calls a cgroup, and all below it, by a service's name; returns what is known there already.
+    pub(crate) fn name(&mut self, cgroup: &str, service: &Arc<str>) -> Vec<(u64, Place)> {
+        self.table.name(cgroup, service)
     }
 
     /// Reads all cgroups, and returns them.

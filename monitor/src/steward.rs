@@ -12,11 +12,11 @@ use std::{
 use anyhow::Result;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
-    attribution::{Origin, Place, Role},
+    attribution::{Origin, Place, Role, ask_name},
     config::{Config, Health, Mode, Service, Target},
     healing::{Action, Engine, Input, Ledger, Policy},
     health,
@@ -32,13 +32,19 @@ use crate::{
 const BATCH: usize = 256;
 /// Answers on their way; each service has at most one start and one probe under way.
 const OUTCOMES: usize = 1024;
+/// A death whose record has not come this long after its cgroup was empty will not come: twice what a verdict may wait.
+const WORD_OF_DEATH: Duration = Duration::from_millis(200);
 /// How often our count of OOM kills is held against the kernel's.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What comes back from a task.
-struct Outcome {
-    service: Arc<str>,
-    input: Input,
+enum Outcome {
+    /// A supervisor's or a probe's answer.
+    Input(Arc<str>, Input),
+    /// A container's cgroup and its name.
+    Named(String, Arc<str>),
+    /// A service's cgroup had no process left at that time, and word of the death should have come by now.
+    Emptied(Arc<str>, u64),
 }
 
 /// A service that Defib looks after.
@@ -95,7 +101,7 @@ impl Steward {
         for rule in self.rules.clone() {
             let Target::Command { name, command } = &rule.target else { continue };
             let service: Arc<str> = name.as_str().into();
-            self.observer.name(&command.cgroup, Arc::clone(&service));
+            self.observer.name(&command.cgroup, &service);
             let supervisor = CommandSupervisor::new(name, command.clone(), hierarchy.clone(), &config.agent.state_dir);
             self.manage(service, &rule, Some(supervisor));
         }
@@ -129,7 +135,7 @@ impl Steward {
             }
         }
         for (id, place) in self.observer.scan(now)? {
-            self.consider(id, &place);
+            self.appeared(id, &place);
         }
         let idle: Vec<_> = self
             .services
@@ -183,9 +189,15 @@ impl Steward {
                     Some(line) => self.observer.line(line),
                     None => lines_open = false,
                 },
-                Some(Outcome { service, input }) = self.outcomes.1.recv() => {
-                    self.step(&service, input, clock::boot_ns());
-                }
+                Some(outcome) = self.outcomes.1.recv() => match outcome {
+                    Outcome::Input(service, input) => self.step(&service, input, clock::boot_ns()),
+                    Outcome::Emptied(service, at_ns) => self.emptied(&service, at_ns),
+                    Outcome::Named(cgroup, service) => {
+                        for (id, place) in self.observer.name(&cgroup, &service) {
+                            self.consider(id, &place);
+                        }
+                    }
+                },
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
                 () = sleep_until(next_audit) => {
                     next_audit = Instant::now() + AUDIT_INTERVAL;
@@ -229,10 +241,31 @@ impl Steward {
             Some(Sight::Alive { place, process, exec: true, kernel_ns }) => {
                 self.step(&place.service, Input::Alive(process), kernel_ns);
             }
-            Some(Sight::Created { id, place }) => self.consider(id, &place),
-            Some(Sight::Populated { place, populated: false, kernel_ns }) => self.emptied(&place, kernel_ns),
+            Some(Sight::Created { id, place }) => self.appeared(id, &place),
+            Some(Sight::Populated { place, populated: false, kernel_ns }) => {
+                let outcomes = self.outcomes.0.clone();
+                tokio::spawn(async move {
+                    sleep(WORD_OF_DEATH).await;
+                    // Nobody receives only when the agent stops.
+                    outcomes.send(Outcome::Emptied(place.service, kernel_ns)).await.ok();
+                });
+            }
             Some(Sight::Alive { .. } | Sight::Populated { .. }) | None => {}
         }
+    }
+
+    /// Watches a cgroup when a rule wants it, and asks for its name when it is a container.
+    fn appeared(&mut self, id: u64, place: &Place) {
+        if let Some(question) = ask_name(place) {
+            let outcomes = self.outcomes.0.clone();
+            tokio::spawn(async move {
+                if let Some((cgroup, service)) = question.await {
+                    // Nobody receives only when the agent stops.
+                    outcomes.send(Outcome::Named(cgroup, service)).await.ok();
+                }
+            });
+        }
+        self.consider(id, place);
     }
 
     /// Watches a cgroup when a rule wants it.
@@ -282,13 +315,18 @@ impl Steward {
         self.step(&service, Input::Died { process: death.process, at_ns: death.kernel_ns }, now);
     }
 
-    /// A watched cgroup has no process left: should the death itself have been lost, this is the second witness.
-    fn emptied(&mut self, place: &Place, kernel_ns: u64) {
-        let process = self.services.get(&place.service).and_then(|managed| managed.engine.process());
+    /// The second witness: a service's cgroup was empty, and its main process still counts as alive. Then the record of
+    /// its death was lost.
+    fn emptied(&mut self, service: &Arc<str>, at_ns: u64) {
+        let process = self.services.get(service).and_then(|managed| managed.engine.process());
         if let Some(process) = process
+            && process.start_ns < at_ns
             && !process::is_alive(process)
         {
-            self.step(&place.service, Input::Died { process, at_ns: kernel_ns }, clock::boot_ns());
+            self.timeline.say(at_ns, service, What::Died);
+            let now = clock::boot_ns();
+            self.timeline.say(now, service, What::Verdict("unknown: the record of its death was lost".to_owned()));
+            self.step(service, Input::Died { process, at_ns }, now);
         }
     }
 
@@ -314,7 +352,8 @@ impl Steward {
                 say(What::RestartAsked { attempt });
                 if let Some(supervisor) = managed.supervisor.clone() {
                     self.spawn(service, async move {
-                        Input::Started(supervisor.start().await.map_err(|error| format!("{error:#}")))
+                        let result = supervisor.start().await.map_err(|error| format!("{error:#}"));
+                        Input::Started { attempt, result }
                     });
                 }
             }
@@ -322,7 +361,8 @@ impl Steward {
                 say(What::Started { tgid: process.tgid });
                 let health = managed.health.clone();
                 self.spawn(service, async move {
-                    Input::Probed(health::prove(&health, process).await.map_err(|error| format!("{error:#}")))
+                    let result = health::prove(&health, process).await.map_err(|error| format!("{error:#}"));
+                    Input::Probed { process, result }
                 });
             }
             Action::Suppress { reason } => {
@@ -350,7 +390,7 @@ impl Steward {
         tokio::spawn(async move {
             let input = work.await;
             // Nobody receives only when the agent stops.
-            drop(outcomes.send(Outcome { service, input }).await);
+            outcomes.send(Outcome::Input(service, input)).await.ok();
         });
     }
 }

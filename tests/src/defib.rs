@@ -1,6 +1,7 @@
 //! The binary under test: as a watcher whose JSON is read, as an agent whose metrics are asked for, or run to its end.
 
 use std::{
+    fs::File,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
@@ -133,6 +134,7 @@ impl Agent {
             .arg(state.path())
             .arg("--listen")
             .arg(address.to_string())
+            .stderr(File::create(state.path().join("agent.log")).expect("the agent's log can be made"))
             .spawn()
             .expect("defib starts");
         let agent = Self { child, address, state };
@@ -178,6 +180,9 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", std::fs::read_to_string(self.state.path().join("agent.log")).unwrap_or_default());
+        }
         end(&mut self.child);
     }
 }

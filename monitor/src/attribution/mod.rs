@@ -11,6 +11,26 @@ use serde::Serialize;
 pub(crate) use origin::Origin;
 pub(crate) use table::{Place, Table};
 
+use std::{future::Future, sync::Arc};
+
+use crate::host::containers;
+
+/// A container's cgroup and the question after its name; `None` for what needs none.
+pub(crate) fn ask_name(place: &Place) -> Option<impl Future<Output = Option<(String, Arc<str>)>> + Send + use<>> {
+    let Origin::Container { engine, id } = (*place.origin).clone() else { return None };
+    // A nested cgroup has the name of its container.
+    let root = place.origin.container_root(&place.path).filter(|&root| root == &*place.path)?.to_owned();
+    Some(async move {
+        match containers::name(engine, &id).await {
+            Ok(name) => name.map(|name| (root, name.into())),
+            Err(error) => {
+                tracing::warn!("the name of a container is not known: {error:#}");
+                None
+            }
+        }
+    })
+}
+
 /// What a process is to its service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

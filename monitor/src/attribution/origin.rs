@@ -26,6 +26,13 @@ pub(crate) enum Origin {
 }
 
 impl Origin {
+    /// The part of `path` that is the container's own cgroup; `None` for anything else.
+    pub(crate) fn container_root<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let Self::Container { id, .. } = self else { return None };
+        let end = path.find(id.as_str())? + id.len();
+        Some(path[end..].find('/').map_or(path, |slash| &path[..end + slash]))
+    }
+
     /// Reads a path below the root of a hierarchy.
     pub(crate) fn of(path: &str) -> Self {
         let names: Vec<_> = path.split('/').filter(|name| !name.is_empty()).collect();
@@ -98,6 +105,18 @@ mod tests {
         ] {
             assert_eq!(Origin::of(&path), want, "{path}");
         }
+    }
+
+    #[test]
+    fn a_container_s_root_is_found_in_its_nested_cgroups() {
+        for (path, root) in [
+            (format!("/system.slice/docker-{ID}.scope/init"), format!("/system.slice/docker-{ID}.scope")),
+            (format!("/docker/{ID}"), format!("/docker/{ID}")),
+            (format!("/docker/{ID}/a/b"), format!("/docker/{ID}")),
+        ] {
+            assert_eq!(Origin::of(&path).container_root(&path), Some(root.as_str()));
+        }
+        assert_eq!(Origin::of("/batch").container_root("/batch"), None);
     }
 
     #[test]

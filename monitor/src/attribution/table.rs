@@ -36,16 +36,25 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Calls everything below the cgroup `path` by a service's name.
-    pub(crate) fn name(&mut self, path: &str, service: Arc<str>) {
-        self.named.insert(format!("/{}", path.trim_matches('/')), service);
+    /// Calls everything below the cgroup `path` by a service's name, and returns what is known there already.
+    pub(crate) fn name(&mut self, path: &str, service: &Arc<str>) -> Vec<(u64, Place)> {
+        let root = format!("/{}", path.trim_matches('/'));
+        let below =
+            |path: &str| path.strip_prefix(root.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let mut renamed = Vec::new();
+        for (&id, place) in self.places.iter_mut().filter(|(_, place)| below(&place.path)) {
+            place.service = Arc::clone(service);
+            renamed.push((id, place.clone()));
+        }
+        self.named.insert(root, Arc::clone(service));
+        renamed
     }
 
     /// Notes a cgroup; `None` when the table is full.
     pub(crate) fn insert(&mut self, id: u64, path: &str) -> Option<&Place> {
         if self.places.len() >= CAPACITY && !self.places.contains_key(&id) {
             let oldest = self.removed.pop_front()?;
-            self.places.remove(&oldest);
+            self.forget(oldest);
         }
         let place = self.describe(path);
         self.places.insert(id, place);
@@ -61,7 +70,16 @@ impl Table {
         if self.removed.len() > REMEMBERED
             && let Some(oldest) = self.removed.pop_front()
         {
-            self.places.remove(&oldest);
+            self.forget(oldest);
+        }
+    }
+
+    /// A container's name goes with its cgroup, whose id never comes again; a command service's stays.
+    fn forget(&mut self, id: u64) {
+        if let Some(place) = self.places.remove(&id)
+            && place.origin.container_root(&place.path) == Some(&place.path)
+        {
+            self.named.remove(&*place.path);
         }
     }
 
@@ -131,7 +149,9 @@ mod tests {
     #[test]
     fn given_names_cover_everything_below() {
         let mut table = Table::default();
-        table.name("batch", "nightly".into());
+        table.insert(1, "/batch/early");
+        assert_eq!(table.name("batch", &"nightly".into()).len(), 1);
+        assert_eq!(table.get(1).map(|place| &*place.service), Some("nightly"));
         assert_eq!(&*table.describe("/batch").service, "nightly");
         assert_eq!(&*table.describe("/batch/worker-1").service, "nightly");
         assert_eq!(&*table.describe("/batches").service, "/batches");

@@ -1,6 +1,6 @@
 //! `defib watch`: deaths as they happen, straight from the kernel.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
@@ -12,11 +12,11 @@ use tokio::{
 
 use super::{asked_to_stop, output};
 use crate::{
-    attribution::Role,
+    attribution::{Place, Role, ask_name},
     diagnosis::Cause,
     host::{cgroup::Hierarchy, clock, kmsg::Kmsg},
     kernel::{self, RingStats},
-    observer::{Death, Observer},
+    observer::{Death, Observer, Sight},
     text::{Clean, Comm},
 };
 
@@ -50,9 +50,9 @@ pub(super) async fn run(args: Args) -> Result<()> {
         tracing::warn!("off on this kernel: {missing}");
     }
     let (events_in, mut events) = mpsc::channel(EVENTS);
-    let stats = std::sync::Arc::new(RingStats::default());
+    let stats = Arc::new(RingStats::default());
     for ring in [rings.critical, rings.bulk] {
-        let (events, stats) = (events_in.clone(), std::sync::Arc::clone(&stats));
+        let (events, stats) = (events_in.clone(), Arc::clone(&stats));
         tokio::spawn(async move {
             if let Err(error) = kernel::follow(ring, events, &stats).await {
                 tracing::error!("{error:#}");
@@ -61,7 +61,10 @@ pub(super) async fn run(args: Args) -> Result<()> {
     }
     drop(events_in);
     let mut observer = Observer::new(hierarchy);
-    observer.scan(clock::boot_ns())?;
+    let (names_in, mut names) = mpsc::channel(EVENTS);
+    for (_, place) in observer.scan(clock::boot_ns())? {
+        ask(&place, &names_in);
+    }
     let kmsg = Kmsg::open().inspect_err(|error| tracing::warn!("OOM kills will lack scope and limit: {error:#}")).ok();
     // SAFETY: the log owns its descriptor, keeps it open and never exchanges it while it is registered.
     let mut kmsg =
@@ -77,8 +80,11 @@ pub(super) async fn run(args: Args) -> Result<()> {
             .map(|at| Instant::now() + std::time::Duration::from_nanos(at.saturating_sub(clock::boot_ns())));
         tokio::select! {
             event = events.recv() => {
-                drop(observer.event(&event.context("nobody reads the rings any more")?));
+                if let Some(Sight::Created { place, .. }) = observer.event(&event.context("nobody reads the rings any more")?) {
+                    ask(&place, &names_in);
+                }
             }
+            Some((cgroup, name)) = names.recv() => drop(observer.name(&cgroup, &name)),
             ready = async { match &mut kmsg {
                 Some(kmsg) => kmsg.readable_mut().await.map(|mut guard| guard.clear_ready()),
                 None => std::future::pending().await,
@@ -97,6 +103,19 @@ pub(super) async fn run(args: Args) -> Result<()> {
         }
     }
     view.end(&kernel, &stats)
+}
+
+/// Asks for the name of a container, without waiting for it.
+fn ask(place: &Place, names: &mpsc::Sender<(String, Arc<str>)>) {
+    if let Some(question) = ask_name(place) {
+        let names = names.clone();
+        tokio::spawn(async move {
+            if let Some(name) = question.await {
+                // Nobody receives only when the watcher ends.
+                names.send(name).await.ok();
+            }
+        });
+    }
 }
 
 /// How deaths are shown.

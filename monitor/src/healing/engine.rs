@@ -58,9 +58,19 @@ pub(crate) enum Input {
     /// At start-up the service was not running.
     Missing,
     /// The supervisor answered.
-    Started(Result<Identity, String>),
+    Started {
+        /// The try that this is the answer to; answers may come late.
+        attempt: u32,
+        /// The new main process, or why there is none.
+        result: Result<Identity, String>,
+    },
     /// Health was proven, or not within its time.
-    Probed(Result<(), String>),
+    Probed {
+        /// The incarnation that was asked.
+        process: Identity,
+        /// Why it is not healthy.
+        result: Result<(), String>,
+    },
     /// A deadline has come.
     Tick,
 }
@@ -183,11 +193,11 @@ impl Engine {
             Input::Died { process, at_ns } => self.died(process, at_ns, now_ns),
             Input::Missing if self.state == State::Unknown => self.missing(now_ns),
             Input::Missing => Vec::new(),
-            Input::Started(Ok(process)) => self.started(process),
-            Input::Started(Err(reason)) => self.failed(reason, now_ns),
-            Input::Probed(Ok(())) => self.healthy(now_ns),
-            Input::Probed(Err(reason)) if matches!(self.state, State::Proving(_)) => self.failed(reason, now_ns),
-            Input::Probed(Err(_)) => Vec::new(),
+            Input::Started { attempt, result } => self.answered(attempt, result, now_ns),
+            // The answer of an earlier incarnation's probe says nothing about this one.
+            Input::Probed { process, .. } if self.state != State::Proving(process) => Vec::new(),
+            Input::Probed { process, result: Ok(()) } => self.healthy(process, now_ns),
+            Input::Probed { result: Err(reason), .. } => self.failed(reason, now_ns),
             Input::Tick => self.tick(host, now_ns),
         }
     }
@@ -299,13 +309,17 @@ impl Engine {
         vec![Action::Restart { attempt: self.attempts }]
     }
 
-    fn started(&mut self, process: Identity) -> Vec<Action> {
-        // An answer that comes after the time-out: a second try may be under way, and fencing sorts that out.
-        if !matches!(self.state, State::Restarting { .. }) {
-            return Vec::new();
+    fn answered(&mut self, attempt: u32, result: Result<Identity, String>, now_ns: u64) -> Vec<Action> {
+        let current = attempt == self.attempts && matches!(self.state, State::Restarting { .. });
+        match result {
+            // Also when the time for it was over: it lives, and a second start would end it.
+            Ok(process) if current || matches!(self.state, State::Waiting { .. }) => {
+                self.state = State::Proving(process);
+                vec![Action::Probe { process }]
+            }
+            Err(reason) if current => self.failed(reason, now_ns),
+            Ok(_) | Err(_) => Vec::new(),
         }
-        self.state = State::Proving(process);
-        vec![Action::Probe { process }]
     }
 
     fn failed(&mut self, reason: String, now_ns: u64) -> Vec<Action> {
@@ -318,8 +332,7 @@ impl Engine {
         actions
     }
 
-    fn healthy(&mut self, now_ns: u64) -> Vec<Action> {
-        let State::Proving(process) = self.state else { return Vec::new() };
+    fn healthy(&mut self, process: Identity, now_ns: u64) -> Vec<Action> {
         self.state = State::Running(process);
         self.healthy_ns = Some(now_ns);
         if std::mem::take(&mut self.first_start) {
@@ -374,6 +387,29 @@ mod tests {
         Input::Died { process: who(tgid), at_ns }
     }
 
+    fn started(attempt: u32, tgid: u32) -> Input {
+        Input::Started { attempt, result: Ok(who(tgid)) }
+    }
+
+    fn probed(tgid: u32, result: Result<(), String>) -> Input {
+        Input::Probed { process: who(tgid), result }
+    }
+
+    #[test]
+    fn answers_about_earlier_incarnations_and_tries_change_nothing() {
+        let (mut engine, mut host) = (Engine::new(policy()), host());
+        engine.step(Input::Missing, &mut host, 0);
+        engine.step(Input::Tick, &mut host, 0);
+        engine.step(started(1, 7), &mut host, 1);
+        engine.step(died(7, 2), &mut host, 2);
+        engine.step(Input::Tick, &mut host, 3 * S);
+        let late = Input::Started { attempt: 1, result: Err("no".to_owned()) };
+        assert_eq!(engine.step(late, &mut host, 3 * S), vec![], "of the first try");
+        engine.step(started(2, 8), &mut host, 3 * S);
+        assert_eq!(engine.step(probed(7, Err("it died".to_owned())), &mut host, 3 * S), vec![]);
+        assert_eq!(engine.process(), Some(who(8)));
+    }
+
     #[test]
     fn a_death_without_respawn_is_restarted_after_the_grace_and_closed_when_healthy() {
         let (mut engine, mut host) = (Engine::new(policy()), host());
@@ -385,9 +421,9 @@ mod tests {
         assert_eq!(engine.step(Input::Tick, &mut host, 12 * S - 1), vec![], "inside the grace");
         assert_eq!(engine.step(Input::Tick, &mut host, 12 * S), vec![Action::Restart { attempt: 1 }]);
         assert_eq!(engine.step(Input::Tick, &mut host, 13 * S), vec![], "one restart in flight");
-        assert_eq!(engine.step(Input::Started(Ok(who(2))), &mut host, 13 * S), vec![Action::Probe { process: who(2) }]);
+        assert_eq!(engine.step(started(1, 2), &mut host, 13 * S), vec![Action::Probe { process: who(2) }]);
         assert_eq!(
-            engine.step(Input::Probed(Ok(())), &mut host, 14 * S),
+            engine.step(probed(2, Ok(())), &mut host, 14 * S),
             vec![Action::Close { outage_ns: 4 * S, by_us: true }]
         );
         assert_eq!(engine.process(), Some(who(2)));
@@ -404,7 +440,7 @@ mod tests {
         );
         assert_eq!(engine.step(Input::Tick, &mut host, 9 * S), vec![]);
         assert_eq!(
-            engine.step(Input::Probed(Ok(())), &mut host, 9 * S),
+            engine.step(probed(2, Ok(())), &mut host, 9 * S),
             vec![Action::Close { outage_ns: 8 * S, by_us: false }]
         );
     }
@@ -422,8 +458,8 @@ mod tests {
         let (mut engine, mut host) = (Engine::new(policy()), host());
         engine.step(Input::Missing, &mut host, 0);
         engine.step(Input::Tick, &mut host, 0);
-        engine.step(Input::Started(Ok(who(7))), &mut host, 1);
-        engine.step(Input::Probed(Err("it died".to_owned())), &mut host, 2);
+        engine.step(started(1, 7), &mut host, 1);
+        engine.step(probed(7, Err("it died".to_owned())), &mut host, 2);
         assert_eq!(engine.step(Input::Alive(who(7)), &mut host, 3), vec![]);
         assert_eq!(engine.process(), None);
     }
@@ -458,9 +494,9 @@ mod tests {
             waits.push((deadline - now) / S);
             now = deadline;
             for action in engine.step(Input::Tick, &mut host, now) {
-                if matches!(action, Action::Restart { .. }) {
+                if let Action::Restart { attempt } = action {
                     restarts += 1;
-                    engine.step(Input::Started(Err("no".to_owned())), &mut host, now);
+                    engine.step(Input::Started { attempt, result: Err("no".to_owned()) }, &mut host, now);
                 }
             }
         }
@@ -474,10 +510,10 @@ mod tests {
             (1u32..6).prop_map(|tgid| Input::Alive(who(tgid))),
             (1u32..6).prop_map(|tgid| died(tgid, 0)),
             Just(Input::Missing),
-            (1u32..6).prop_map(|tgid| Input::Started(Ok(who(tgid)))),
-            Just(Input::Started(Err("no".to_owned()))),
-            Just(Input::Probed(Ok(()))),
-            Just(Input::Probed(Err("no".to_owned()))),
+            (1u32..6, 1u32..6).prop_map(|(attempt, tgid)| started(attempt, tgid)),
+            (1u32..6).prop_map(|attempt| Input::Started { attempt, result: Err("no".to_owned()) }),
+            (1u32..6).prop_map(|tgid| probed(tgid, Ok(()))),
+            (1u32..6).prop_map(|tgid| probed(tgid, Err("no".to_owned()))),
             Just(Input::Tick),
         ]
     }
@@ -496,7 +532,7 @@ mod tests {
             let mut waits_until = Some(0);
             for (input, pause) in steps {
                 now += pause;
-                let ends_flight = matches!(input, Input::Started(_)) || matches!(input, Input::Tick);
+                let ends_flight = matches!(input, Input::Started { .. }) || matches!(input, Input::Tick);
                 let actions = engine.step(input.clone(), &mut host, now);
                 prop_assert_eq!(&actions, &replay.step(input, &mut replay_host, now), "replay differs");
                 if ends_flight && !actions.iter().any(|action| matches!(action, Action::Restart { .. })) && !actions.is_empty() {

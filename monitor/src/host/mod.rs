@@ -2,6 +2,7 @@
 
 pub(crate) mod cgroup;
 pub(crate) mod clock;
+pub(crate) mod containers;
 pub(crate) mod kmsg;
 pub(crate) mod memory;
 pub(crate) mod privilege;
