@@ -25,6 +25,8 @@ use crate::{
 const SIGNAL_GROUP_EXIT: u32 = 4;
 /// `BPF_NOEXIST` (uapi bpf.h): insert only.
 const NOEXIST: u64 = 1;
+/// `-EEXIST` (errno-base.h): it is there already.
+const EEXIST: i32 = -17;
 
 #[btf_tracepoint(function = "sched_process_exit")]
 fn process_exit(ctx: BtfTracePointContext) -> i32 {
@@ -41,11 +43,16 @@ fn process_exit(ctx: BtfTracePointContext) -> i32 {
 /// The second copy, for [`process_exit`]'s misses.
 #[btf_tracepoint(function = "sched_process_exit")]
 fn process_exit_again(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: this CPU's slot of the map. When another exit came between the copies, this one is reported twice, and the
-    // agent drops the second by its identity.
-    if HANDLED.get_ptr(0).is_none_or(|handled| unsafe { *handled } != ctx.arg::<u64>(0)) {
-        exited(&ctx);
+    if let Some(handled) = HANDLED.get_ptr_mut(0) {
+        // SAFETY: this CPU's slot of the map. Taken out, so that a later task at the same address is not mistaken for
+        // this one. When another exit came between the copies, this one is reported twice, and the agent drops the
+        // second by its identity.
+        let before = unsafe { core::ptr::replace(handled, 0) };
+        if before == ctx.arg::<u64>(0) {
+            return 0;
+        }
     }
+    exited(&ctx);
     0
 }
 
@@ -93,10 +100,14 @@ fn is_last_thread(task: Kernel, signal: Kernel) -> bool {
     if field!(signal, signal_live: u32, else 0) != 0 {
         return false;
     }
+    let identity = task::identity(task);
     if field!(signal, signal_nr_threads: u32, else 2) == 1 {
-        return true;
+        // The only thread left to be reaped; another may have come here before it, and have been reaped since.
+        // SAFETY: the value is only compared with "absent".
+        return unsafe { ENDED.get(identity) }.is_none();
     }
-    ENDED.insert(task::identity(task), 1, NOEXIST).is_ok()
+    // Any other failure of the insert must not hide a death; at worst it is reported twice.
+    ENDED.insert(identity, 1, NOEXIST) != Err(EEXIST)
 }
 
 /// What wait(2) will report.
@@ -139,6 +150,10 @@ fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, 
             Some(sender) => *sender,
             None => Sender::NONE,
         };
+    }
+    if sender.is_some() {
+        // Room for others: on a machine with many processors an LRU map evicts long before it is full.
+        SENDERS.remove(Identity { start_ns, tgid }).ok();
     }
     lane.submit(entry);
 }

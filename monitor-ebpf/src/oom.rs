@@ -21,6 +21,9 @@ use crate::{
     task::{self, Kernel},
 };
 
+/// From the kernel's signal to its mark: 4 to 32 µs measured; 10 ms leave room for interrupts and slow machines.
+const JUST_BEFORE_NS: u64 = 10_000_000;
+
 /// `mark_victim(struct task_struct *, uid_t)`.
 #[btf_tracepoint(function = "mark_victim")]
 fn oom_mark_task(ctx: BtfTracePointContext) -> i32 {
@@ -51,11 +54,18 @@ fn oom_mark_pid(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The kernel itself sent this process SIGKILL. A mark without that is of a process that was dying anyway.
+/// The kernel sent this process SIGKILL just before, from this very context. A mark without that is of a process that was
+/// dying anyway, also when it was the kernel that had killed it (the end of a pid namespace).
 #[inline(always)]
 fn was_killed(identity: Identity) -> bool {
     // SAFETY: read once, right after the look-up.
-    unsafe { SENDERS.get(identity) }.is_some_and(|sender| sender.signal == SIGKILL && sender.si_code == SI_KERNEL)
+    let Some(sender) = (unsafe { SENDERS.get(identity) }) else { return false };
+    // SAFETY: a helper without arguments.
+    let age = unsafe { bpf_ktime_get_boot_ns() } - sender.kernel_ns;
+    sender.signal == SIGKILL
+        && sender.si_code == SI_KERNEL
+        && sender.tgid == (bpf_get_current_pid_tgid() >> 32) as u32
+        && age < JUST_BEFORE_NS
 }
 
 #[inline(always)]

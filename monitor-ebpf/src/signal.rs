@@ -31,12 +31,15 @@ const LOSE_INFO: i32 = 4;
 const NO_INFO: u64 = 0;
 const PRIVATE: u64 = 1;
 
-/// Signals as bits, bit n for signal n.
+/// `_NSIG` (signal.h).
+const SIGNALS: u32 = 64;
+
+/// Signals as bits, bit n - 1 for signal n.
 const fn bits(signals: &[u32]) -> u64 {
     let mut mask = 0;
     let mut at = 0;
     while at < signals.len() {
-        mask |= 1 << signals[at];
+        mask |= 1 << (signals[at] - 1);
         at += 1;
     }
     mask
@@ -51,11 +54,15 @@ const REQUESTS: u64 = bits(&[1, 2, 3, 9, 15]);
 fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     let signal: u32 = ctx.arg(0);
     let result: i32 = ctx.arg(4);
-    if (result != DELIVERED && result != LOSE_INFO) || signal > 63 || HARMLESS >> signal & 1 != 0 {
+    if (result != DELIVERED && result != LOSE_INFO)
+        || signal == 0
+        || signal > SIGNALS
+        || HARMLESS >> (signal - 1) & 1 != 0
+    {
         return 0;
     }
     let task: Kernel = ctx.arg(2);
-    if REQUESTS >> signal & 1 == 0 && !is_default(task, signal) {
+    if REQUESTS >> (signal - 1) & 1 == 0 && !is_default(task, signal) {
         return 0;
     }
     let si_code = match ctx.arg::<u64>(1) {

@@ -19,8 +19,10 @@ use crate::{
 const SURVIVAL: Duration = Duration::from_secs(10);
 /// One try may take this long.
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between tries. Short, because the outage lasts until the first that succeeds.
+/// Between the first tries. Short, because the outage lasts until the first that succeeds.
 const PAUSE: Duration = Duration::from_millis(20);
+/// The pause grows by a quarter each time up to this: a check that starts a program must not become a load of its own.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// After this, an incarnation that has proven nothing is unhealthy.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -30,6 +32,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// When `process` has died, or nothing was proven within a minute; names the last failure.
 pub(crate) async fn prove(health: &Health, process: Identity) -> Result<()> {
     let begin = Instant::now();
+    let mut pause = PAUSE;
     loop {
         ensure!(process::is_alive(process), "it died before its health was proven");
         let result = match health {
@@ -44,7 +47,10 @@ pub(crate) async fn prove(health: &Health, process: Identity) -> Result<()> {
             Err(error) if begin.elapsed() >= DEADLINE => {
                 return Err(error.context(format!("{health} failed for {} s", DEADLINE.as_secs())));
             }
-            Err(_) => sleep(PAUSE).await,
+            Err(_) => {
+                sleep(pause).await;
+                pause = pause.mul_f64(1.25).min(PAUSE_MAX);
+            }
         }
     }
 }
@@ -63,7 +69,8 @@ async fn connect(address: SocketAddr) -> Result<TcpStream> {
 }
 
 async fn http(uri: &Uri) -> Result<()> {
-    let host = uri.host().context("the health check names no host")?;
+    // A literal IPv6 address stands in brackets in a URL, and without them everywhere else.
+    let host = uri.host().context("the health check names no host")?.trim_matches(['[', ']']);
     let port = uri.port_u16().unwrap_or(80);
     let stream = TcpStream::connect((host, port)).await.with_context(|| format!("cannot connect to {host}:{port}"))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -128,6 +135,18 @@ mod tests {
         let address = server(vec![bad, "garbage\r\n\r\n", good]).await;
         let health: Health = format!("http://{address}/ready?x=1").parse().expect("valid");
         prove(&health, own()).await.expect("healthy at the third try");
+    }
+
+    #[tokio::test]
+    async fn an_ipv6_address_in_brackets_is_reached() {
+        let listener = TcpListener::bind("[::1]:0").await.expect("loopback");
+        let port = listener.local_addr().expect("bound").port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.expect("sent");
+        });
+        let health: Health = format!("http://[::1]:{port}/").parse().expect("valid");
+        ask(&health).await.expect("healthy");
     }
 
     #[tokio::test]

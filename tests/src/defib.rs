@@ -29,7 +29,16 @@ impl Watch {
     /// # Panics
     /// When the watcher does not start.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_with(&[], arguments)
+    }
+
+    /// Likewise, with these variables.
+    ///
+    /// # Panics
+    /// When the watcher does not start.
+    pub fn start_with(variables: &[(&str, &str)], arguments: &[&str]) -> Self {
         let mut child = Command::new(binary("defib"))
+            .envs(variables.iter().copied())
             .args(["watch", "--json"])
             .args(arguments)
             .stdout(Stdio::piped())

@@ -4,10 +4,12 @@
 //! * [`cgroup`]: a memory cgroup that removes itself
 //! * [`defib`]: the binary under test, as a watcher or as an agent
 //! * [`victim`]: the program that dies on command
+//! * [`docker`]: a Docker engine of a test's own
 //! * [`live`]: whether a live test can run here; if not, it says why and is counted as skipped
 
 pub mod cgroup;
 pub mod defib;
+pub mod docker;
 pub mod live;
 pub mod victim;
 

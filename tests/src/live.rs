@@ -29,9 +29,22 @@ pub fn can_run(name: &str) -> bool {
 /// # Panics
 /// When the skip log is named and cannot be written: a skip that nobody counts would look like a pass.
 pub fn skip(name: &str, reason: &str) {
-    println!("SKIP {name}: {reason}");
+    note("SKIP", name, reason);
+}
+
+/// Notes that the test `name` is skipped for want of something that not every machine has, which is no failure on a
+/// build server.
+///
+/// # Panics
+/// As [`skip`].
+pub fn skip_ok(name: &str, reason: &str) {
+    note("SKIP-OK", name, reason);
+}
+
+fn note(kind: &str, name: &str, reason: &str) {
+    println!("{kind} {name}: {reason}");
     if let Some(path) = std::env::var_os(SKIP_LOG) {
         let mut log = OpenOptions::new().create(true).append(true).open(path).expect("the skip log can be opened");
-        writeln!(log, "SKIP {name}: {reason}").expect("the skip log can be written");
+        writeln!(log, "{kind} {name}: {reason}").expect("the skip log can be written");
     }
 }

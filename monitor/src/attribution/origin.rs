@@ -1,7 +1,8 @@
 //! What the path of a cgroup says about who runs there.
 //!
-//! systemd names cgroups after units, container engines after ids, both since cgroup v1. The innermost name wins: a
-//! container inside a unit is the container, a unit of a user's own manager is that unit.
+//! systemd names cgroups after units, container engines after ids, both since cgroup v1. The outermost container wins:
+//! what runs inside, a whole systemd perhaps, is that container. Of units the innermost wins, and one of a user's own
+//! manager carries the manager's name before its own, so that no user can pass for a unit of the host.
 
 /// The container engines whose cgroups are known, as their cgroup names spell them.
 const ENGINES: &[(&str, &str)] =
@@ -36,13 +37,16 @@ impl Origin {
     /// Reads a path below the root of a hierarchy.
     pub(crate) fn of(path: &str) -> Self {
         let names: Vec<_> = path.split('/').filter(|name| !name.is_empty()).collect();
-        for (at, name) in names.iter().enumerate().rev() {
-            if let Some(container) = container(name, &names[..at]) {
-                return container;
-            }
-            if is_unit(name) {
-                return Self::Unit((*name).to_owned());
-            }
+        if let Some(container) = (0..names.len()).find_map(|at| container(names[at], &names[..at])) {
+            return container;
+        }
+        let units: Vec<_> = names.iter().filter(|name| is_unit(name)).collect();
+        if let Some(unit) = units.last() {
+            let manager = units.iter().find(|name| name.starts_with("user@") && name.ends_with(".service"));
+            return Self::Unit(match manager {
+                Some(manager) if manager != unit => format!("{manager}/{unit}"),
+                _ => (**unit).to_owned(),
+            });
         }
         Self::Cgroup(if path.is_empty() { "/".to_owned() } else { path.to_owned() })
     }
@@ -89,8 +93,13 @@ mod tests {
             ("/system.slice/app.service/nested/deep".to_owned(), unit("app.service")),
             (
                 "/user.slice/user-1000.slice/user@1000.service/app.slice/editor.service".to_owned(),
-                unit("editor.service"),
+                unit("user@1000.service/editor.service"),
             ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/init.scope".to_owned(),
+                unit("user@1000.service/init.scope"),
+            ),
+            (format!("/system.slice/docker-{ID}.scope/system.slice/nginx.service"), container("docker")),
             ("/user.slice/user-0.slice/session-3.scope".to_owned(), unit("session-3.scope")),
             (format!("/system.slice/docker-{ID}.scope"), container("docker")),
             (format!("/system.slice/docker-{ID}.scope/init"), container("docker")),

@@ -4,7 +4,7 @@
 //! bounded; when it is full, removed cgroups go first, and what then finds no room is looked up again when needed.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -59,6 +59,15 @@ impl Table {
         let place = self.describe(path);
         self.places.insert(id, place);
         self.places.get(&id)
+    }
+
+    /// Keeps what `exists` says, after a walk over all cgroups: word of a removal can be lost.
+    pub(crate) fn retain(&mut self, exists: impl Fn(u64) -> bool) {
+        let waiting: HashSet<u64> = self.removed.iter().copied().collect();
+        let gone: Vec<_> = self.places.keys().copied().filter(|&id| !exists(id) && !waiting.contains(&id)).collect();
+        for id in gone {
+            self.remove(id);
+        }
     }
 
     /// Notes that a cgroup was removed; it stays known until others push it out.
@@ -144,6 +153,17 @@ mod tests {
         table.remove(5);
         assert!(table.insert(u64::MAX, "/new").is_some());
         assert_eq!(table.len(), CAPACITY);
+    }
+
+    #[test]
+    fn cgroups_whose_removal_was_missed_make_room_too() {
+        let mut table = Table::default();
+        for id in 0..CAPACITY as u64 {
+            table.insert(id, "/x");
+        }
+        table.retain(|id| id == 7);
+        assert_eq!(table.len(), REMEMBERED + 1);
+        assert!(table.get(7).is_some());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A fast thread can reach its exit before the OOM killer has marked it, and the two rings and the kernel log are read
 //! apart. So a SIGKILL death that lacks something waits, at most [`MARK_WAIT_NS`]; all others are decided at once.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque, hash_map::Entry};
 
 use monitor_common::{
     record::{EXIT_OOM_VICTIM, EXIT_SENDER, Exit, MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, SI_KERNEL},
@@ -75,7 +75,9 @@ impl Docket {
         } else {
             Identity { tgid: mark.victim.tgid, start_ns: mark.victim.start_ns }
         };
-        if self.marks.insert(identity, known).is_none() {
+        // A victim that cannot die at once is marked again by its own allocations; the first mark is the kill.
+        if let Entry::Vacant(vacant) = self.marks.entry(identity) {
+            vacant.insert(known);
             self.marked.push_back(identity);
         }
         while self.marked.len() > KEPT {

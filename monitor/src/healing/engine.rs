@@ -147,6 +147,8 @@ pub(crate) struct Engine {
     down_ns: Option<u64>,
     healthy_ns: Option<u64>,
     restarted: bool,
+    /// A newer incarnation than the one that counts: word of its life came before that of the other's death.
+    newer: Option<Identity>,
     /// The incarnation that died or failed last: word of its life may come later than that of its death.
     gone: Option<Identity>,
     /// This is the first start, not the answer to a death.
@@ -165,6 +167,7 @@ impl Engine {
             down_ns: None,
             healthy_ns: None,
             restarted: false,
+            newer: None,
             gone: None,
             first_start: false,
         }
@@ -211,17 +214,29 @@ impl Engine {
                 self.state = State::Running(process);
                 Vec::new()
             }
-            // While we restart, the answer of the supervisor names the process.
-            State::Running(_) | State::Proving(_) | State::Restarting { .. } => Vec::new(),
-            State::Waiting { .. } | State::Left => {
-                self.state = State::Proving(process);
-                self.restarted = false;
-                vec![Action::Suppress { reason: "respawned" }, Action::Probe { process }]
+            State::Running(current) | State::Proving(current) => {
+                if process.start_ns > current.start_ns && !process.matches(current) {
+                    self.newer = Some(process);
+                }
+                Vec::new()
             }
+            // The answer of the supervisor names the process.
+            State::Restarting { .. } => Vec::new(),
+            State::Waiting { .. } | State::Left => self.respawned(process),
         }
     }
 
+    /// Somebody else brought it back.
+    fn respawned(&mut self, process: Identity) -> Vec<Action> {
+        self.state = State::Proving(process);
+        self.restarted = false;
+        vec![Action::Suppress { reason: "respawned" }, Action::Probe { process }]
+    }
+
     fn died(&mut self, process: Identity, at_ns: u64, now_ns: u64) -> Vec<Action> {
+        if self.newer.is_some_and(|newer| newer.matches(process)) {
+            self.newer = None;
+        }
         // Only the incarnation that counts: an old one's death must not end a new one's life.
         if self.process().is_some_and(|current| !current.matches(process)) {
             return Vec::new();
@@ -233,7 +248,14 @@ impl Engine {
                 if self.healthy_ns.is_none_or(|healthy| at_ns.saturating_sub(healthy) >= reset) {
                     self.attempts = 0;
                 }
-                self.down(at_ns, now_ns)
+                let newer = self.newer.take();
+                let mut actions = self.down(at_ns, now_ns);
+                if let Some(newer) = newer {
+                    // Somebody was faster than word of the death.
+                    actions.retain(|action| !matches!(action, Action::Wait { .. }));
+                    actions.extend(self.respawned(newer));
+                }
+                actions
             }
             State::Proving(_) => self.failed("it died before its health was proven".to_owned(), now_ns),
             State::Waiting { .. } | State::Restarting { .. } | State::Left => Vec::new(),
@@ -427,6 +449,32 @@ mod tests {
             vec![Action::Close { outage_ns: 4 * S, by_us: true }]
         );
         assert_eq!(engine.process(), Some(who(2)));
+    }
+
+    #[test]
+    fn a_respawn_that_is_heard_of_before_the_death_is_left_alone() {
+        let (mut engine, mut host) = (Engine::new(policy()), host());
+        engine.step(Input::Alive(who(1)), &mut host, 0);
+        assert_eq!(engine.step(Input::Alive(who(2)), &mut host, S), vec![]);
+        assert_eq!(
+            engine.step(died(1, S), &mut host, S),
+            vec![
+                Action::Open { at_ns: S },
+                Action::Suppress { reason: "respawned" },
+                Action::Probe { process: who(2) }
+            ]
+        );
+        assert_eq!((engine.process(), engine.deadline()), (Some(who(2)), None));
+    }
+
+    #[test]
+    fn a_newer_process_that_has_died_too_is_no_respawn() {
+        let (mut engine, mut host) = (Engine::new(policy()), host());
+        engine.step(Input::Alive(who(1)), &mut host, 0);
+        engine.step(Input::Alive(who(2)), &mut host, S);
+        assert_eq!(engine.step(died(2, S), &mut host, S), vec![]);
+        let actions = engine.step(died(1, S), &mut host, S);
+        assert_eq!(actions, vec![Action::Open { at_ns: S }, Action::Wait { until_ns: 3 * S, reason: "grace" }]);
     }
 
     #[test]

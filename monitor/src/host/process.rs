@@ -44,10 +44,18 @@ pub(crate) fn is_alive(process: Identity) -> bool {
     matches!(identity(process.tgid), Ok(Some(now)) if now.matches(process)) && !is_zombie(process.tgid)
 }
 
-/// True for a process that has ended and was not reaped yet.
+/// True for a process that has ended and was not reaped yet. One whose first thread has left while others run shows the
+/// same letter, and more than one thread.
 pub(crate) fn is_zombie(tgid: u32) -> bool {
-    fs::read(format!("/proc/{tgid}/stat"))
-        .is_ok_and(|stat| fields(&stat).is_some_and(|fields| fields.first() == Some(&"Z")))
+    fs::read(format!("/proc/{tgid}/stat")).is_ok_and(|stat| has_ended(&stat))
+}
+
+/// Fields 3 (state) and 20 (threads) of proc_pid_stat(5).
+fn has_ended(stat: &[u8]) -> bool {
+    fields(stat).is_some_and(|fields| {
+        let threads = fields.get(17).and_then(|count| count.parse::<u32>().ok());
+        fields.first() == Some(&"Z") && threads.is_none_or(|count| count <= 1)
+    })
 }
 
 /// Parent of a process; `None` when it has gone.
@@ -82,6 +90,14 @@ mod tests {
         assert_eq!(start_ticks(stat), Some(12345));
         assert_eq!(fields(stat).and_then(|fields| fields.get(1).map(|ppid| ppid.to_string())), Some("1".to_owned()));
         assert_eq!(start_ticks(b"7 (cut"), None);
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_left_has_not_ended() {
+        let stat = |state, threads| format!("7 (a) {state} 1 7 7 0 -1 4 1 0 0 0 0 0 0 0 20 0 {threads} 0 12345 99 0");
+        assert!(has_ended(stat("Z", 1).as_bytes()));
+        assert!(!has_ended(stat("Z", 2).as_bytes()));
+        assert!(!has_ended(stat("S", 1).as_bytes()));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the test command needs from the machine beyond the cargo that runs it.
 
-use std::{env, process::Command};
+use std::{env, path::Path, process::Command};
 
 use anyhow::Result;
 
@@ -30,8 +30,20 @@ fn missing() -> Result<Vec<Need>> {
     if workspace::in_ci() {
         // A build server rebuilds the kernel object; a person who has not got the tools only checks its hashes.
         needs.extend(toolchain::missing()?);
+        // A person's machine gets no Docker from us: it would begin to run there. Without it that test is skipped.
+        needs.extend(docker());
     }
     Ok(needs)
+}
+
+/// The Docker engine that a live test starts for itself.
+fn docker() -> Option<Need> {
+    let present = Path::new("/usr/sbin/dockerd").exists() && Path::new("/bin/busybox").exists();
+    (!present).then(|| Need {
+        what: "dockerd and a static busybox".to_owned(),
+        why: "a live test kills processes in real containers",
+        mend: Mend::Packages(vec!["docker.io", "busybox-static"]),
+    })
 }
 
 /// A C compiler: it links every program, and it compiles SQLite.

@@ -1,0 +1,113 @@
+//! A Docker engine of a test's own: its own data, its own socket, no network; gone with the test.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::eventually;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Engine {
+    child: Child,
+    directory: tempfile::TempDir,
+}
+
+/// What an engine needs; `None` when all is here.
+pub fn missing() -> Option<&'static str> {
+    [("/usr/sbin/dockerd", "dockerd (Debian package docker.io)"), ("/bin/busybox", "a static busybox (busybox-static)")]
+        .into_iter()
+        .find(|(path, _)| !Path::new(path).exists())
+        .map(|(_, what)| what)
+}
+
+impl Engine {
+    /// Starts an engine with one image, `busybox`.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a directory for the engine");
+        let place = |name: &str| directory.path().join(name);
+        let log = fs::File::create(place("log")).expect("the engine's log can be made");
+        let child = Command::new("/usr/sbin/dockerd")
+            .args(["--iptables=false", "--bridge=none", "--storage-driver=vfs"])
+            .arg("--data-root")
+            .arg(place("data"))
+            .arg("--exec-root")
+            .arg(place("exec"))
+            .arg("--pidfile")
+            .arg(place("pid"))
+            .arg("--host")
+            .arg(format!("unix://{}", place("docker.sock").display()))
+            .stdout(log.try_clone().expect("the log can be shared"))
+            .stderr(log)
+            .spawn()
+            .expect("dockerd starts");
+        let engine = Self { child, directory };
+        eventually("the engine to answer", || engine.try_run(&["version"]).status.success().then_some(()));
+        let image = engine.directory.path().join("image/bin");
+        fs::create_dir_all(&image).expect("a directory for the image");
+        fs::copy("/bin/busybox", image.join("sh")).expect("busybox can be copied");
+        std::os::unix::fs::symlink("sh", image.join("sleep")).expect("a link");
+        let tar = engine.directory.path().join("image.tar");
+        let packed =
+            Command::new("tar").arg("-C").arg(engine.directory.path().join("image")).arg("-cf").arg(&tar).arg(".");
+        assert!(packed_ok(packed), "the image can be packed");
+        engine.run(&["import", tar.to_str().expect("UTF-8"), "busybox"]);
+        engine
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("docker.sock")
+    }
+
+    /// `DOCKER_HOST` for its clients.
+    pub fn host(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    /// Runs the client; its output.
+    ///
+    /// # Panics
+    /// When the client fails.
+    pub fn run(&self, words: &[&str]) -> String {
+        let output = self.try_run(words);
+        assert!(output.status.success(), "docker {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    fn try_run(&self, words: &[&str]) -> Output {
+        Command::new("docker")
+            .env("DOCKER_HOST", self.host())
+            .args(words)
+            .stdin(Stdio::null())
+            .output()
+            .expect("the client starts")
+    }
+}
+
+fn packed_ok(command: &mut Command) -> bool {
+    command.status().is_ok_and(|status| status.success())
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", fs::read_to_string(self.directory.path().join("log")).unwrap_or_default());
+        }
+        let left = self.try_run(&["ps", "-aq"]);
+        for id in String::from_utf8_lossy(&left.stdout).split_whitespace() {
+            self.try_run(&["rm", "-f", id]);
+        }
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            kill_process(pid, Signal::TERM).ok();
+        }
+        self.child.wait().ok();
+    }
+}
