@@ -1,10 +1,14 @@
-//! The agent: knows all the parts, wires them in the order that lets nothing fall between, and owns the engine's state.
+//! The agent: knows all the parts, and wires them in the order that lets nothing fall between.
 //!
-//! Start-up: bind the port (a taken one is known before anything is touched) → attach the programs → scan what exists →
-//! watch what is configured → handle what the rings have kept meanwhile. One task owns observer and engines and takes
-//! every input in turn; slow work (starting, probing) runs in tasks of its own and comes back as an input.
+//! Start-up: bind the port (a taken one is known before anything is touched) → answer `/readyz` with what is still missing
+//! → note the kernel's own counts → attach the programs → scan what exists → watch what is configured → handle what the
+//! rings have kept meanwhile.
 
-use std::{future::Future, net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    future::Future,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use anyhow::{Context as _, Result};
 use prometheus::Registry;
@@ -15,13 +19,14 @@ use tokio::{
 };
 
 use crate::{
+    audit::Audit,
     config::Config,
     host::{
         self,
         cgroup::Hierarchy,
         kmsg::{Kmsg, OomLine},
     },
-    kernel::{self, RingStats},
+    kernel::{self, Kernel, RingStats},
     metrics::{KernelMetrics, Metrics},
     steward::Steward,
     timeline::Timeline,
@@ -42,8 +47,8 @@ pub(crate) struct Options<'a> {
     pub(crate) btf: Option<&'a Path>,
     /// Where moments are said.
     pub(crate) timeline: Timeline,
-    /// Told the HTTP address once everything is attached and scanned.
-    pub(crate) ready: Option<oneshot::Sender<SocketAddr>>,
+    /// Log lines that were dropped so far, because nobody took them fast enough.
+    pub(crate) log_lines_lost: fn() -> u64,
 }
 
 /// Runs until `shutdown` completes. Services that it started live on.
@@ -51,23 +56,45 @@ pub(crate) struct Options<'a> {
 /// # Errors
 /// When start-up fails, or a part that nothing works without.
 pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let Options { config, btf, timeline, ready } = options;
+    let Options { config, btf, timeline, log_lines_lost } = options;
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
     let listener = web::bind(config.http.listen).await?;
     let address = listener.local_addr().context("the HTTP listener has no address")?;
     let readiness = Arc::new(Readiness::new(&[PROGRAMS, SCAN]));
+    let registry = Registry::new();
+    let metrics = Metrics::new(&registry, config.agent.max_services)?;
+    let mut tasks = JoinSet::new();
 
-    let hierarchy = match Hierarchy::detect() {
-        Ok(hierarchy) => Some(hierarchy),
-        Err(error) => {
+    let attached: Arc<OnceLock<Arc<Kernel>>> = Arc::default();
+    let stats = [Arc::new(RingStats::default()), Arc::new(RingStats::default())];
+    let refresh = {
+        let (attached, stats, metrics) = (Arc::clone(&attached), stats.clone(), KernelMetrics::new(&registry)?);
+        Box::new(move || {
+            let malformed = stats.iter().map(|stats| stats.malformed()).sum();
+            attached.get().map_or(Ok(()), |kernel| metrics.refresh(kernel, malformed, log_lines_lost()))
+        })
+    };
+    let (stop_web, web_stopped) = oneshot::channel::<()>();
+    let web = Web { registry, readiness: Arc::clone(&readiness), refresh };
+    tasks.spawn(web::serve(listener, web, async move { drop(web_stopped.await) }));
+
+    let hierarchy = Hierarchy::detect()
+        .inspect_err(|error| {
             tracing::error!("deaths cannot be attributed to services: {error:#}");
             readiness.note(format!("attribution to services ({error:#})"));
-            None
+        })
+        .ok();
+    let (lines_in, lines) = mpsc::channel(EVENTS);
+    match Kmsg::open() {
+        Ok(kmsg) => drop(tasks.spawn(follow_log(kmsg, lines_in))),
+        Err(error) => {
+            tracing::warn!("OOM kills will lack scope and limit: {error:#}");
+            readiness.note(format!("scope and limit of an OOM kill ({error:#})"));
         }
-    };
-    let mut tasks = JoinSet::new();
+    }
+    let audit = Audit::begin();
     let (mut kernel, rings) =
         kernel::load(kernel::Options { btf, hierarchy: hierarchy.as_ref(), report_clean: false })?;
     for missing in kernel.missing() {
@@ -78,34 +105,21 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         tasks.spawn(kernel::follow_diagnostics(diagnostics));
     }
     let kernel = Arc::new(kernel);
+    attached.set(Arc::clone(&kernel)).ok();
     readiness.release(PROGRAMS);
 
-    let registry = Registry::new();
     let (events_in, events) = mpsc::channel(EVENTS);
-    let stats = [Arc::new(RingStats::default()), Arc::new(RingStats::default())];
-    for (ring, stats) in [rings.critical, rings.bulk].into_iter().zip(&stats) {
-        let (events, stats) = (events_in.clone(), Arc::clone(stats));
+    for (ring, stats) in [rings.critical, rings.bulk].into_iter().zip(stats) {
+        let events = events_in.clone();
         tasks.spawn(async move { kernel::follow(ring, events, &stats).await });
     }
     drop(events_in);
-
-    let mut steward = Steward::new(
-        &config,
-        hierarchy,
-        Arc::clone(&kernel),
-        Metrics::new(&registry, config.agent.max_services)?,
-        timeline,
-    );
-    steward.scan()?;
+    let mut steward = Steward::new(&config, hierarchy, Arc::clone(&kernel), metrics, timeline, audit);
+    for failure in steward.scan(&config)? {
+        tracing::error!("a service cannot be looked after: {failure}");
+        readiness.note(format!("a service: {failure}"));
+    }
     readiness.release(SCAN);
-
-    let refresh = {
-        let (kernel, metrics) = (Arc::clone(&kernel), KernelMetrics::new(&registry)?);
-        Box::new(move || metrics.refresh(&kernel, stats.iter().map(|stats| stats.malformed()).sum()))
-    };
-    let (stop_web, web_stopped) = oneshot::channel::<()>();
-    let web = Web { registry, readiness: Arc::clone(&readiness), refresh };
-    tasks.spawn(web::serve(listener, web, async move { drop(web_stopped.await) }));
     // Start-up needed tens of megabytes for type information; a resident agent gives them back.
     host::memory::give_back();
     tracing::info!(
@@ -115,22 +129,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         services = steward.services(),
         "watching"
     );
-    if let Some(ready) = ready {
-        // The receiver may have gone; then nobody waits.
-        ready.send(address).ok();
-    }
-    let kmsg = match Kmsg::open() {
-        Ok(kmsg) => Some(kmsg),
-        Err(error) => {
-            tracing::warn!("OOM kills will lack scope and limit: {error:#}");
-            readiness.note(format!("scope and limit of an OOM kill ({error:#})"));
-            None
-        }
-    };
-    let (lines_in, lines) = mpsc::channel(EVENTS);
-    if let Some(kmsg) = kmsg {
-        tasks.spawn(follow_log(kmsg, lines_in));
-    }
+
     let outcome = tokio::select! {
         outcome = steward.run(events, lines) => outcome,
         () = shutdown => Ok(()),

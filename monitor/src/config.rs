@@ -93,20 +93,15 @@ impl Default for HttpConfig {
 }
 
 /// Times between tries.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Backoff {
     /// Before the second try.
-    #[serde(deserialize_with = "duration")]
     pub(crate) initial: Duration,
     /// Never longer.
-    #[serde(deserialize_with = "duration")]
     pub(crate) max: Duration,
     /// Share by which a wait varies, 0 to 1.
-    #[serde(deserialize_with = "share")]
     pub(crate) jitter: f64,
     /// A service that has been healthy for this long starts again from the first try.
-    #[serde(deserialize_with = "duration")]
     pub(crate) reset_after: Duration,
 }
 
@@ -121,6 +116,31 @@ impl Default for Backoff {
     }
 }
 
+/// What is said of the back-off in one place; the rest comes from `[defaults]`, then from the built-in values.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawBackoff {
+    #[serde(deserialize_with = "optional_duration")]
+    initial: Option<Duration>,
+    #[serde(deserialize_with = "optional_duration")]
+    max: Option<Duration>,
+    #[serde(deserialize_with = "share")]
+    jitter: Option<f64>,
+    #[serde(deserialize_with = "optional_duration")]
+    reset_after: Option<Duration>,
+}
+
+impl RawBackoff {
+    fn over(self, base: Backoff) -> Backoff {
+        Backoff {
+            initial: self.initial.unwrap_or(base.initial),
+            max: self.max.unwrap_or(base.max),
+            jitter: self.jitter.unwrap_or(base.jitter),
+            reset_after: self.reset_after.unwrap_or(base.reset_after),
+        }
+    }
+}
+
 /// So many in such a time: `5/10m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Budget {
@@ -130,21 +150,23 @@ pub(crate) struct Budget {
     pub(crate) window: Duration,
 }
 
-/// Budgets of restarts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// Restarts in ten minutes: for a service, and for the host.
+const PER_SERVICE: Budget = Budget { count: 5, window: Duration::from_secs(600) };
+const PER_HOST: Budget = Budget { count: 10, window: Duration::from_secs(600) };
+
+/// Budgets of restarts, in `[defaults]`.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Budgets {
-    /// For each service.
-    pub(crate) per_service: Budget,
-    /// For the host.
-    pub(crate) per_host: Budget,
+struct RawBudgets {
+    per_service: Option<Budget>,
+    per_host: Option<Budget>,
 }
 
-impl Default for Budgets {
-    fn default() -> Self {
-        let window = Duration::from_secs(600);
-        Self { per_service: Budget { count: 5, window }, per_host: Budget { count: 10, window } }
-    }
+/// The budget of one service; the host has one for all.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawBudget {
+    per_service: Option<Budget>,
 }
 
 /// How health is proven.
@@ -167,8 +189,8 @@ struct Settings {
     restart: Option<bool>,
     #[serde(deserialize_with = "optional_duration")]
     grace: Option<Duration>,
-    backoff: Option<Backoff>,
-    budget: Option<Budgets>,
+    backoff: RawBackoff,
+    budget: RawBudgets,
     health: Option<Health>,
     pool: Option<String>,
     drain_at: Option<f64>,
@@ -184,8 +206,8 @@ struct RawService {
     restart: Option<bool>,
     #[serde(deserialize_with = "optional_duration")]
     grace: Option<Duration>,
-    backoff: Option<Backoff>,
-    budget: Option<Budgets>,
+    backoff: RawBackoff,
+    budget: RawBudget,
     health: Option<Health>,
     pool: Option<String>,
     drain_at: Option<f64>,
@@ -234,8 +256,8 @@ pub(crate) struct Service {
     pub(crate) grace: Duration,
     /// Times between tries.
     pub(crate) backoff: Backoff,
-    /// Budgets.
-    pub(crate) budget: Budgets,
+    /// Restarts of this service in a window.
+    pub(crate) budget: Budget,
     /// Proof of health.
     pub(crate) health: Health,
 }
@@ -277,7 +299,34 @@ impl Config {
                 return Err(ConfigError { file: path.to_owned(), place, message });
             }
         }
+        config.check_apart().map_err(|(at, message)| ConfigError {
+            file: path.to_owned(),
+            place: place(text, at),
+            message,
+        })?;
         Ok(config)
+    }
+
+    /// Command services must not share a name or a cgroup, nor live inside one another: a restart clears the cgroup.
+    fn check_apart(&self) -> Result<(), (usize, String)> {
+        let mut seen: Vec<(&str, &str)> = Vec::new();
+        for raw in &self.service {
+            let (Some(name), Some(command)) = (&raw.get_ref().name, &raw.get_ref().command) else { continue };
+            let inside = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
+            let cgroup = command.cgroup.trim_end_matches('/');
+            for (other, taken) in &seen {
+                if other == name {
+                    return Err((raw.span().start, format!("there are two services of the name {name:?}")));
+                }
+                if inside(cgroup, taken) || inside(taken, cgroup) {
+                    let message =
+                        format!("{name:?} and {other:?} share the cgroup {taken:?}; each needs one of its own");
+                    return Err((raw.span().start, message));
+                }
+            }
+            seen.push((name, cgroup));
+        }
+        Ok(())
     }
 
     /// The services, in the order of the file.
@@ -288,8 +337,8 @@ impl Config {
                 target: raw.target().ok()?,
                 restart: raw.restart.or(base.restart).unwrap_or(false),
                 grace: raw.grace.or(base.grace).unwrap_or(Duration::from_secs(2)),
-                backoff: raw.backoff.or(base.backoff).unwrap_or_default(),
-                budget: raw.budget.or(base.budget).unwrap_or_default(),
+                backoff: raw.backoff.over(base.backoff.over(Backoff::default())),
+                budget: raw.budget.per_service.or(base.budget.per_service).unwrap_or(PER_SERVICE),
                 health: raw.health.clone().or_else(|| base.health.clone()).unwrap_or(Health::Survival),
             })
         };
@@ -311,7 +360,7 @@ impl Config {
 
     /// Budget of the host.
     pub(crate) fn host_budget(&self) -> Budget {
-        self.defaults.budget.unwrap_or_default().per_host
+        self.defaults.budget.per_host.unwrap_or(PER_HOST)
     }
 
     /// What is configured and not acted on by this version: said aloud, because an operator would rely on it.
@@ -344,6 +393,9 @@ impl RawService {
         match (&self.unit, &self.container, &self.command, &self.name) {
             (Some(pattern), None, None, None) => Ok(Target::Unit(pattern.clone())),
             (None, Some(pattern), None, None) => Ok(Target::Container(pattern.clone())),
+            (None, None, Some(_), Some(name)) if name.ends_with(".service") || name.ends_with(".scope") => {
+                Err(format!("name {name:?}: that is how units are called; choose one without .service or .scope"))
+            }
             (None, None, Some(command), Some(name)) if is_name(name) => {
                 Ok(Target::Command { name: name.clone(), command: command.clone() })
             }
@@ -381,18 +433,14 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
 fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    duration(deserializer).map(Some)
+    parse_duration(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
-fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     let value = f64::deserialize(deserializer)?;
     if (0.0..=1.0).contains(&value) {
-        Ok(value)
+        Ok(Some(value))
     } else {
         Err(D::Error::custom(format!("{value} is out of range; allowed is 0 to 1")))
     }
@@ -411,12 +459,19 @@ fn program<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D:
 
 fn cgroup_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let path = String::deserialize(deserializer)?;
-    let names: Vec<_> = path.split('/').skip(1).collect();
-    let fine = |name: &&str| !name.is_empty() && *name != "." && *name != "..";
-    if path.starts_with('/') && names.iter().all(fine) {
+    let mut names = path.split('/').skip(1);
+    // What a service manager owns is not ours to clear before a restart.
+    let foreign = [".slice", ".scope", ".service"];
+    let fine = |name: &str| {
+        !name.is_empty() && name != "." && name != ".." && !foreign.iter().any(|kind| name.ends_with(kind))
+    };
+    if path.starts_with('/') && names.all(fine) {
         Ok(path)
     } else {
-        Err(D::Error::custom(format!("cgroup {path:?}: allowed is a path like /batch, not the root, without . or ..")))
+        Err(D::Error::custom(format!(
+            "cgroup {path:?}: allowed is a path like /batch, for this service alone: not the root, without . or .., and \
+             nothing of systemd's (.slice, .scope, .service)"
+        )))
     }
 }
 
@@ -519,12 +574,14 @@ mod tests {
 
     #[test]
     fn defaults_reach_every_service_and_each_may_override() {
-        let text = "[defaults]\nrestart = true\ngrace = '7s'\n\
+        let text = "[defaults]\nrestart = true\ngrace = '7s'\nbackoff = { max = '9s' }\n\
             [[service]]\nname = 'a'\ncommand = { start = ['/bin/true'], cgroup = '/a' }\n\
-            [[service]]\nunit = 'b-*.service'\nrestart = false\ngrace = '0s'\nhealth = 'tcp://127.0.0.1:80'\n";
+            [[service]]\nunit = 'b-*.service'\nbackoff = { initial = '3s' }\nrestart = false\ngrace = '0s'\nhealth = 'tcp://127.0.0.1:80'\n";
         let services = Config::parse(Path::new("x"), text).expect("valid").services();
         assert_eq!((services[0].restart, services[0].grace), (true, Duration::from_secs(7)));
         assert_eq!((services[1].restart, services[1].grace), (false, Duration::ZERO));
+        let backoff = services[1].backoff;
+        assert_eq!((backoff.initial, backoff.max), (Duration::from_secs(3), Duration::from_secs(9)), "key by key");
         let Target::Unit(pattern) = &services[1].target else { panic!("a unit") };
         assert!(pattern.matches("b-1.service") && !pattern.matches("a.service"));
     }
@@ -546,6 +603,21 @@ mod tests {
                 &["x.toml:3", "without . or .."],
             ),
             ("[[service]]\nname='a b'\ncommand={start=['/bin/true'],cgroup='/a'}\n", &["x.toml:1", "allowed are"]),
+            (
+                "[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/system.slice'}\n",
+                &["x.toml:3", "for this service alone"],
+            ),
+            (
+                "[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/a'}\n\
+                 [[service]]\nname='b'\ncommand={start=['/bin/true'],cgroup='/a/b'}\n",
+                &["x.toml:4", "share the cgroup"],
+            ),
+            (
+                "[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/a'}\n\
+                 [[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/b'}\n",
+                &["x.toml:4", "two services of the name"],
+            ),
+            ("[[service]]\nunit='a'\nbudget={per_host='1/1m'}\n", &["x.toml:3: key 'budget'", "per_service"]),
             ("[[service]\n", &["x.toml:1"]),
         ] {
             let message = error(text);

@@ -13,6 +13,7 @@
 
 mod agent;
 mod attribution;
+mod audit;
 pub mod cli;
 mod config;
 mod diagnosis;
@@ -22,6 +23,7 @@ mod host;
 mod kernel;
 mod metrics;
 mod observer;
+mod roster;
 mod steward;
 mod supervisor;
 mod text;

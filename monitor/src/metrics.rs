@@ -1,8 +1,12 @@
 //! The metrics of the agent, on a registry that is handed in. Labels are bounded: no pid, no name that a process chose.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::Result;
+use jiff::Timestamp;
 use monitor_common::counter;
 use prometheus::{
     CounterVec, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -12,6 +16,7 @@ use prometheus::{
 use crate::{
     attribution::{Origin, Place},
     diagnosis::{Cause, Scope},
+    healing::Action,
     kernel::{Kernel, SOURCES},
     observer::Death,
 };
@@ -27,18 +32,12 @@ pub(crate) struct Metrics {
     detection: Histogram,
     cgroups: IntGauge,
     queue: IntGauge,
-    /// Whether a service is up.
-    pub(crate) up: IntGaugeVec,
-    /// When it last died.
-    pub(crate) last_death: GaugeVec,
-    /// Restarts by result.
-    pub(crate) restarts: IntCounterVec,
-    /// Restarts that were not made, by reason.
-    pub(crate) suppressed: IntCounterVec,
-    /// Death to healthy.
-    pub(crate) outage: HistogramVec,
-    /// Incidents that are open.
-    pub(crate) incidents_open: IntGaugeVec,
+    up: IntGaugeVec,
+    last_death: GaugeVec,
+    restarts: IntCounterVec,
+    suppressed: IntCounterVec,
+    outage: HistogramVec,
+    incidents_open: IntGaugeVec,
     services: Services,
 }
 
@@ -131,9 +130,11 @@ impl Metrics {
         self.start_series(service);
     }
 
-    /// The series of a service that Defib looks after.
+    /// The series of a service that Defib looks after; those are as many as the configuration wants, whatever the cap.
     pub(crate) fn add_managed(&mut self, service: &Arc<str>) {
-        self.add_service(service);
+        if self.services.known.insert(Arc::clone(service)) {
+            self.start_series(service);
+        }
         let label = self.label(service);
         self.up.with_label_values(&[label]).set(0);
         self.last_death.with_label_values(&[label]).set(0.0);
@@ -141,6 +142,9 @@ impl Metrics {
         self.outage.with_label_values(&[label]);
         for result in ["ok", "failed"] {
             self.restarts.with_label_values(&[label, result]);
+        }
+        for reason in Action::SUPPRESSED {
+            self.suppressed.with_label_values(&[label, reason]);
         }
     }
 
@@ -153,8 +157,43 @@ impl Metrics {
         }
     }
 
+    /// Says whether a service that Defib looks after is up.
+    pub(crate) fn is_up(&self, service: &str, up: bool) {
+        self.up.with_label_values(&[self.label(service)]).set(i64::from(up));
+    }
+
+    /// Says when it died.
+    pub(crate) fn last_died(&self, service: &str, at: Timestamp) {
+        self.last_death.with_label_values(&[self.label(service)]).set(at.as_millisecond() as f64 / 1e3);
+    }
+
+    /// An outage began.
+    pub(crate) fn outage_began(&self, service: &str) {
+        self.incidents_open.with_label_values(&[self.label(service)]).set(1);
+    }
+
+    /// It ended, by a restart of ours or by somebody else's.
+    pub(crate) fn outage_ended(&self, service: &str, outage_ns: u64, by_us: bool) {
+        let label = self.label(service);
+        self.incidents_open.with_label_values(&[label]).set(0);
+        self.outage.with_label_values(&[label]).observe(outage_ns as f64 / 1e9);
+        if by_us {
+            self.restarts.with_label_values(&[label, "ok"]).inc();
+        }
+    }
+
+    /// A restart of ours failed.
+    pub(crate) fn restart_failed(&self, service: &str) {
+        self.restarts.with_label_values(&[self.label(service), "failed"]).inc();
+    }
+
+    /// Defib decided against a restart.
+    pub(crate) fn suppressed(&self, service: &str, reason: &str) {
+        self.suppressed.with_label_values(&[self.label(service), reason]).inc();
+    }
+
     /// The label value of a service.
-    pub(crate) fn label<'a>(&self, service: &'a str) -> &'a str {
+    fn label<'a>(&self, service: &'a str) -> &'a str {
         if self.services.known.contains(service) { service } else { OTHER }
     }
 
@@ -196,6 +235,9 @@ pub(crate) struct KernelMetrics {
     lost: IntCounterVec,
     run_seconds: CounterVec,
     runs: IntCounterVec,
+    log_lines_lost: IntCounter,
+    /// One at a time: two scrapes that raise a counter to the same total would raise it twice.
+    refreshing: Mutex<()>,
 }
 
 impl KernelMetrics {
@@ -205,7 +247,7 @@ impl KernelMetrics {
             "defib_bpf_run_seconds_total",
             "Time spent in each kernel program while kernel.bpf_stats_enabled is 1.",
         );
-        Ok(Self {
+        let metrics = Self {
             exits: counters(
                 registry,
                 "defib_process_exits_total",
@@ -215,7 +257,7 @@ impl KernelMetrics {
             lost: counters(
                 registry,
                 "defib_events_lost_total",
-                "Records that found no room in a ring (critical, bulk), stood back for others (routine) or were malformed; deaths that the kernel skipped a preempted program for (preempted).",
+                "Records that found no room in a ring (critical, bulk), stood back for others (routine) or were malformed; deaths that the kernel may have skipped a preempted program for (preempted, an upper bound).",
                 &["ring"],
             )?,
             run_seconds: register(registry, CounterVec::new(run_seconds, &["program"])?)?,
@@ -225,11 +267,28 @@ impl KernelMetrics {
                 "Runs of each kernel program while kernel.bpf_stats_enabled is 1.",
                 &["program"],
             )?,
-        })
+            log_lines_lost: register(
+                registry,
+                IntCounter::new(
+                    "defib_log_lines_lost_total",
+                    "Log lines dropped because nobody took them fast enough.",
+                )?,
+            )?,
+            refreshing: Mutex::new(()),
+        };
+        for outcome in ["clean", "error", "signal", "oom"] {
+            metrics.exits.with_label_values(&[outcome]);
+        }
+        for ring in ["critical", "bulk", "routine", "malformed", "preempted"] {
+            metrics.lost.with_label_values(&[ring]);
+        }
+        Ok(metrics)
     }
 
     /// Reads the kernel's counters.
-    pub(crate) fn refresh(&self, kernel: &Kernel, malformed: u64) -> Result<()> {
+    pub(crate) fn refresh(&self, kernel: &Kernel, malformed: u64, log_lines_lost: u64) -> Result<()> {
+        let _alone = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.log_lines_lost.inc_by(log_lines_lost.saturating_sub(self.log_lines_lost.get()));
         let now = kernel.counters()?;
         let at = |slot: u32| now[slot as usize];
         for (label, slot) in [
@@ -260,12 +319,12 @@ fn raise(counters: &IntCounterVec, label: &str, total: u64) {
     counter.inc_by(total.saturating_sub(counter.get()));
 }
 
-/// Session scopes and plain cgroups come and go under ever new names; labels for them would never end.
+/// Sessions, transient and users' units, unnamed containers and plain cgroups come and go under ever new names; labels for
+/// them would never end.
 fn has_stable_name(place: &Place) -> bool {
     match &*place.origin {
-        Origin::Unit(name) => name.ends_with(".service"),
-        // Until its engine has named it, a container is called by its id.
-        Origin::Container { id, .. } => !place.service.contains(&id[..12]),
+        Origin::Unit(name) => name.ends_with(".service") && !name.starts_with("run-") && !name.contains('/'),
+        Origin::Container { .. } => place.is_named(),
         Origin::Cgroup(_) => false,
     }
 }

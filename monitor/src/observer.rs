@@ -3,11 +3,14 @@
 //! Owns the table of cgroups and the docket of undecided deaths; reads the cgroup file system when the kernel names a
 //! cgroup that is not known yet. Never acts.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use anyhow::Result;
 use monitor_common::{
-    record::{CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, Cgroup, Exit, LIFE_EXEC, Life, OomMark, Process, Record},
+    record::{
+        CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, Cgroup, LIFE_EXEC, Life, MARK_KILL_SENT, OomMark, PATH_LEN,
+        Process, Record,
+    },
     status,
 };
 
@@ -73,6 +76,8 @@ pub(crate) struct Marked {
     pub(crate) seen_ns: u64,
     /// Where the victim lives.
     pub(crate) place: Option<Place>,
+    /// The kernel sent SIGKILL with it; without, the victim was dying already and nothing was killed.
+    pub(crate) kill_sent: bool,
 }
 
 /// What the observer has seen, deaths apart: those come when they are decided.
@@ -86,6 +91,8 @@ pub(crate) enum Sight {
         place: Place,
         /// Who.
         process: Identity,
+        /// Main process or worker; `None` when its parent cannot be told.
+        role: Option<Role>,
         /// It executed a program, the usual first word of a new incarnation.
         exec: bool,
         /// The hook, CLOCK_BOOTTIME nanoseconds.
@@ -98,12 +105,10 @@ pub(crate) enum Sight {
         /// Where.
         place: Place,
     },
-    /// A watched cgroup (v2) has lost its last process, or got its first.
-    Populated {
+    /// A watched cgroup (v2) has lost its last process.
+    Emptied {
         /// Where.
         place: Place,
-        /// False: it is empty.
-        populated: bool,
         /// The hook, CLOCK_BOOTTIME nanoseconds.
         kernel_ns: u64,
     },
@@ -116,6 +121,7 @@ pub(crate) struct Observer {
     table: Table,
     docket: Docket,
     walked_ns: u64,
+    discovered: Vec<(u64, Place)>,
     page_size: u64,
 }
 
@@ -123,7 +129,14 @@ impl Observer {
     /// An observer that knows no cgroup yet: attach the programs first, then [`Self::scan`], so that nothing falls between.
     pub(crate) fn new(hierarchy: Option<Hierarchy>) -> Self {
         let page_size = rustix::param::page_size() as u64;
-        Self { hierarchy, table: Table::default(), docket: Docket::default(), walked_ns: 0, page_size }
+        Self {
+            hierarchy,
+            table: Table::default(),
+            docket: Docket::default(),
+            walked_ns: 0,
+            discovered: Vec::new(),
+            page_size,
+        }
     }
 
     /// Calls a cgroup, and all below it, by a service's name; returns what is known there already.
@@ -131,17 +144,27 @@ impl Observer {
         self.table.name(cgroup, service)
     }
 
-    /// Reads all cgroups, and returns them.
+    /// Reads all cgroups, and returns those that were not known.
     pub(crate) fn scan(&mut self, now_ns: u64) -> Result<Vec<(u64, Place)>> {
         self.walked_ns = now_ns;
         let Some(hierarchy) = &self.hierarchy else { return Ok(Vec::new()) };
         let mut found = Vec::new();
+        let mut exist = HashSet::new();
         hierarchy.walk(|id, path| {
-            if let Some(place) = self.table.insert(id, path) {
+            exist.insert(id);
+            if self.table.get(id).is_none()
+                && let Some(place) = self.table.insert(id, path)
+            {
                 found.push((id, place.clone()));
             }
         })?;
+        self.table.retain(|id| exist.contains(&id));
         Ok(found)
+    }
+
+    /// Cgroups that a look-up has met by the way since this was called last.
+    pub(crate) fn take_discovered(&mut self) -> Vec<(u64, Place)> {
+        std::mem::take(&mut self.discovered)
     }
 
     /// Number of known cgroups.
@@ -180,13 +203,20 @@ impl Observer {
 
     fn marked(&mut self, mark: &OomMark, seen_ns: u64) -> Marked {
         self.docket.mark(mark);
-        Marked { kernel_ns: mark.header.kernel_ns, seen_ns, place: self.place(mark.victim.cgroup, seen_ns) }
+        Marked {
+            kernel_ns: mark.header.kernel_ns,
+            seen_ns,
+            place: self.place(mark.victim.cgroup, seen_ns),
+            kill_sent: mark.header.flags & MARK_KILL_SENT != 0,
+        }
     }
 
     fn alive(&mut self, life: &Life, seen_ns: u64) -> Option<Sight> {
         let place = self.place(life.process.cgroup, seen_ns)?;
+        let role = self.role(&life.process, Some(&place));
         Some(Sight::Alive {
             place,
+            role,
             process: identity(&life.process),
             exec: life.header.flags & LIFE_EXEC != 0,
             kernel_ns: life.header.kernel_ns,
@@ -197,17 +227,17 @@ impl Observer {
         let kernel_ns = cgroup.header.kernel_ns;
         match cgroup.event {
             CGROUP_CREATED => {
-                // A path that fills the record may be cut; then the next death there has it looked up.
+                // A path that is missing (lockdown) or fills the record (it may be cut) is looked up.
                 let path = cgroup.path_bytes();
-                let whole = path.len() + 1 < monitor_common::record::PATH_LEN && !path.is_empty();
-                let path = String::from_utf8_lossy(path);
-                let place = if whole { self.table.insert(cgroup.id, &path)?.clone() } else { return None };
+                if path.is_empty() || path.len() + 1 >= PATH_LEN {
+                    self.place(cgroup.id, kernel_ns);
+                    return None;
+                }
+                let place = self.table.insert(cgroup.id, &String::from_utf8_lossy(path))?.clone();
                 Some(Sight::Created { id: cgroup.id, place })
             }
-            CGROUP_EMPTY | CGROUP_POPULATED => {
-                let place = self.place(cgroup.id, kernel_ns)?;
-                Some(Sight::Populated { place, populated: cgroup.event == CGROUP_POPULATED, kernel_ns })
-            }
+            CGROUP_EMPTY => Some(Sight::Emptied { place: self.place(cgroup.id, kernel_ns)?, kernel_ns }),
+            CGROUP_POPULATED => None,
             _ => {
                 self.table.remove(cgroup.id);
                 None
@@ -217,7 +247,7 @@ impl Observer {
 
     fn death(&mut self, Finding { exit, seen_ns, cause }: Finding, now_ns: u64) -> Death {
         let place = self.place(exit.process.cgroup, now_ns);
-        let role = self.role(&exit, place.as_ref());
+        let role = self.role(&exit.process, place.as_ref());
         Death {
             kernel_ns: exit.header.kernel_ns,
             seen_ns,
@@ -232,16 +262,16 @@ impl Observer {
         }
     }
 
-    fn role(&self, exit: &Exit, place: Option<&Place>) -> Option<Role> {
+    fn role(&self, process: &Process, place: Option<&Place>) -> Option<Role> {
         let own = place?;
-        if exit.process.parent_cgroup == 0 {
+        if process.parent_cgroup == 0 {
             return None;
         }
-        if exit.process.parent_cgroup == exit.process.cgroup {
+        if process.parent_cgroup == process.cgroup {
             return Some(Role::Worker);
         }
         // A parent in an unknown cgroup is not in this service, whose cgroups are known by now.
-        let same = self.table.get(exit.process.parent_cgroup).is_some_and(|parent| parent.service == own.service);
+        let same = self.table.get(process.parent_cgroup).is_some_and(|parent| parent.service == own.service);
         Some(if same { Role::Worker } else { Role::Main })
     }
 
@@ -255,8 +285,9 @@ impl Observer {
         if now_ns.saturating_sub(self.walked_ns) < WALK_INTERVAL_NS {
             return None;
         }
-        if let Err(error) = self.scan(now_ns) {
-            tracing::warn!("cannot look up a cgroup: {error:#}");
+        match self.scan(now_ns) {
+            Ok(found) => self.discovered.extend(found),
+            Err(error) => tracing::warn!("cannot look up a cgroup: {error:#}"),
         }
         self.table.get(id).cloned()
     }

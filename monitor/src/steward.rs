@@ -1,57 +1,60 @@
 //! The one task that owns observer and engines and takes every input in turn: events, log lines, answers, deadlines.
 //!
-//! Work that takes time (starting, proving health) runs in tasks of its own and comes back as an input.
+//! Work that takes time (starting, proving health, asking for names, looking at processes) runs in tasks of its own and
+//! comes back as an input. They end with the steward.
 
 use std::{
-    collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tokio::{
     sync::mpsc,
+    task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
     attribution::{Origin, Place, Role, ask_name},
-    config::{Config, Health, Mode, Service, Target},
-    healing::{Action, Engine, Input, Ledger, Policy},
+    audit::Audit,
+    config::{Config, Mode, Service, Target},
+    diagnosis::Cause,
+    healing::{Action, Engine, Input, Policy},
     health,
-    host::{cgroup::Hierarchy, clock, kmsg::OomLine, process, vmstat},
+    host::{
+        cgroup::Hierarchy,
+        clock,
+        kmsg::OomLine,
+        process::{self, Identity},
+    },
     kernel::{Event, Kernel},
     metrics::Metrics,
     observer::{Death, Observer, Sight},
+    roster::{Managed, Roster},
     supervisor::CommandSupervisor,
+    text::Clean,
     timeline::{Timeline, What},
 };
 
 /// Events handled before anything else gets a turn.
 const BATCH: usize = 256;
-/// Answers on their way; each service has at most one start and one probe under way.
+/// Answers on their way. A task whose answer finds no room waits.
 const OUTCOMES: usize = 1024;
 /// A death whose record has not come this long after its cgroup was empty will not come: twice what a verdict may wait.
 const WORD_OF_DEATH: Duration = Duration::from_millis(200);
-/// How often our count of OOM kills is held against the kernel's.
+/// How often what we believe is held against what is: OOM kills counted, services alive.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What comes back from a task.
 enum Outcome {
-    /// A supervisor's or a probe's answer.
+    /// A supervisor's or a probe's answer, or a life that was found.
     Input(Arc<str>, Input),
     /// A container's cgroup and its name.
     Named(String, Arc<str>),
-    /// A service's cgroup had no process left at that time, and word of the death should have come by now.
-    Emptied(Arc<str>, u64),
-}
-
-/// A service that Defib looks after.
-struct Managed {
-    engine: Engine,
-    health: Health,
-    supervisor: Option<CommandSupervisor>,
+    /// That incarnation is believed to live and does not; word of its death should have come by now.
+    Lost(Arc<str>, Identity, u64),
 }
 
 /// See the module.
@@ -63,22 +66,23 @@ pub(crate) struct Steward {
     timeline: Timeline,
     mode: Mode,
     rules: Vec<Service>,
-    services: HashMap<Arc<str>, Managed>,
-    host_budget: Ledger,
+    roster: Roster,
     outcomes: (mpsc::Sender<Outcome>, mpsc::Receiver<Outcome>),
+    tasks: JoinSet<()>,
     audit: Audit,
 }
 
 impl Steward {
-    /// A steward that has seen nothing yet. The programs are attached by now.
+    /// A steward that has seen nothing yet. The programs are attached by now, and `audit` began before that.
     pub(crate) fn new(
         config: &Config,
         hierarchy: Option<Hierarchy>,
         kernel: Arc<Kernel>,
         metrics: Metrics,
         timeline: Timeline,
+        audit: Audit,
     ) -> Self {
-        let mut steward = Self {
+        Self {
             observer: Observer::new(hierarchy.clone()),
             hierarchy,
             kernel,
@@ -86,28 +90,54 @@ impl Steward {
             timeline,
             mode: config.agent.mode,
             rules: config.services(),
-            services: HashMap::new(),
-            host_budget: Ledger::new(config.host_budget()),
+            roster: Roster::new(config.host_budget()),
             outcomes: mpsc::channel(OUTCOMES),
-            audit: Audit::begin(),
-        };
-        steward.adopt_commands(config);
-        steward
-    }
-
-    /// Services without an owner are known by name, running or not.
-    fn adopt_commands(&mut self, config: &Config) {
-        let Some(hierarchy) = self.hierarchy.clone() else { return };
-        for rule in self.rules.clone() {
-            let Target::Command { name, command } = &rule.target else { continue };
-            let service: Arc<str> = name.as_str().into();
-            self.observer.name(&command.cgroup, &service);
-            let supervisor = CommandSupervisor::new(name, command.clone(), hierarchy.clone(), &config.agent.state_dir);
-            self.manage(service, &rule, Some(supervisor));
+            tasks: JoinSet::new(),
+            audit,
         }
     }
 
-    fn manage(&mut self, service: Arc<str>, rule: &Service, supervisor: Option<CommandSupervisor>) {
+    /// Adopts the command services, reads what exists, watches what is configured, and finds out which services live.
+    /// Returns what does not work, a line for each service; the others are not held up by it.
+    ///
+    /// # Errors
+    /// When the cgroup hierarchy cannot be read at all.
+    pub(crate) fn scan(&mut self, config: &Config) -> Result<Vec<String>> {
+        let mut failures = Vec::new();
+        let mut commands = Vec::new();
+        for rule in self.rules.clone() {
+            let Target::Command { name, command } = &rule.target else { continue };
+            let Some(hierarchy) = self.hierarchy.clone() else {
+                failures.push(format!("{name}: a command service needs a cgroup file system"));
+                continue;
+            };
+            let service: Arc<str> = name.as_str().into();
+            self.observer.name(&command.cgroup, &service);
+            let supervisor = CommandSupervisor::new(name, command.clone(), hierarchy, &config.agent.state_dir);
+            self.manage(Arc::clone(&service), &rule, Some(supervisor.clone()), command.cgroup.as_str().into());
+            commands.push((service, supervisor));
+        }
+        let now = clock::boot_ns();
+        for (service, supervisor) in &commands {
+            // A cgroup is a thing that the observing modes must not make.
+            let id = if self.mode == Mode::Act { supervisor.prepare().map(Some) } else { supervisor.cgroup_id() };
+            if let Err(error) = id.and_then(|id| id.map_or(Ok(()), |id| self.kernel.watch(id))) {
+                failures.push(format!("{service}: {error:#}"));
+            }
+        }
+        for (id, place) in self.observer.scan(now)? {
+            self.appeared(id, &place);
+        }
+        for (service, supervisor) in &commands {
+            match supervisor.main_process() {
+                Ok(process) => self.step(service, process.map_or(Input::Missing, Input::Alive), now),
+                Err(error) => failures.push(format!("{service}: {error:#}")),
+            }
+        }
+        Ok(failures)
+    }
+
+    fn manage(&mut self, service: Arc<str>, rule: &Service, supervisor: Option<CommandSupervisor>, cgroup: Arc<str>) {
         let mut hasher = DefaultHasher::new();
         service.hash(&mut hasher);
         let policy = Policy {
@@ -115,42 +145,11 @@ impl Steward {
             restart: rule.restart && supervisor.is_some(),
             grace: rule.grace,
             backoff: rule.backoff,
-            budget: rule.budget.per_service,
+            budget: rule.budget,
             seed: hasher.finish(),
         };
         self.metrics.add_managed(&service);
-        let managed = Managed { engine: Engine::new(policy), health: rule.health.clone(), supervisor };
-        self.services.insert(service, managed);
-    }
-
-    /// Reads what exists, watches what is configured, and finds out which services live.
-    ///
-    /// # Errors
-    /// When the cgroup hierarchy cannot be read.
-    pub(crate) fn scan(&mut self) -> Result<()> {
-        let now = clock::boot_ns();
-        for service in self.services.values() {
-            if let Some(supervisor) = &service.supervisor {
-                self.kernel.watch(supervisor.prepare()?)?;
-            }
-        }
-        for (id, place) in self.observer.scan(now)? {
-            self.appeared(id, &place);
-        }
-        let idle: Vec<_> = self
-            .services
-            .iter()
-            .filter(|(_, managed)| managed.supervisor.is_some())
-            .map(|(name, _)| Arc::clone(name))
-            .collect();
-        for service in idle {
-            let Some(supervisor) = self.services.get(&service).and_then(|managed| managed.supervisor.as_ref()) else {
-                continue;
-            };
-            let input = supervisor.main_process()?.map_or(Input::Missing, Input::Alive);
-            self.step(&service, input, now);
-        }
-        Ok(())
+        self.roster.add(service, Managed::new(Engine::new(policy), rule.health.clone(), supervisor, cgroup));
     }
 
     /// Number of known cgroups.
@@ -160,7 +159,7 @@ impl Steward {
 
     /// Number of services that Defib looks after.
     pub(crate) fn services(&self) -> usize {
-        self.services.len()
+        self.roster.len()
     }
 
     /// Runs until the rings end.
@@ -179,7 +178,7 @@ impl Steward {
             let deadline = self.deadline();
             tokio::select! {
                 count = events.recv_many(&mut batch, BATCH) => {
-                    anyhow::ensure!(count > 0, "nobody reads the rings any more");
+                    ensure!(count > 0, "nobody reads the rings any more");
                     for event in batch.drain(..) {
                         self.event(&event);
                     }
@@ -189,167 +188,211 @@ impl Steward {
                     Some(line) => self.observer.line(line),
                     None => lines_open = false,
                 },
-                Some(outcome) = self.outcomes.1.recv() => match outcome {
-                    Outcome::Input(service, input) => self.step(&service, input, clock::boot_ns()),
-                    Outcome::Emptied(service, at_ns) => self.emptied(&service, at_ns),
-                    Outcome::Named(cgroup, service) => {
-                        for (id, place) in self.observer.name(&cgroup, &service) {
-                            self.consider(id, &place);
-                        }
-                    }
-                },
+                Some(outcome) = self.outcomes.1.recv() => self.outcome(outcome),
+                Some(_) = self.tasks.join_next() => {}
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
                 () = sleep_until(next_audit) => {
                     next_audit = Instant::now() + AUDIT_INTERVAL;
-                    self.metrics.missed_oom_kills(self.audit.check());
+                    self.look_again();
                 }
             }
             let now = clock::boot_ns();
             for death in self.observer.deaths(now) {
                 self.died(&death);
             }
-            self.tick(now);
+            for service in self.roster.due(now) {
+                self.step(&service, Input::Tick, now);
+            }
+            for (id, place) in self.observer.take_discovered() {
+                self.appeared(id, &place);
+            }
         }
     }
 
     /// The next moment at which something is due without an input.
     fn deadline(&self) -> Option<Instant> {
-        let engines = self.services.values().filter_map(|managed| managed.engine.deadline());
-        let earliest = engines.chain(self.observer.next_deadline()).min()?;
+        let earliest = self.roster.next_deadline().into_iter().chain(self.observer.next_deadline()).min()?;
         Some(Instant::now() + Duration::from_nanos(earliest.saturating_sub(clock::boot_ns())))
-    }
-
-    fn tick(&mut self, now: u64) {
-        let due = |managed: &Managed| managed.engine.deadline().is_some_and(|deadline| deadline <= now);
-        let names: Vec<_> =
-            self.services.iter().filter(|(_, managed)| due(managed)).map(|(name, _)| Arc::clone(name)).collect();
-        for service in names {
-            self.step(&service, Input::Tick, now);
-        }
     }
 
     fn event(&mut self, event: &Event) {
         match self.observer.event(event) {
             Some(Sight::Marked(marked)) => {
                 self.metrics.detected(marked.kernel_ns, marked.seen_ns);
+                if marked.kill_sent {
+                    self.audit.saw_one();
+                }
                 if let Some(place) = &marked.place
-                    && self.services.contains_key(&place.service)
+                    && self.roster.get(&place.service).is_some()
                 {
                     self.timeline.say(marked.kernel_ns, &place.service, What::Marked);
                 }
             }
-            Some(Sight::Alive { place, process, exec: true, kernel_ns }) => {
+            // A worker that executes something is no new incarnation.
+            Some(Sight::Alive { place, process, role: Some(Role::Main), exec: true, kernel_ns }) => {
                 self.step(&place.service, Input::Alive(process), kernel_ns);
             }
             Some(Sight::Created { id, place }) => self.appeared(id, &place),
-            Some(Sight::Populated { place, populated: false, kernel_ns }) => {
-                let outcomes = self.outcomes.0.clone();
-                tokio::spawn(async move {
-                    sleep(WORD_OF_DEATH).await;
-                    // Nobody receives only when the agent stops.
-                    outcomes.send(Outcome::Emptied(place.service, kernel_ns)).await.ok();
-                });
+            Some(Sight::Emptied { place, kernel_ns }) => self.emptied(&place, kernel_ns),
+            Some(Sight::Alive { .. }) | None => {}
+        }
+    }
+
+    fn outcome(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Input(service, input) => self.step(&service, input, clock::boot_ns()),
+            Outcome::Named(cgroup, service) => {
+                for (id, place) in self.observer.name(&cgroup, &service) {
+                    self.consider(id, &place);
+                }
             }
-            Some(Sight::Alive { .. } | Sight::Populated { .. }) | None => {}
+            Outcome::Lost(service, process, at_ns) => self.lost(&service, process, at_ns),
         }
     }
 
     /// Watches a cgroup when a rule wants it, and asks for its name when it is a container.
     fn appeared(&mut self, id: u64, place: &Place) {
-        if let Some(question) = ask_name(place) {
-            let outcomes = self.outcomes.0.clone();
-            tokio::spawn(async move {
-                if let Some((cgroup, service)) = question.await {
-                    // Nobody receives only when the agent stops.
-                    outcomes.send(Outcome::Named(cgroup, service)).await.ok();
-                }
-            });
+        match ask_name(place) {
+            // Rules are for names; until the engine has answered there is none.
+            Some(question) => {
+                let outcomes = self.outcomes.0.clone();
+                self.tasks.spawn(async move {
+                    if let Some((cgroup, service)) = question.await {
+                        // Nobody receives only when the agent stops.
+                        outcomes.send(Outcome::Named(cgroup, service)).await.ok();
+                    }
+                });
+            }
+            None => self.consider(id, place),
         }
-        self.consider(id, place);
     }
 
     /// Watches a cgroup when a rule wants it.
     fn consider(&mut self, id: u64, place: &Place) {
-        if !self.services.contains_key(&place.service) {
+        if self.roster.get(&place.service).is_none() {
             let wanted = |rule: &&Service| match (&rule.target, &*place.origin) {
                 (Target::Unit(pattern), Origin::Unit(name)) => pattern.matches(name),
-                (Target::Container(pattern), Origin::Container { .. }) => pattern.matches(&place.service),
+                (Target::Container(pattern), Origin::Container { .. }) => {
+                    place.is_named() && pattern.matches(&place.service)
+                }
                 _ => false,
             };
             let Some(rule) = self.rules.iter().find(wanted).cloned() else { return };
-            self.manage(Arc::clone(&place.service), &rule, None);
+            self.manage(Arc::clone(&place.service), &rule, None, Arc::clone(&place.path));
         }
         if let Err(error) = self.kernel.watch(id) {
-            tracing::error!(service = %crate::text::Clean(&place.service), "its deaths may be lost in a storm: {error:#}");
+            tracing::error!(service = %Clean(&place.service), "its deaths may be lost in a storm: {error:#}");
         }
-        let main = self.hierarchy.as_ref().map(|hierarchy| hierarchy.main_process(&place.path));
-        if let Some(Ok(Some(process))) = main {
+        self.roster.moved(&place.service, &place.path);
+        if let Some(process) = self.main_process(&place.path) {
             self.step(&place.service, Input::Alive(process), clock::boot_ns());
         }
     }
 
+    fn main_process(&self, cgroup: &str) -> Option<Identity> {
+        let found = self.hierarchy.as_ref()?.main_process(cgroup);
+        found.inspect_err(|error| tracing::warn!("cannot look for a main process: {error:#}")).ok().flatten()
+    }
+
     fn died(&mut self, death: &Death) {
         self.metrics.died(death);
-        if matches!(death.cause, crate::diagnosis::Cause::OomKill(_)) {
-            self.audit.counted += 1;
+        if let Cause::OomKill(oom) = &death.cause
+            && oom.triggered_by.is_none()
+        {
+            // Its mark was not seen, so it was not counted there.
+            self.audit.saw_one();
         }
         let Some(place) = &death.place else { return };
-        let Some(managed) = self.services.get(&place.service) else { return };
-        let is_main = match managed.engine.process() {
+        let Some(managed) = self.roster.get(&place.service) else { return };
+        let is_main = match managed.process() {
             Some(process) => process.matches(death.process),
             None => death.role == Some(Role::Main),
         };
         if !is_main {
-            tracing::info!(service = %crate::text::Clean(&place.service), "a worker ({}) {}", death.comm, death.cause);
+            tracing::debug!(service = %Clean(&place.service), "a worker ({}) {}", death.comm, death.cause);
             return;
         }
         let service = Arc::clone(&place.service);
+        if managed.supervisor.is_none()
+            && let Some(process) = self.main_process(&place.path)
+        {
+            // A supervisor of its own may have been faster, and a forking daemon's first process ends at once.
+            self.step(&service, Input::Alive(process), clock::boot_ns());
+        }
         let now = clock::boot_ns();
         self.timeline.say(death.kernel_ns, &service, What::Died);
         self.timeline.say(now, &service, What::Verdict(death.cause.to_string()));
-        let label = self.metrics.label(&service);
-        self.metrics
-            .last_death
-            .with_label_values(&[label])
-            .set(clock::wall(death.kernel_ns).as_millisecond() as f64 / 1e3);
+        self.metrics.last_died(&service, clock::wall(death.kernel_ns));
         self.step(&service, Input::Died { process: death.process, at_ns: death.kernel_ns }, now);
     }
 
-    /// The second witness: a service's cgroup was empty, and its main process still counts as alive. Then the record of
-    /// its death was lost.
-    fn emptied(&mut self, service: &Arc<str>, at_ns: u64) {
-        let process = self.services.get(service).and_then(|managed| managed.engine.process());
-        if let Some(process) = process
-            && process.start_ns < at_ns
-            && !process::is_alive(process)
-        {
-            self.timeline.say(at_ns, service, What::Died);
+    /// A service's cgroup has no process left. Should word of the main process's death be lost, this is a second witness.
+    fn emptied(&mut self, place: &Place, kernel_ns: u64) {
+        let Some(process) = self.roster.get(&place.service).and_then(Managed::process) else { return };
+        let (outcomes, service) = (self.outcomes.0.clone(), Arc::clone(&place.service));
+        self.tasks.spawn(async move {
+            sleep(WORD_OF_DEATH).await;
+            // Nobody receives only when the agent stops.
+            outcomes.send(Outcome::Lost(service, process, kernel_ns)).await.ok();
+        });
+    }
+
+    /// That incarnation should be dead, and no record has said so.
+    fn lost(&mut self, service: &Arc<str>, process: Identity, at_ns: u64) {
+        let believed = self.roster.get(service).and_then(Managed::process);
+        if believed == Some(process) && !process::is_alive(process) {
             let now = clock::boot_ns();
+            self.timeline.say(at_ns, service, What::Died);
             self.timeline.say(now, service, What::Verdict("unknown: the record of its death was lost".to_owned()));
             self.step(service, Input::Died { process, at_ns }, now);
         }
     }
 
+    /// Holds what we believe against what is.
+    fn look_again(&mut self) {
+        let missed = self.audit.check();
+        if missed > 0 {
+            tracing::error!(missed, "the kernel counted OOM kills that were not seen");
+            self.metrics.missed_oom_kills(missed);
+        }
+        let Some(hierarchy) = self.hierarchy.clone() else { return };
+        let mut alive = Vec::new();
+        let mut down = Vec::new();
+        for (name, managed) in self.roster.iter() {
+            match managed.process() {
+                Some(process) => alive.push((Arc::clone(name), process)),
+                None if managed.is_left_alone() => down.push((Arc::clone(name), Arc::clone(&managed.cgroup))),
+                None => {}
+            }
+        }
+        let outcomes = self.outcomes.0.clone();
+        // Thousands of small reads: not on the threads that take events.
+        self.tasks.spawn(async move {
+            let found =
+                tokio::task::spawn_blocking(move || reconcile(&hierarchy, alive, down)).await.unwrap_or_default();
+            for outcome in found {
+                outcomes.send(outcome).await.ok();
+            }
+        });
+    }
+
     fn step(&mut self, service: &Arc<str>, input: Input, now: u64) {
-        let Some(managed) = self.services.get_mut(service) else { return };
-        let actions = managed.engine.step(input, &mut self.host_budget, now);
-        let up = managed.engine.process().is_some();
-        let label = self.metrics.label(service);
-        self.metrics.up.with_label_values(&[label]).set(i64::from(up));
+        let actions = self.roster.step(service, input, now);
+        if let Some(managed) = self.roster.get(service) {
+            self.metrics.is_up(service, managed.process().is_some());
+        }
         for action in actions {
             self.act(service, action, now);
         }
     }
 
     fn act(&mut self, service: &Arc<str>, action: Action, now: u64) {
-        let Some(managed) = self.services.get(service) else { return };
-        let label = self.metrics.label(service);
-        let say = |what: What| self.timeline.say(now, service, what);
+        let Some(managed) = self.roster.get(service) else { return };
         match action {
-            Action::Open { .. } => self.metrics.incidents_open.with_label_values(&[label]).set(1),
-            Action::Wait { until_ns, reason } => say(What::Waiting { until_ns, reason }),
+            Action::Open { .. } => self.metrics.outage_began(service),
+            Action::Wait { until_ns, reason } => self.timeline.say(now, service, What::Waiting { until_ns, reason }),
             Action::Restart { attempt } => {
-                say(What::RestartAsked { attempt });
+                self.timeline.say(now, service, What::RestartAsked { attempt });
                 if let Some(supervisor) = managed.supervisor.clone() {
                     self.spawn(service, async move {
                         let result = supervisor.start().await.map_err(|error| format!("{error:#}"));
@@ -358,7 +401,7 @@ impl Steward {
                 }
             }
             Action::Probe { process } => {
-                say(What::Started { tgid: process.tgid });
+                self.timeline.say(now, service, What::Started { tgid: process.tgid });
                 let health = managed.health.clone();
                 self.spawn(service, async move {
                     let result = health::prove(&health, process).await.map_err(|error| format!("{error:#}"));
@@ -366,28 +409,24 @@ impl Steward {
                 });
             }
             Action::Suppress { reason } => {
-                self.metrics.suppressed.with_label_values(&[label, reason]).inc();
-                say(What::Suppressed(reason));
+                self.metrics.suppressed(service, reason);
+                self.timeline.say(now, service, What::Suppressed(reason));
             }
             Action::Failed { reason } => {
-                self.metrics.restarts.with_label_values(&[label, "failed"]).inc();
-                say(What::Failed(reason));
+                self.metrics.restart_failed(service);
+                self.timeline.say(now, service, What::Failed(reason));
             }
             Action::Close { outage_ns, by_us } => {
-                self.metrics.incidents_open.with_label_values(&[label]).set(0);
-                self.metrics.outage.with_label_values(&[label]).observe(outage_ns as f64 / 1e9);
-                if by_us {
-                    self.metrics.restarts.with_label_values(&[label, "ok"]).inc();
-                }
-                say(What::Healthy { outage_ns });
+                self.metrics.outage_ended(service, outage_ns, by_us);
+                self.timeline.say(now, service, What::Healthy { outage_ns });
             }
         }
     }
 
     /// Runs `work` beside the steward; its input comes back in turn.
-    fn spawn(&self, service: &Arc<str>, work: impl Future<Output = Input> + Send + 'static) {
+    fn spawn(&mut self, service: &Arc<str>, work: impl Future<Output = Input> + Send + 'static) {
         let (outcomes, service) = (self.outcomes.0.clone(), Arc::clone(service));
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let input = work.await;
             // Nobody receives only when the agent stops.
             outcomes.send(Outcome::Input(service, input)).await.ok();
@@ -395,33 +434,15 @@ impl Steward {
     }
 }
 
-/// Holds our count of OOM kills against the kernel's own.
-struct Audit {
-    /// The kernel's count that ours began at; `None` where the kernel does not count.
-    base: Option<u64>,
-    counted: u64,
-    /// The kernel's count at the last look: a kill that it has counted may still be on its way to us.
-    last: u64,
-    reported: u64,
-}
-
-impl Audit {
-    fn begin() -> Self {
-        let base =
-            vmstat::oom_kills().inspect_err(|error| tracing::warn!("OOM kills cannot be audited: {error:#}")).ok();
-        Self { base, counted: 0, last: base.unwrap_or(0), reported: 0 }
-    }
-
-    /// Kills that the kernel counted by the last look, that we have not seen, and that were not reported before.
-    fn check(&mut self) -> u64 {
-        let (Some(base), Ok(now)) = (self.base, vmstat::oom_kills()) else { return 0 };
-        let due = self.last.saturating_sub(base);
-        self.last = now;
-        let missed = due.saturating_sub(self.counted + self.reported);
-        self.reported += missed;
-        if missed > 0 {
-            tracing::error!(missed, "the kernel counted OOM kills that were not seen");
+/// Looks at the processes that are believed to live, and for those of services that are believed to be down.
+fn reconcile(hierarchy: &Hierarchy, alive: Vec<(Arc<str>, Identity)>, down: Vec<(Arc<str>, Arc<str>)>) -> Vec<Outcome> {
+    let now = clock::boot_ns();
+    let lost = alive.into_iter().filter(|&(_, process)| !process::is_alive(process));
+    let mut found: Vec<_> = lost.map(|(service, process)| Outcome::Lost(service, process, now)).collect();
+    for (service, cgroup) in down {
+        if let Ok(Some(process)) = hierarchy.main_process(&cgroup) {
+            found.push(Outcome::Input(service, Input::Alive(process)));
         }
-        missed
     }
+    found
 }

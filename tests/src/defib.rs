@@ -4,7 +4,6 @@ use std::{
     fs::File,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    path::Path,
     process::{Child, Command, Output, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     time::{Duration, Instant},
@@ -264,9 +263,4 @@ fn end(child: &mut Child) {
 /// When none can be made.
 pub fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
-}
-
-/// True when a file exists.
-pub fn exists(path: impl AsRef<Path>) -> bool {
-    path.as_ref().exists()
 }

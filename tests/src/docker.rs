@@ -55,9 +55,15 @@ impl Engine {
         fs::copy("/bin/busybox", image.join("sh")).expect("busybox can be copied");
         std::os::unix::fs::symlink("sh", image.join("sleep")).expect("a link");
         let tar = engine.directory.path().join("image.tar");
-        let packed =
-            Command::new("tar").arg("-C").arg(engine.directory.path().join("image")).arg("-cf").arg(&tar).arg(".");
-        assert!(packed_ok(packed), "the image can be packed");
+        let packed = Command::new("tar")
+            .arg("-C")
+            .arg(engine.directory.path().join("image"))
+            .arg("-cf")
+            .arg(&tar)
+            .arg(".")
+            .status()
+            .expect("tar starts");
+        assert!(packed.success(), "the image can be packed");
         engine.run(&["import", tar.to_str().expect("UTF-8"), "busybox"]);
         engine
     }
@@ -90,10 +96,6 @@ impl Engine {
             .output()
             .expect("the client starts")
     }
-}
-
-fn packed_ok(command: &mut Command) -> bool {
-    command.status().is_ok_and(|status| status.success())
 }
 
 impl Drop for Engine {

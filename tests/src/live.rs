@@ -1,6 +1,6 @@
 //! Whether a live test can run here. Each that cannot is skipped alone, with its reason; the test command counts them.
 
-use std::{fs::OpenOptions, io::Write as _, path::Path};
+use std::{fs::OpenOptions, io::Write as _, path::Path, sync::Once, thread::sleep, time::Duration};
 
 /// The file that the test command reads skips from.
 const SKIP_LOG: &str = "DEFIB_SKIP_LOG";
@@ -22,6 +22,14 @@ pub fn can_run(name: &str) -> bool {
     let Some(reason) = obstacle() else { return true };
     skip(name, &reason);
     false
+}
+
+/// Waits until the kernel's log has room for OOM lines again: it drops all but ten in five seconds (`oom_rs`,
+/// mm/oom_kill.c), and a test that asks for what only the log says must not follow a storm of kills.
+pub fn let_the_kernel_log_recover() {
+    const WINDOW: Duration = Duration::from_millis(5_500);
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| sleep(WINDOW));
 }
 
 /// Notes that the test `name` is skipped.

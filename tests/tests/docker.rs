@@ -15,6 +15,7 @@ fn deaths_in_containers_carry_the_container_s_name() {
         live::skip_ok(NAME, &format!("needs {what}"));
         return;
     }
+    live::let_the_kernel_log_recover();
     let engine = docker::Engine::start();
     let mut watch = Watch::start_with(&[("DOCKER_HOST", &engine.host())], &[]);
     let run = |name: &str, script: &str| {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tests::{
-    defib::{exists, run, scratch},
+    defib::{Watch, run, scratch},
     live,
     victim::binary,
 };
@@ -56,8 +56,8 @@ fn missing_type_information_names_the_kernel_option() {
     std::fs::write(&garbage, "this is no BTF").expect("written");
     let output = run(&["watch", "--btf", garbage.to_str().expect("UTF-8")]);
     check(&output, 1, &["vmlinux", "not valid BTF"]);
-    let output = run(&["watch", "--count", "1", "--btf", "/sys/kernel/btf/vmlinux", "--json"]);
-    assert!(output.status.success() || !exists("/sys/kernel/btf/vmlinux"), "{output:?}");
+    // The right file under another name is as good: a watcher on it sees its canary.
+    drop(Watch::start(&["--btf", "/sys/kernel/btf/vmlinux"]));
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn deaths_in_units_carry_the_unit_s_name_and_role() {
     if !can_run("deaths_in_units_carry_the_unit_s_name_and_role") {
         return;
     }
+    live::let_the_kernel_log_recover();
     let mut watch = Watch::start(&[]);
     start("victim-main", &LIMIT, &["leak"]);
     let death = watch.find(PATIENCE, |line| line["service"] == "victim-main.service").expect("a death in the unit");
@@ -59,6 +60,7 @@ fn a_configured_unit_is_watched_from_its_first_moment() {
     if !can_run("a_configured_unit_is_watched_from_its_first_moment") {
         return;
     }
+    live::let_the_kernel_log_recover();
     let agent = Agent::start("[[service]]\nunit = \"watched-*.service\"\n");
     start("watched-1", &[], &["exit", "0"]);
     // A clean exit is reported for watched services only.

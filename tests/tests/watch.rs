@@ -45,6 +45,7 @@ fn one_process_is_oom_killed() {
     if !live::can_run("one_process_is_oom_killed") {
         return;
     }
+    live::let_the_kernel_log_recover();
     let cgroup = Cgroup::new(Some(32 * MIB));
     let mut watch = Watch::start(&[]);
     let victim = Victim::start(Some(&cgroup), &["leak"]);
@@ -61,6 +62,7 @@ fn a_child_is_oom_killed_and_the_main_process_survives() {
     if !live::can_run("a_child_is_oom_killed_and_the_main_process_survives") {
         return;
     }
+    live::let_the_kernel_log_recover();
     let cgroup = Cgroup::new(Some(32 * MIB));
     let mut watch = Watch::start(&["--all"]);
     let victim = Victim::start(Some(&cgroup), &["leak-in-child"]);
@@ -80,6 +82,7 @@ fn a_process_whose_leader_has_left_is_oom_killed() {
     if !live::can_run("a_process_whose_leader_has_left_is_oom_killed") {
         return;
     }
+    live::let_the_kernel_log_recover();
     let cgroup = Cgroup::new(Some(32 * MIB));
     let mut watch = Watch::start(&[]);
     let victim = Victim::start(Some(&cgroup), &["leak-after-leader"]);
@@ -95,6 +98,7 @@ fn kill_9_names_its_sender() {
     if !live::can_run("kill_9_names_its_sender") {
         return;
     }
+    live::let_the_kernel_log_recover();
     let cgroup = Cgroup::new(Some(32 * MIB));
     let mut watch = Watch::start(&[]);
     let victim = Victim::start(Some(&cgroup), &["wait"]);

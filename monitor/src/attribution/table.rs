@@ -26,6 +26,20 @@ pub(crate) struct Place {
     pub(crate) origin: Arc<Origin>,
 }
 
+impl Place {
+    /// False for a container that its engine has not named yet: it is called by its id meanwhile.
+    pub(crate) fn is_named(&self) -> bool {
+        match &*self.origin {
+            Origin::Container { engine, id } => *self.service != *by_id(engine, id),
+            Origin::Unit(_) | Origin::Cgroup(_) => true,
+        }
+    }
+}
+
+fn by_id(engine: &str, id: &str) -> String {
+    format!("{engine}:{}", id.get(..12).unwrap_or(id))
+}
+
 /// All cgroups of the watched hierarchy.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
@@ -107,7 +121,7 @@ impl Table {
         let origin = Origin::of(path);
         let service = self.given_name(path).unwrap_or_else(|| match &origin {
             Origin::Unit(name) => name.as_str().into(),
-            Origin::Container { engine, id } => format!("{engine}:{}", &id[..12]).into(),
+            Origin::Container { engine, id } => by_id(engine, id).into(),
             Origin::Cgroup(path) => path.as_str().into(),
         });
         Place { path: path.into(), service, origin: Arc::new(origin) }

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use tokio::{sync::broadcast, time::timeout};
 
-use super::{asked_to_stop, output};
+use super::{asked_to_stop, log_lines_lost, output};
 use crate::{
     agent,
     config::{Command, Config, Health},
@@ -78,11 +78,12 @@ pub(super) async fn run(args: Args) -> Result<()> {
     if !args.json {
         stage.explain(args.grace)?;
     }
-    let stop = asked_to_stop();
+    let stop = asked_to_stop()?;
     tokio::pin!(stop);
     let story = tokio::select! {
-        story = stage.play(args.grace) => story,
+        biased;
         () = &mut stop => Err(anyhow::anyhow!("stopped before its end")),
+        story = stage.play(args.grace) => story,
     };
     // Whatever happened, what was made goes first.
     let cleared = stage.clear().await.context("could not clean up");
@@ -147,7 +148,7 @@ impl Stage {
         config.http.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let timeline = Timeline::new();
         let moments = timeline.listen();
-        let options = agent::Options { config, btf: None, timeline, ready: None };
+        let options = agent::Options { config, btf: None, timeline, log_lines_lost };
         tokio::select! {
             ended = agent::run(options, std::future::pending()) => {
                 ended?;

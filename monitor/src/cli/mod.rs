@@ -7,10 +7,11 @@ mod output;
 mod run;
 mod watch;
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, sync::OnceLock};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 use crate::{config::ConfigError, supervisor::Launch};
@@ -68,6 +69,8 @@ pub fn main() -> ExitCode {
     };
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
+        // The reader of our output has what it wanted, as `head` does.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::error(&error);
             let usage = error.downcast_ref::<ConfigError>().is_some();
@@ -79,18 +82,21 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => {
-            log_to_stderr("info");
+            let _log = log_to_stderr("info");
             runtime()?.block_on(run::run(args))
         }
         Command::Watch(args) => {
-            log_to_stderr("warn");
+            let _log = log_to_stderr("warn");
             runtime()?.block_on(watch::run(args))
         }
         Command::Demo(args) => {
-            log_to_stderr("warn");
+            let _log = log_to_stderr("warn");
             runtime()?.block_on(demo::run(args))
         }
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Doctor(args) => {
+            let _log = log_to_stderr("warn");
+            doctor::run(&args)
+        }
         Command::Check(args) => check::run(&args),
         Command::Launch { cgroup, command } => Launch { cgroup, command }.exec(),
         Command::DemoService(args) => demo::serve(&args),
@@ -106,29 +112,46 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .context("cannot start the runtime")
 }
 
+/// Counts the log lines that were dropped.
+static LOG_LINES_LOST: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Log lines that were dropped so far, because nobody took them fast enough.
+fn log_lines_lost() -> u64 {
+    LOG_LINES_LOST.get().map_or(0, |lost| lost.dropped_lines() as u64)
+}
+
 /// `DEFIB_LOG` (a level, or targets as tracing-subscriber's filter takes them) overrides `level`.
-fn log_to_stderr(level: &str) {
+///
+/// Lines are written by a thread of their own and dropped, counted, when nobody takes them: a journal that stalls on a
+/// host without memory must not stall a restart. What waits is written when the guard is dropped.
+fn log_to_stderr(level: &str) -> WorkerGuard {
     let filter = EnvFilter::try_from_env("DEFIB_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(4096).finish(std::io::stderr());
+    LOG_LINES_LOST.set(writer.error_counter()).ok();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .init();
+    guard
 }
 
-/// Completes at Ctrl-C or SIGTERM.
-async fn asked_to_stop() {
+/// Completes at Ctrl-C, SIGTERM or SIGHUP. The handlers stand when this returns, not only when it is waited for.
+///
+/// # Errors
+/// When a handler cannot be installed.
+fn asked_to_stop() -> Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => tokio::select! {
+    let install = |kind| signal(kind).context("cannot handle signals");
+    let mut interrupt = install(SignalKind::interrupt())?;
+    let mut terminate = install(SignalKind::terminate())?;
+    let mut hang_up = install(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        },
-        Err(error) => {
-            tracing::warn!("SIGTERM will end this program without a clean-up: {error}");
-            // Nothing to wait for either way.
-            drop(tokio::signal::ctrl_c().await);
+            _ = hang_up.recv() => {}
         }
-    }
+    })
 }

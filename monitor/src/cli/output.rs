@@ -7,15 +7,12 @@ use anyhow::{Context as _, Result};
 /// Writes an error as one line to stderr: the step that failed, then why.
 #[expect(clippy::print_stderr, reason = "the one place where errors reach people")]
 pub(crate) fn error(error: &anyhow::Error) {
-    if is_broken_pipe(error) {
-        return;
-    }
     let line = format!("{error:#}").replace('\n', "; ");
     eprintln!("defib: {line}");
 }
 
 /// True when the reader of our output has gone, as `head` does.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())

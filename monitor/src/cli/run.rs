@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::Result;
 
-use super::asked_to_stop;
+use super::{asked_to_stop, log_lines_lost};
 use crate::{
     agent,
     config::{Config, DEFAULT_PATH},
@@ -37,6 +37,6 @@ pub(super) async fn run(args: Args) -> Result<()> {
     if let Some(state_dir) = args.state_dir {
         config.agent.state_dir = state_dir;
     }
-    let options = agent::Options { config, btf: args.btf.as_deref(), timeline: Timeline::new(), ready: None };
-    agent::run(options, asked_to_stop()).await
+    let options = agent::Options { config, btf: args.btf.as_deref(), timeline: Timeline::new(), log_lines_lost };
+    agent::run(options, asked_to_stop()?).await
 }

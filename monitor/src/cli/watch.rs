@@ -72,7 +72,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
 
     let mut view = View::new(&args);
     view.begin()?;
-    let stop = asked_to_stop();
+    let stop = asked_to_stop()?;
     tokio::pin!(stop);
     loop {
         let deadline = observer

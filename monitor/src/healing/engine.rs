@@ -119,6 +119,12 @@ pub(crate) enum Action {
     },
 }
 
+impl Action {
+    /// The reasons of [`Action::Suppress`], for series that exist from the start.
+    pub(crate) const SUPPRESSED: [&'static str; 6] =
+        ["respawned", "observe", "not_configured", "dry_run", "service_budget", "host_budget"];
+}
+
 #[derive(Clone, Debug, PartialEq)]
 enum State {
     Unknown,
@@ -587,6 +593,9 @@ mod tests {
                     in_flight = false;
                 }
                 for action in actions {
+                    if let Action::Suppress { reason } = action {
+                        prop_assert!(Action::SUPPRESSED.contains(&reason), "{reason} has no series");
+                    }
                     match action {
                         Action::Wait { until_ns, .. } => waits_until = Some(until_ns),
                         Action::Restart { .. } => {

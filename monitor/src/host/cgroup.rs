@@ -3,6 +3,7 @@
 //! One hierarchy is chosen at start: the one that holds the memory controller, because its cgroups carry the limits.
 
 use std::{
+    collections::HashSet,
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -144,7 +145,7 @@ impl Hierarchy {
 
     /// The process that a service began with: of those whose parent lives outside the cgroup, the oldest.
     pub(crate) fn main_process(&self, path: &str) -> Result<Option<Identity>> {
-        let members = self.processes(path)?;
+        let members: HashSet<u32> = self.processes(path)?.into_iter().collect();
         let outside =
             members.iter().filter(|&&pid| process::parent(pid).is_some_and(|parent| !members.contains(&parent)));
         Ok(outside.filter_map(|&pid| process::identity(pid).ok().flatten()).min_by_key(|process| process.start_ns))

@@ -7,15 +7,20 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    os::unix::process::CommandExt as _,
-    path::PathBuf,
-    process::Stdio,
+    io::{self, Read as _},
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, setsid};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Mutex,
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
 
 use crate::{
     config::Command,
@@ -30,6 +35,10 @@ const OUTPUT_MAX: u64 = 1024 * 1024;
 /// What is left of an old incarnation has this long to go.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What a service manager tells the agent, and must not tell the agent's services.
+const OF_THE_AGENT: [&str; 7] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "INVOCATION_ID"];
+
 /// Keeps one command service.
 #[derive(Clone, Debug)]
 pub(crate) struct CommandSupervisor {
@@ -37,18 +46,25 @@ pub(crate) struct CommandSupervisor {
     command: Command,
     hierarchy: Hierarchy,
     output: PathBuf,
+    /// One start at a time: a second would take the first one's process for a left-over.
+    starting: Arc<Mutex<()>>,
 }
 
 impl CommandSupervisor {
     /// A supervisor whose service's output goes below `state_dir`.
-    pub(crate) fn new(name: &str, command: Command, hierarchy: Hierarchy, state_dir: &std::path::Path) -> Self {
+    pub(crate) fn new(name: &str, command: Command, hierarchy: Hierarchy, state_dir: &Path) -> Self {
         let output = state_dir.join("output").join(format!("{name}.log"));
-        Self { name: name.to_owned(), command, hierarchy, output }
+        Self { name: name.to_owned(), command, hierarchy, output, starting: Arc::default() }
     }
 
     /// The cgroup of the service.
     pub(crate) fn cgroup(&self) -> &str {
         &self.command.cgroup
+    }
+
+    /// Its id, when it exists.
+    pub(crate) fn cgroup_id(&self) -> Result<Option<u64>> {
+        self.hierarchy.id_of(&self.command.cgroup)
     }
 
     /// Makes the cgroup when it is missing; its id.
@@ -69,28 +85,40 @@ impl CommandSupervisor {
     /// # Errors
     /// When the old incarnation cannot be cleared, or the program cannot be started.
     pub(crate) async fn start(&self) -> Result<Identity> {
+        let _alone = self.starting.lock().await;
         let program = self.command.start.first().context("there is no program to start")?;
-        fs::metadata(program).with_context(|| format!("cannot start {program}"))?;
         self.prepare()?;
         self.fence().await?;
         let output = self.open_output()?;
-        let mut child = tokio::process::Command::new("/proc/self/exe")
+        // Held open by `launch` as its standard input until it has become the program; what it writes there is why not.
+        let (mut refusal, held) = io::pipe().context("cannot make a pipe")?;
+        let mut launch = tokio::process::Command::new("/proc/self/exe");
+        for variable in OF_THE_AGENT {
+            launch.env_remove(variable);
+        }
+        let mut child = launch
             .arg("launch")
             .arg("--cgroup")
             .arg(self.hierarchy.directory(&self.command.cgroup))
             .arg("--")
             .args(&self.command.start)
-            .stdin(Stdio::null())
+            .stdin(held)
             .stdout(output.try_clone().context("cannot share the output file")?)
             .stderr(output)
             .current_dir("/")
             .spawn()
             .with_context(|| format!("cannot start {program}"))?;
-        let pid = child.id().with_context(|| format!("{program} ended at once"))?;
-        let identity = process::identity(pid)?.with_context(|| format!("{program} ended at once"))?;
+        drop(launch);
+        let identity = child.id().map(process::identity).transpose()?.flatten();
         // Its end is seen by the kernel programs; here the zombie is only taken away.
         tokio::spawn(async move { child.wait().await });
-        Ok(identity)
+        let reason = spawn_blocking(move || {
+            let mut reason = String::new();
+            refusal.read_to_string(&mut reason).map(|_| reason)
+        });
+        let reason = reason.await.context("cannot wait for the start")?.context("cannot wait for the start")?;
+        ensure!(reason.is_empty(), "{reason}");
+        identity.with_context(|| format!("{program} ended at once"))
     }
 
     /// Ends what is left of the old incarnation, by pidfd, and waits until it has gone.
@@ -104,6 +132,13 @@ impl CommandSupervisor {
             if left.is_empty() {
                 return Ok(());
             }
+            // Should the cgroup be somebody else's after all: whatever holds these two is no left-over.
+            ensure!(
+                !left.contains(&1) && !left.contains(&std::process::id()),
+                "the cgroup {} of {} holds other processes than the service's; give it one of its own",
+                self.command.cgroup,
+                self.name
+            );
             if begin.elapsed() > FENCE_TIMEOUT {
                 bail!("{} processes of the old incarnation of {} do not end: {left:?}", left.len(), self.name);
             }
@@ -153,7 +188,15 @@ impl CommandSupervisor {
             fs::rename(&self.output, self.output.with_extension("log.1"))
                 .with_context(|| format!("cannot set {shown} aside"))?;
         }
-        OpenOptions::new().create(true).append(true).open(&self.output).with_context(|| format!("cannot open {shown}"))
+        // What a service says may be secret, and a link in the file's place would be written through.
+        let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .custom_flags(no_follow)
+            .open(&self.output)
+            .with_context(|| format!("cannot open {shown}"))
     }
 }
 
@@ -167,11 +210,24 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
-    /// Becomes the program.
+    /// Becomes the program. Standard input is a pipe to the agent, closed by success; a failure is written to it.
     ///
     /// # Errors
     /// Only returns when that failed.
     pub(crate) fn exec(&self) -> Result<()> {
+        let agent = rustix::io::dup(rustix::stdio::stdin()).context("there is no standard input")?;
+        rustix::io::fcntl_setfd(&agent, rustix::io::FdFlags::CLOEXEC).context("cannot keep the agent's pipe")?;
+        let refused = self.become_program();
+        if let Err(error) = &refused {
+            // Without a reader there is nobody to tell.
+            rustix::io::write(&agent, format!("{error:#}").as_bytes()).ok();
+        }
+        refused
+    }
+
+    fn become_program(&self) -> Result<()> {
+        let nothing = File::open("/dev/null").context("cannot open /dev/null")?;
+        rustix::stdio::dup2_stdin(&nothing).context("cannot replace standard input")?;
         let file = self.cgroup.join("cgroup.procs");
         // 0: the writing process.
         fs::write(&file, "0").with_context(|| format!("cannot enter the cgroup through {}", file.display()))?;

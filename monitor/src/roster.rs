@@ -1,0 +1,115 @@
+//! The services that Defib looks after: their engines, the budget that they share, and which of them is due next.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use crate::{
+    config::{Budget, Health},
+    healing::{Action, Engine, Input, Ledger},
+    host::process::Identity,
+    supervisor::CommandSupervisor,
+};
+
+/// A service that Defib looks after.
+pub(crate) struct Managed {
+    engine: Engine,
+    /// How its health is proven.
+    pub(crate) health: Health,
+    /// Who starts it; `None`: Defib only watches.
+    pub(crate) supervisor: Option<CommandSupervisor>,
+    /// Path of its cgroup, the one that was seen last.
+    pub(crate) cgroup: Arc<str>,
+}
+
+impl Managed {
+    /// A service of which nothing is known yet.
+    pub(crate) fn new(engine: Engine, health: Health, supervisor: Option<CommandSupervisor>, cgroup: Arc<str>) -> Self {
+        Self { engine, health, supervisor, cgroup }
+    }
+
+    /// The living main process, when there is one.
+    pub(crate) fn process(&self) -> Option<Identity> {
+        self.engine.process()
+    }
+
+    /// True when nothing is under way: no deadline, no living process.
+    pub(crate) fn is_left_alone(&self) -> bool {
+        self.engine.process().is_none() && self.engine.deadline().is_none()
+    }
+}
+
+/// See the module.
+pub(crate) struct Roster {
+    services: HashMap<Arc<str>, Managed>,
+    /// When each engine wants to be asked again, CLOCK_BOOTTIME nanoseconds. Kept in order, so that a host with ten
+    /// thousand services does not look at each for every event.
+    deadlines: BTreeSet<(u64, Arc<str>)>,
+    host: Ledger,
+}
+
+impl Roster {
+    /// Nobody, with a budget for all.
+    pub(crate) fn new(host: Budget) -> Self {
+        Self { services: HashMap::new(), deadlines: BTreeSet::new(), host: Ledger::new(host) }
+    }
+
+    /// Adds a service.
+    pub(crate) fn add(&mut self, name: Arc<str>, managed: Managed) {
+        self.services.insert(name, managed);
+    }
+
+    /// The service of that name.
+    pub(crate) fn get(&self, name: &str) -> Option<&Managed> {
+        self.services.get(name)
+    }
+
+    /// Notes where a service lives now.
+    pub(crate) fn moved(&mut self, name: &str, cgroup: &Arc<str>) {
+        if let Some(managed) = self.services.get_mut(name) {
+            managed.cgroup = Arc::clone(cgroup);
+        }
+    }
+
+    /// All services.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Managed)> {
+        self.services.iter()
+    }
+
+    /// Number of services.
+    pub(crate) fn len(&self) -> usize {
+        self.services.len()
+    }
+
+    /// Tells a service's engine something, and returns what shall be done.
+    pub(crate) fn step(&mut self, name: &Arc<str>, input: Input, now_ns: u64) -> Vec<Action> {
+        let Some(managed) = self.services.get_mut(name) else { return Vec::new() };
+        let before = managed.engine.deadline();
+        let actions = managed.engine.step(input, &mut self.host, now_ns);
+        let after = managed.engine.deadline();
+        if before != after {
+            if let Some(before) = before {
+                self.deadlines.remove(&(before, Arc::clone(name)));
+            }
+            if let Some(after) = after {
+                self.deadlines.insert((after, Arc::clone(name)));
+            }
+        }
+        actions
+    }
+
+    /// When the next engine is due.
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        self.deadlines.first().map(|&(deadline, _)| deadline)
+    }
+
+    /// The services that are due.
+    pub(crate) fn due(&self, now_ns: u64) -> Vec<Arc<str>> {
+        self.deadlines
+            .iter()
+            .take_while(|&&(deadline, _)| deadline <= now_ns)
+            .map(|(_, name)| Arc::clone(name))
+            .collect()
+    }
+}
