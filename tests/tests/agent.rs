@@ -146,6 +146,67 @@ fn a_service_that_cannot_live_stops_at_its_budget() {
 }
 
 #[test]
+fn a_start_that_fails_says_why() {
+    if !live::can_run("a_start_that_fails_says_why") {
+        return;
+    }
+    let cgroup = Cgroup::new(None);
+    // A file that is there and is no program.
+    let config = format!(
+        "[[service]]\nname = \"broken\"\nrestart = true\n\
+         command = {{ start = [\"/proc/version\"], cgroup = \"{}\" }}\n",
+        cgroup.path
+    );
+    let agent = Agent::start(&config);
+    eventually("the failed start", || {
+        let failed = agent.metrics().get("defib_restarts_total{result=\"failed\",service=\"broken\"}");
+        (failed >= Some(1.0)).then_some(())
+    });
+    let log = eventually("the reason in the log", || {
+        let log = fs::read_to_string(agent.state.path().join("agent.log")).expect("a log");
+        log.contains("cannot start /proc/version").then_some(log)
+    });
+    assert!(log.contains("Permission denied"), "{log}");
+}
+
+/// What the old incarnation left behind is neither taken for the new one nor left beside it.
+#[test]
+fn an_orphaned_worker_is_no_respawn_and_is_cleared_away() {
+    if !live::can_run("an_orphaned_worker_is_no_respawn_and_is_cleared_away") {
+        return;
+    }
+    let cgroup = Cgroup::new(None);
+    let config = format!(
+        "[[service]]\nname = \"family\"\nrestart = true\ngrace = \"300ms\"\nhealth = \"exec:/bin/true\"\n\
+         command = {{ start = [\"/bin/sh\", \"-c\", \"(while :; do sleep 0.05; done) & exec sleep 1000\"], \
+         cgroup = \"{}\" }}\n",
+        cgroup.path
+    );
+    let agent = Agent::start(&config);
+    let main = || cgroup.members().into_iter().find(|&pid| command_line(pid) == "sleep 1000");
+    let first = eventually("the main process", main);
+    let worker = eventually("the worker", || cgroup.members().into_iter().find(|&pid| name(pid) == "sh"));
+    eventually("health", || {
+        (agent.metrics().get("defib_incidents_open{service=\"family\"}") == Some(0.0)).then_some(())
+    });
+    kill(first);
+    let second = eventually("a new main process", || main().filter(|&pid| pid != first));
+    assert!(!cgroup.members().contains(&worker), "the old worker is gone");
+    let metrics = eventually("the outage to end", || {
+        let metrics = agent.metrics();
+        (metrics.get("defib_restarts_total{result=\"ok\",service=\"family\"}") == Some(2.0)).then_some(metrics)
+    });
+    let respawned = metrics.get("defib_restart_suppressed_total{reason=\"respawned\",service=\"family\"}");
+    assert_eq!(respawned, Some(0.0), "a worker's sleep is no respawn");
+    assert!(cgroup.members().contains(&second));
+}
+
+fn command_line(pid: i32) -> String {
+    let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&text).trim_end_matches('\0').replace('\0', " ")
+}
+
+#[test]
 fn pages_answer_and_series_exist_from_the_start() {
     if !live::can_run("pages_answer_and_series_exist_from_the_start") {
         return;

@@ -42,6 +42,16 @@ pub(crate) fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// The last `width` characters of `text`, with a mark where something was left out.
+pub(crate) fn tail(text: &str, width: usize) -> String {
+    let count = text.chars().count();
+    if count <= width {
+        return text.to_owned();
+    }
+    let kept = text.chars().skip(count - width.saturating_sub(1));
+    std::iter::once('…').chain(kept).collect()
+}
+
 /// A time span as people read it.
 pub(crate) fn span(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;
@@ -67,5 +77,7 @@ mod tests {
         assert_eq!(span(59_000), "59s");
         assert_eq!(span(3_600_000), "60m");
         assert_eq!(span(1_000_000_000), "11d");
+        assert_eq!(tail("nginx.service", 13), "nginx.service");
+        assert_eq!(tail("/a/long/päth", 6), "…/päth");
     }
 }

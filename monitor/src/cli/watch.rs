@@ -135,8 +135,8 @@ impl View {
             return Ok(());
         }
         output::line(format_args!(
-            "{:<12} {:>8} {:<16} {:>7} {:>10}  {:<28} CAUSE",
-            "TIME", "PID", "NAME", "LIVED", "MAX RSS", "SERVICE"
+            "{:<12} {:>8} {:<16} {:>7} {:>10}  {:<SERVICE$} {:<6}  CAUSE",
+            "TIME", "PID", "NAME", "LIVED", "MAX RSS", "SERVICE", "ROLE"
         ))
     }
 
@@ -154,13 +154,12 @@ impl View {
     }
 
     fn row(&self, death: &Death) -> String {
-        let service = death.place.as_ref().map_or_else(
-            || "-".to_owned(),
-            |place| {
-                let worker = if death.role == Some(Role::Worker) { " (worker)" } else { "" };
-                format!("{}{worker}", Clean(&place.service))
-            },
-        );
+        let service = death.place.as_ref().map_or_else(|| "-".to_owned(), |place| Clean(&place.service).to_string());
+        let role = match death.role {
+            Some(Role::Main) => "main",
+            Some(Role::Worker) => "worker",
+            None => "-",
+        };
         let (begin, end) = match (self.colours, &death.cause) {
             (false, _) | (true, Cause::CleanExit) => ("", ""),
             (true, Cause::OomKill(_)) => ("\x1b[1;31m", "\x1b[0m"),
@@ -168,13 +167,13 @@ impl View {
             (true, Cause::Killed { .. } | Cause::Exit { .. }) => ("\x1b[33m", "\x1b[0m"),
         };
         format!(
-            "{:<12} {:>8} {:<16} {:>7} {:>10}  {:<28} {begin}{}{end}",
+            "{:<12} {:>8} {:<16} {:>7} {:>10}  {:<SERVICE$} {role:<6}  {begin}{}{end}",
             clock::wall(death.kernel_ns).strftime("%H:%M:%S%.3f").to_string(),
             death.process.tgid,
             death.comm,
             output::span(death.lived_ms()),
             death.max_rss_bytes.map_or_else(|| "-".to_owned(), output::bytes),
-            service,
+            output::tail(&service, SERVICE),
             death.cause,
         )
     }
@@ -190,6 +189,9 @@ impl View {
         Ok(())
     }
 }
+
+/// Width of the column for services; longer names lose their beginning, which tells least.
+const SERVICE: usize = 28;
 
 /// One death for programs. The names are fixed.
 #[derive(Serialize)]

@@ -115,7 +115,7 @@ impl fmt::Display for Cause {
                     (None, _) => {}
                 }
                 if let Some(by) = oom.triggered_by {
-                    write!(out, ", asked for by {by}")?;
+                    write!(out, ", triggered by {by}")?;
                 }
                 Ok(())
             }
