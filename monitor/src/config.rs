@@ -1,17 +1,19 @@
 //! TOML → validated configuration. What parses is valid: each value's own type checks it while it is read, so every
 //! error has a place in the file.
 
+mod values;
+
 use std::{
-    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
-use globset::{Glob, GlobMatcher};
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::Deserialize;
 use toml::Spanned;
+
+pub(crate) use values::{Budget, Health, Pattern};
+use values::{cgroup_path, optional_duration, program, share};
 
 /// The default place of the configuration.
 pub(crate) const DEFAULT_PATH: &str = "/etc/defib/defib.toml";
@@ -141,15 +143,6 @@ impl RawBackoff {
     }
 }
 
-/// So many in such a time: `5/10m`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Budget {
-    /// How many.
-    pub(crate) count: u32,
-    /// In how long.
-    pub(crate) window: Duration,
-}
-
 /// Restarts in ten minutes: for a service, and for the host.
 const PER_SERVICE: Budget = Budget { count: 5, window: Duration::from_secs(600) };
 const PER_HOST: Budget = Budget { count: 10, window: Duration::from_secs(600) };
@@ -167,19 +160,6 @@ struct RawBudgets {
 #[serde(deny_unknown_fields, default)]
 struct RawBudget {
     per_service: Option<Budget>,
-}
-
-/// How health is proven.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Health {
-    /// It lives for ten seconds.
-    Survival,
-    /// An HTTP GET answers with 2xx.
-    Http(axum::http::Uri),
-    /// A connection is accepted.
-    Tcp(SocketAddr),
-    /// A program exits with 0.
-    Exec(PathBuf),
 }
 
 /// What can stand in `[defaults]` and in every `[[service]]`.
@@ -212,10 +192,6 @@ struct RawService {
     pool: Option<String>,
     drain_at: Option<f64>,
 }
-
-/// A name with wildcards.
-#[derive(Clone, Debug)]
-pub(crate) struct Pattern(GlobMatcher);
 
 /// A service without an owner.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -260,13 +236,6 @@ pub(crate) struct Service {
     pub(crate) budget: Budget,
     /// Proof of health.
     pub(crate) health: Health,
-}
-
-impl Pattern {
-    /// True when `name` fits.
-    pub(crate) fn matches(&self, name: &str) -> bool {
-        self.0.is_match(name)
-    }
 }
 
 impl Config {
@@ -425,220 +394,5 @@ fn place(text: &str, offset: usize) -> String {
     }
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(duration) if duration <= Duration::from_secs(7 * 24 * 3600) => Ok(duration),
-        Ok(_) => Err(format!("{text:?} is too long; allowed is up to 7d")),
-        Err(_) => Err(format!("{text:?} is no duration; allowed are numbers with a unit: 500ms, 2s, 10m, 1h")),
-    }
-}
-
-fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    parse_duration(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
-}
-
-fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
-    let value = f64::deserialize(deserializer)?;
-    if (0.0..=1.0).contains(&value) {
-        Ok(Some(value))
-    } else {
-        Err(D::Error::custom(format!("{value} is out of range; allowed is 0 to 1")))
-    }
-}
-
-fn program<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    let words = Vec::<String>::deserialize(deserializer)?;
-    match words.first() {
-        Some(program) if program.starts_with('/') => Ok(words),
-        Some(program) => {
-            Err(D::Error::custom(format!("{program:?} is no absolute path; the program is run without a shell")))
-        }
-        None => Err(D::Error::custom("start is empty; it needs a program and may have arguments")),
-    }
-}
-
-fn cgroup_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let path = String::deserialize(deserializer)?;
-    let mut names = path.split('/').skip(1);
-    // What a service manager owns is not ours to clear before a restart.
-    let foreign = [".slice", ".scope", ".service"];
-    let fine = |name: &str| {
-        !name.is_empty() && name != "." && name != ".." && !foreign.iter().any(|kind| name.ends_with(kind))
-    };
-    if path.starts_with('/') && names.all(fine) {
-        Ok(path)
-    } else {
-        Err(D::Error::custom(format!(
-            "cgroup {path:?}: allowed is a path like /batch, for this service alone: not the root, without . or .., and \
-             nothing of systemd's (.slice, .scope, .service)"
-        )))
-    }
-}
-
-impl<'de> Deserialize<'de> for Pattern {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if text.is_empty() {
-            return Err(D::Error::custom("an empty name matches nothing"));
-        }
-        Glob::new(&text).map(|glob| Self(glob.compile_matcher())).map_err(|error| D::Error::custom(error.to_string()))
-    }
-}
-
-impl FromStr for Budget {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no budget; allowed is a number and a time: 5/10m");
-        let (count, window) = text.split_once('/').ok_or_else(wrong)?;
-        let count = count.trim().parse().ok().filter(|&count| count <= 1000).ok_or_else(wrong)?;
-        let window = parse_duration(window.trim())?;
-        if window.is_zero() { Err(wrong()) } else { Ok(Self { count, window }) }
-    }
-}
-
-impl<'de> Deserialize<'de> for Budget {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
-
-impl FromStr for Health {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let allowed = "allowed are http://HOST:PORT/PATH, tcp://ADDRESS:PORT and exec:/PROGRAM";
-        if text.starts_with("http://") {
-            let uri: axum::http::Uri = text.parse().map_err(|error| format!("{text:?}: {error}; {allowed}"))?;
-            return if uri.host().is_some() {
-                Ok(Self::Http(uri))
-            } else {
-                Err(format!("{text:?} names no host; {allowed}"))
-            };
-        }
-        if let Some(address) = text.strip_prefix("tcp://") {
-            return address
-                .parse()
-                .map(Self::Tcp)
-                .map_err(|_| format!("{text:?} is no address with a port; {allowed}"));
-        }
-        match text.strip_prefix("exec:") {
-            Some(path) if path.starts_with('/') => Ok(Self::Exec(path.into())),
-            _ => Err(format!("{text:?} is no health check; {allowed}")),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Health {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
-
-impl fmt::Display for Health {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Survival => out.write_str("10 s of survival"),
-            Self::Http(uri) => write!(out, "{uri}"),
-            Self::Tcp(address) => write!(out, "tcp://{address}"),
-            Self::Exec(path) => write!(out, "exec:{}", path.display()),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The documented sample.
-    const SAMPLE: &str = include_str!("../../deploy/defib.toml");
-
-    fn error(text: &str) -> String {
-        Config::parse(Path::new("x.toml"), text).expect_err("must be refused").to_string()
-    }
-
-    #[test]
-    fn the_sample_that_is_shipped_is_valid() {
-        let config = Config::parse(Path::new("defib.toml"), SAMPLE).expect("valid");
-        assert!(config.warnings().is_empty(), "{:?}", config.warnings());
-        assert_eq!(config.http.listen, HttpConfig::default().listen);
-    }
-
-    #[test]
-    fn nothing_configured_means_nothing_restarted() {
-        let config = Config::parse(Path::new("x"), "").expect("valid");
-        assert!(config.services().is_empty());
-        let config = Config::parse(Path::new("x"), "[[service]]\nunit = 'a.service'\n").expect("valid");
-        assert!(!config.services()[0].restart);
-    }
-
-    #[test]
-    fn defaults_reach_every_service_and_each_may_override() {
-        let text = "[defaults]\nrestart = true\ngrace = '7s'\nbackoff = { max = '9s' }\n\
-            [[service]]\nname = 'a'\ncommand = { start = ['/bin/true'], cgroup = '/a' }\n\
-            [[service]]\nunit = 'b-*.service'\nbackoff = { initial = '3s' }\nrestart = false\ngrace = '0s'\nhealth = 'tcp://127.0.0.1:80'\n";
-        let services = Config::parse(Path::new("x"), text).expect("valid").services();
-        assert_eq!((services[0].restart, services[0].grace), (true, Duration::from_secs(7)));
-        assert_eq!((services[1].restart, services[1].grace), (false, Duration::ZERO));
-        let backoff = services[1].backoff;
-        assert_eq!((backoff.initial, backoff.max), (Duration::from_secs(3), Duration::from_secs(9)), "key by key");
-        let Target::Unit(pattern) = &services[1].target else { panic!("a unit") };
-        assert!(pattern.matches("b-1.service") && !pattern.matches("a.service"));
-    }
-
-    #[test]
-    fn errors_name_file_line_key_and_what_is_allowed() {
-        for (text, wants) in [
-            ("[agent]\nmode = 'fight'\n", &["x.toml:2: key 'mode'", "observe", "dry-run", "act"][..]),
-            ("[agent]\nmodus = 'act'\n", &["x.toml:2: key 'modus'", "unknown field", "state_dir"]),
-            ("\n[http]\nlisten = 'here'\n", &["x.toml:3: key 'listen'"]),
-            ("[defaults]\ngrace = '5 parsecs'\n", &["x.toml:2: key 'grace'", "500ms, 2s, 10m"]),
-            ("[defaults]\nbudget = { per_service = 'many' }\n", &["x.toml:2: key 'budget'", "5/10m"]),
-            ("[[service]]\nunit = 'a'\nhealth = 'ftp://x'\n", &["x.toml:3: key 'health'", "tcp://"]),
-            ("[[service]]\nrestart = true\n", &["x.toml:1", "exactly one of unit, container or command"]),
-            ("[[service]]\nunit='a'\ncontainer='b'\n", &["x.toml:1", "exactly one"]),
-            ("[[service]]\nname='a'\ncommand={start=['true'],cgroup='/a'}\n", &["x.toml:3", "absolute path"]),
-            (
-                "[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/a/../b'}\n",
-                &["x.toml:3", "without . or .."],
-            ),
-            ("[[service]]\nname='a b'\ncommand={start=['/bin/true'],cgroup='/a'}\n", &["x.toml:1", "allowed are"]),
-            (
-                "[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/system.slice'}\n",
-                &["x.toml:3", "for this service alone"],
-            ),
-            (
-                "[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/a'}\n\
-                 [[service]]\nname='b'\ncommand={start=['/bin/true'],cgroup='/a/b'}\n",
-                &["x.toml:4", "share the cgroup"],
-            ),
-            (
-                "[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/a'}\n\
-                 [[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/b'}\n",
-                &["x.toml:4", "two services of the name"],
-            ),
-            ("[[service]]\nunit='a'\nbudget={per_host='1/1m'}\n", &["x.toml:3: key 'budget'", "per_service"]),
-            ("[[service]\n", &["x.toml:1"]),
-        ] {
-            let message = error(text);
-            for want in wants {
-                assert!(message.contains(want), "{text:?} gives {message:?}, which lacks {want:?}");
-            }
-            assert!(!message.contains('\n'), "one line: {message:?}");
-        }
-    }
-
-    #[test]
-    fn a_missing_file_is_an_error_only_when_it_was_asked_for() {
-        let message = Config::load(Some(Path::new("/nonexistent/defib.toml"))).expect_err("asked for").to_string();
-        assert!(message.contains("/nonexistent/defib.toml") && message.contains("cannot read"), "{message}");
-    }
-
-    #[test]
-    fn what_is_not_acted_on_is_said() {
-        let text =
-            "[pool]\nagent_check = '127.0.0.1:9670'\n[[service]]\nunit = 'a.service'\nrestart = true\ndrain_at = 0.9\n";
-        let warnings = Config::parse(Path::new("x"), text).expect("valid").warnings();
-        assert_eq!(warnings.len(), 3, "{warnings:?}");
-    }
-}
+mod tests;

@@ -1,0 +1,90 @@
+use super::*;
+
+/// The documented sample.
+const SAMPLE: &str = include_str!("../../../deploy/defib.toml");
+
+fn error(text: &str) -> String {
+    Config::parse(Path::new("x.toml"), text).expect_err("must be refused").to_string()
+}
+
+#[test]
+fn the_sample_that_is_shipped_is_valid() {
+    let config = Config::parse(Path::new("defib.toml"), SAMPLE).expect("valid");
+    assert!(config.warnings().is_empty(), "{:?}", config.warnings());
+    assert_eq!(config.http.listen, HttpConfig::default().listen);
+}
+
+#[test]
+fn nothing_configured_means_nothing_restarted() {
+    let config = Config::parse(Path::new("x"), "").expect("valid");
+    assert!(config.services().is_empty());
+    let config = Config::parse(Path::new("x"), "[[service]]\nunit = 'a.service'\n").expect("valid");
+    assert!(!config.services()[0].restart);
+}
+
+#[test]
+fn defaults_reach_every_service_and_each_may_override() {
+    let text = "[defaults]\nrestart = true\ngrace = '7s'\nbackoff = { max = '9s' }\n\
+        [[service]]\nname = 'a'\ncommand = { start = ['/bin/true'], cgroup = '/a' }\n\
+        [[service]]\nunit = 'b-*.service'\nbackoff = { initial = '3s' }\nrestart = false\ngrace = '0s'\nhealth = 'tcp://127.0.0.1:80'\n";
+    let services = Config::parse(Path::new("x"), text).expect("valid").services();
+    assert_eq!((services[0].restart, services[0].grace), (true, Duration::from_secs(7)));
+    assert_eq!((services[1].restart, services[1].grace), (false, Duration::ZERO));
+    let backoff = services[1].backoff;
+    assert_eq!((backoff.initial, backoff.max), (Duration::from_secs(3), Duration::from_secs(9)), "key by key");
+    let Target::Unit(pattern) = &services[1].target else { panic!("a unit") };
+    assert!(pattern.matches("b-1.service") && !pattern.matches("a.service"));
+}
+
+#[test]
+fn errors_name_file_line_key_and_what_is_allowed() {
+    for (text, wants) in [
+        ("[agent]\nmode = 'fight'\n", &["x.toml:2: key 'mode'", "observe", "dry-run", "act"][..]),
+        ("[agent]\nmodus = 'act'\n", &["x.toml:2: key 'modus'", "unknown field", "state_dir"]),
+        ("\n[http]\nlisten = 'here'\n", &["x.toml:3: key 'listen'"]),
+        ("[defaults]\ngrace = '5 parsecs'\n", &["x.toml:2: key 'grace'", "500ms, 2s, 10m"]),
+        ("[defaults]\nbudget = { per_service = 'many' }\n", &["x.toml:2: key 'budget'", "5/10m"]),
+        ("[[service]]\nunit = 'a'\nhealth = 'ftp://x'\n", &["x.toml:3: key 'health'", "tcp://"]),
+        ("[[service]]\nrestart = true\n", &["x.toml:1", "exactly one of unit, container or command"]),
+        ("[[service]]\nunit='a'\ncontainer='b'\n", &["x.toml:1", "exactly one"]),
+        ("[[service]]\nname='a'\ncommand={start=['true'],cgroup='/a'}\n", &["x.toml:3", "absolute path"]),
+        ("[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/a/../b'}\n", &["x.toml:3", "without . or .."]),
+        ("[[service]]\nname='a b'\ncommand={start=['/bin/true'],cgroup='/a'}\n", &["x.toml:1", "allowed are"]),
+        (
+            "[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/system.slice'}\n",
+            &["x.toml:3", "for this service alone"],
+        ),
+        (
+            "[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/a'}\n\
+             [[service]]\nname='b'\ncommand={start=['/bin/true'],cgroup='/a/b'}\n",
+            &["x.toml:4", "share the cgroup"],
+        ),
+        (
+            "[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/a'}\n\
+             [[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/b'}\n",
+            &["x.toml:4", "two services of the name"],
+        ),
+        ("[[service]]\nunit='a'\nbudget={per_host='1/1m'}\n", &["x.toml:3: key 'budget'", "per_service"]),
+        ("[[service]\n", &["x.toml:1"]),
+    ] {
+        let message = error(text);
+        for want in wants {
+            assert!(message.contains(want), "{text:?} gives {message:?}, which lacks {want:?}");
+        }
+        assert!(!message.contains('\n'), "one line: {message:?}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_an_error_only_when_it_was_asked_for() {
+    let message = Config::load(Some(Path::new("/nonexistent/defib.toml"))).expect_err("asked for").to_string();
+    assert!(message.contains("/nonexistent/defib.toml") && message.contains("cannot read"), "{message}");
+}
+
+#[test]
+fn what_is_not_acted_on_is_said() {
+    let text =
+        "[pool]\nagent_check = '127.0.0.1:9670'\n[[service]]\nunit = 'a.service'\nrestart = true\ndrain_at = 0.9\n";
+    let warnings = Config::parse(Path::new("x"), text).expect("valid").warnings();
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
+}
