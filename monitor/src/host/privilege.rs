@@ -27,7 +27,6 @@ pub(crate) const OPTIONAL: &[Capability] = &[
     Capability { name: "CAP_SYSLOG", bit: 34, purpose: "read /dev/kmsg, which names the limit behind an OOM kill" },
     DAC_OVERRIDE,
     Capability { name: "CAP_KILL", bit: 5, purpose: "clear what is left of a dead service before a restart" },
-    Capability { name: "CAP_SYS_RESOURCE", bit: 24, purpose: "lock map memory on kernels before 5.11" },
     Capability { name: "CAP_SYS_ADMIN", bit: 21, purpose: "measure the programs' own run time (bpf_stats)" },
 ];
 
