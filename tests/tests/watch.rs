@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -11,7 +12,7 @@ use tests::{
     cgroup::{Cgroup, memory_hierarchy},
     defib::Watch,
     eventually, live,
-    victim::Victim,
+    victim::{Victim, binary},
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -105,9 +106,9 @@ fn kill_9_names_its_sender() {
     let pid = victim.pid();
     eventually("the victim to enter its cgroup", || cgroup.members().contains(&(pid as i32)).then_some(()));
     // Another program kills it, so that the sender is not simply its parent.
-    let mut killer = std::process::Command::new("sh")
+    let mut killer = Command::new("sh")
         .args(["-c", &format!("kill -9 {pid}; read rest")])
-        .stdin(std::process::Stdio::piped())
+        .stdin(Stdio::piped())
         .spawn()
         .expect("a shell starts");
     victim.wait_with_input_open();
@@ -162,6 +163,36 @@ fn clean_exits_are_not_shown_unless_asked_for() {
     loud.wait();
     watch.death_of(loud_pid);
     assert!(!watch.seen().iter().any(|line| line["tgid"] == quiet_pid));
+}
+
+/// A name is chosen by the process: it must break neither a terminal nor JSON.
+#[test]
+fn a_hostile_name_is_shown_harmless() {
+    if !live::can_run("a_hostile_name_is_shown_harmless") {
+        return;
+    }
+    // ESC [ 2 J, BEL, a byte that is no UTF-8, a quote, a backslash.
+    const NAME: &str = "1b5b324a07ff225c";
+    let mut watch = Watch::start(&[]);
+    let table = Command::new(binary("defib"))
+        .args(["watch", "--count", "1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("defib starts");
+    // The table's watcher ends with the first death that it sees.
+    eventually("the table's watcher to see one", || {
+        let victim = Victim::start(None, &["--comm", NAME, "exit", "9"]);
+        let pid = victim.pid();
+        victim.wait();
+        let death = watch.death_of(pid);
+        assert_eq!(death["comm"], "\u{1b}[2J\u{7}\u{fffd}\"\\", "JSON keeps the name: {death}");
+        let ended = fs::read_to_string(format!("/proc/{}/stat", table.id())).is_ok_and(|stat| stat.contains(") Z "));
+        ended.then_some(())
+    });
+    let output = table.wait_with_output().expect("it ends");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(text.contains("\\x1b[2J\\x07"), "{text}");
+    assert!(!text.chars().any(|character| character.is_control() && character != '\n'), "{text:?}");
 }
 
 /// Each process exits with a code that belongs to its cgroup; a wrong pair is a wrong attribution.

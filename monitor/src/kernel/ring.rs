@@ -44,6 +44,21 @@ impl RingStats {
     pub(crate) fn malformed(&self) -> u64 {
         self.malformed.load(Ordering::Relaxed)
     }
+
+    /// Reads a record; `None` when it is malformed.
+    fn read(&self, bytes: &[u8]) -> Option<Record> {
+        Record::decode(bytes)
+            .inspect_err(|error| {
+                // One line for the first: a flood of them would be a flood of log.
+                if self.malformed.fetch_add(1, Ordering::Relaxed) == 0 {
+                    tracing::error!(
+                        ?error,
+                        "a record from the kernel programs is malformed; it is counted and skipped"
+                    );
+                }
+            })
+            .ok()
+    }
 }
 
 /// Between two looks of a reader that is awake. A fiftieth of what a verdict may take.
@@ -115,20 +130,31 @@ pub(crate) async fn follow(reader: Reader, events: mpsc::Sender<Event>, stats: &
 async fn drain(ring: &mut RingBuf<MapData>, events: &mpsc::Sender<Event>, stats: &RingStats) -> Option<usize> {
     let mut seen = 0;
     // The item is released before the channel is waited for: until then it occupies its room in the ring.
-    while let Some(decoded) = ring.next().map(|item| Record::decode(&item)) {
+    while let Some(record) = ring.next().map(|item| stats.read(&item)) {
         seen += 1;
-        match decoded {
-            Ok(record) => events.send(Event { seen_ns: clock::boot_ns(), record }).await.ok()?,
-            Err(error) => {
-                // One line for the first: a flood of them would be a flood of log.
-                if stats.malformed.fetch_add(1, Ordering::Relaxed) == 0 {
-                    tracing::error!(
-                        ?error,
-                        "a record from the kernel programs is malformed; it is counted and skipped"
-                    );
-                }
-            }
+        if let Some(record) = record {
+            events.send(Event { seen_ns: clock::boot_ns(), record }).await.ok()?;
         }
     }
     Some(seen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytemuck::Zeroable as _;
+    use monitor_common::record::{Header, KIND_LIFE, Life};
+
+    #[test]
+    fn malformed_records_are_counted_and_the_next_good_one_is_read() {
+        let stats = RingStats::default();
+        let mut life = Life::zeroed();
+        life.header = Header { kind: KIND_LIFE, flags: 0, kernel_ns: 1 };
+        let good = bytemuck::bytes_of(&life);
+        assert_eq!(stats.read(&good[..good.len() - 1]), None);
+        assert_eq!(stats.read(&[]), None);
+        assert_eq!(stats.read(&[0xff; 4096]), None);
+        assert_eq!(stats.read(good), Some(Record::Life(life)));
+        assert_eq!(stats.malformed(), 3);
+    }
 }

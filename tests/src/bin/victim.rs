@@ -17,6 +17,9 @@ struct Cli {
     /// Enter this cgroup first
     #[arg(long)]
     cgroup: Option<PathBuf>,
+    /// Be called by these bytes, given in hexadecimal
+    #[arg(long)]
+    comm: Option<String>,
     #[command(subcommand)]
     way: Way,
 }
@@ -59,6 +62,12 @@ fn main() {
     if let Some(cgroup) = cli.cgroup {
         // 0: the writing process.
         fs::write(cgroup.join("cgroup.procs"), "0").expect("the cgroup can be entered");
+    }
+    if let Some(hex) = cli.comm {
+        let byte = |at| u8::from_str_radix(hex.get(at..at + 2).expect("two digits"), 16).expect("hexadecimal");
+        let name: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        // The first thread's file is the name of the process.
+        fs::write(format!("/proc/self/task/{}/comm", std::process::id()), name).expect("a name can be changed");
     }
     match cli.way {
         Way::Leak => leak(),
