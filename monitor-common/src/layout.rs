@@ -130,6 +130,14 @@ layout! {
     kernfs_id: "kernfs_node"."id" => "attribution to a service",
     /// Why a signal was sent (siginfo(5)).
     siginfo_code: "kernel_siginfo"."si_code" => "origin of a signal",
+    /// The cgroup whose limit was met, in a request to the OOM killer; null for the host.
+    oom_control_memcg: "oom_control"."memcg" => "limit behind an OOM kill, where the kernel's log does not say it",
+    /// Size of the request, −1 for SysRq-f.
+    oom_control_order: "oom_control"."order" => "limit behind an OOM kill, where the kernel's log does not say it",
+    /// What ran out (`enum oom_constraint`).
+    oom_control_constraint: "oom_control"."constraint" => "limit behind an OOM kill, where the kernel's log does not say it",
+    /// A memory cgroup's own state.
+    mem_cgroup_css: "mem_cgroup"."css" => "limit behind an OOM kill, where the kernel's log does not say it",
     /// Signal handlers.
     task_sighand: "task_struct"."sighand" => "whether a signal was fatal",
     /// The table of handlers.

@@ -31,6 +31,17 @@ pub const MARK_KILL_SENT: u32 = 1;
 /// [`OomMark`]: only the thread id is known (older prototype, and the kill was not seen).
 pub const MARK_THREAD_ONLY: u32 = 2;
 
+/// [`OomMark::scope`]: not known; the kernel lets no program in where the OOM killer begins.
+pub const SCOPE_UNKNOWN: u32 = 0;
+/// [`OomMark::scope`]: a cgroup's limit.
+pub const SCOPE_MEMCG: u32 = 1;
+/// [`OomMark::scope`]: the host's memory.
+pub const SCOPE_GLOBAL: u32 = 2;
+/// [`OomMark::scope`]: the nodes of a cpuset or memory policy.
+pub const SCOPE_CPUSET: u32 = 3;
+/// [`OomMark::scope`]: SysRq-f, asked for by a person.
+pub const SCOPE_SYSRQ: u32 = 4;
+
 /// [`Exit`]: the process lived in a watched cgroup.
 pub const EXIT_WATCHED: u32 = 1;
 /// [`Exit`]: `signal->oom_mm` was set, the OOM killer had chosen this process.
@@ -132,6 +143,12 @@ pub struct OomMark {
     pub trigger_uid: u32,
     /// Name of the allocating thread.
     pub trigger_comm: [u8; COMM_LEN],
+    /// What ran out, one of the `SCOPE_*` values.
+    pub scope: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Id of the cgroup whose limit fired, with [`SCOPE_MEMCG`].
+    pub limit_owner: u64,
 }
 
 /// A process ended: its last thread left.
@@ -183,7 +200,7 @@ const _: () = {
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<Process>() == 56);
     assert!(size_of::<Sender>() == 48);
-    assert!(size_of::<OomMark>() == 96);
+    assert!(size_of::<OomMark>() == 112);
     assert!(size_of::<Exit>() == 136);
     assert!(size_of::<Life>() == 72);
     assert!(size_of::<Cgroup>() == 288);
@@ -243,7 +260,13 @@ impl Record {
         let header: Header = bytemuck::pod_read_unaligned(head);
         let kind = header.kind;
         match kind {
-            KIND_OOM_MARK => read(kind, bytes).map(Self::OomMark),
+            KIND_OOM_MARK => {
+                let mark: OomMark = read(kind, bytes)?;
+                if mark.scope > SCOPE_SYSRQ {
+                    return Err(DecodeError::Field { kind, field: "scope" });
+                }
+                Ok(Self::OomMark(mark))
+            }
             KIND_EXIT => read(kind, bytes).map(Self::Exit),
             KIND_LIFE => read(kind, bytes).map(Self::Life),
             KIND_CGROUP => {
@@ -308,6 +331,12 @@ mod tests {
         let mut unknown = [0u8; 136];
         unknown[0] = 99;
         assert_eq!(Record::decode(&unknown), Err(DecodeError::Kind { kind: 99 }));
+
+        let mut mark = OomMark::zeroed();
+        mark.header.kind = KIND_OOM_MARK;
+        mark.scope = 5;
+        let decoded = Record::decode(bytemuck::bytes_of(&mark));
+        assert_eq!(decoded, Err(DecodeError::Field { kind: KIND_OOM_MARK, field: "scope" }));
 
         let mut cgroup = Cgroup::zeroed();
         cgroup.header.kind = KIND_CGROUP;

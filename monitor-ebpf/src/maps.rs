@@ -43,6 +43,22 @@ pub(crate) static SENDERS: LruHashMap<Identity, Sender> = LruHashMap::with_max_e
 #[map]
 pub(crate) static KERNEL_KILL: PerCpuArray<Process> = PerCpuArray::with_max_entries(1, 0);
 
+/// Requests to the OOM killer that are under way, by the thread that makes them.
+#[map]
+pub(crate) static OOM_REQUESTS: LruHashMap<u64, OomRequest> = LruHashMap::with_max_entries(256, 0);
+
+/// A request to the OOM killer.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct OomRequest {
+    pub(crate) kernel_ns: u64,
+    /// The `struct oom_control`, on the stack of the thread.
+    pub(crate) control: u64,
+    /// Id of the cgroup whose limit was met; 0: the host.
+    pub(crate) limit_owner: u64,
+    pub(crate) sysrq: u64,
+}
+
 /// Processes whose end has been seen, where two threads may both find that they are the last (before 6.16).
 #[map]
 pub(crate) static ENDED: LruHashMap<Identity, u8> = LruHashMap::with_max_entries(4096, 0);

@@ -3,26 +3,91 @@
 //! `current` is the process whose allocation failed, not the victim. Two prototypes exist, also within one release
 //! series (back-ported in 2025), so the agent picks the program by BTF. The older one names a *thread* id only; the
 //! process comes from the SIGKILL that the kernel sent just before, on this CPU.
+//!
+//! What ran out is known where the OOM killer begins: `out_of_memory(struct oom_control *)`. Kernels that let a program in
+//! there (fentry) give exact scope and limit; on others both come from the kernel's log, which is rate-limited.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns},
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns, bpf_probe_read_kernel},
+    macros::{btf_tracepoint, fentry},
+    programs::{BtfTracePointContext, FEntryContext},
 };
 use aya_log_ebpf::info;
 use monitor_common::{
-    record::{Header, KIND_OOM_MARK, MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, Process, SI_KERNEL},
+    layout::ABSENT,
+    record::{
+        Header, KIND_OOM_MARK, MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, Process, SCOPE_CPUSET, SCOPE_GLOBAL,
+        SCOPE_MEMCG, SCOPE_SYSRQ, SCOPE_UNKNOWN, SI_KERNEL,
+    },
     status::SIGKILL,
 };
 
 use crate::{
-    maps::{Identity, KERNEL_KILL, SENDERS},
+    maps::{Identity, KERNEL_KILL, OOM_REQUESTS, OomRequest, SENDERS},
     ring::Lane,
-    task::{self, Kernel},
+    task::{self, Kernel, field, offset},
 };
 
+/// `enum oom_constraint` (oom.h).
+const CONSTRAINT_NONE: u32 = 0;
+const CONSTRAINT_CPUSET: u32 = 1;
+const CONSTRAINT_MEMORY_POLICY: u32 = 2;
+/// From the begin of a request to its mark: the report to the log lies between, and a slow console makes it long. The same
+/// thread overwrites an older request, so this only guards against a thread id that is used again.
+const REQUEST_MAX_NS: u64 = 60_000_000_000;
 /// From the kernel's signal to its mark: 4 to 32 µs measured; 10 ms leave room for interrupts and slow machines.
 const JUST_BEFORE_NS: u64 = 10_000_000;
+
+/// The OOM killer begins.
+#[fentry(function = "out_of_memory")]
+fn oom_begins(ctx: FEntryContext) -> i32 {
+    let control: Kernel = ctx.arg(0);
+    let memcg = field!(control, oom_control_memcg: Kernel, else return 0);
+    let css = offset!(mem_cgroup_css);
+    if css == ABSENT || offset!(css_cgroup) == ABSENT {
+        return 0;
+    }
+    let limit_owner =
+        if memcg.is_null() { 0 } else { task::node_id(task::read::<Kernel>(memcg, css + offset!(css_cgroup))) };
+    let request = OomRequest {
+        // SAFETY: a helper without arguments.
+        kernel_ns: unsafe { bpf_ktime_get_boot_ns() },
+        control: ctx.arg(0),
+        limit_owner,
+        sysrq: u64::from(field!(control, oom_control_order: i32, else 0) == -1),
+    };
+    // Without room the log's line is the source.
+    OOM_REQUESTS.insert(bpf_get_current_pid_tgid(), request, 0).ok();
+    0
+}
+
+/// What ran out, and the cgroup whose limit fired.
+#[inline(always)]
+fn scope() -> (u32, u64) {
+    // SAFETY: read once, right after the look-up.
+    let Some(request) = (unsafe { OOM_REQUESTS.get(bpf_get_current_pid_tgid()) }) else { return (SCOPE_UNKNOWN, 0) };
+    // SAFETY: a helper without arguments.
+    let age = unsafe { bpf_ktime_get_boot_ns() } - request.kernel_ns;
+    if age > REQUEST_MAX_NS {
+        return (SCOPE_UNKNOWN, 0);
+    }
+    if request.sysrq == 1 {
+        return (SCOPE_SYSRQ, 0);
+    }
+    if request.limit_owner != 0 {
+        return (SCOPE_MEMCG, request.limit_owner);
+    }
+    let constraint = offset!(oom_control_constraint);
+    if offset!(may_probe) == 0 || constraint == ABSENT {
+        return (SCOPE_UNKNOWN, 0);
+    }
+    // SAFETY: the helper checks the address. The structure is on this thread's stack, below the call that marks.
+    match unsafe { bpf_probe_read_kernel((request.control + u64::from(constraint)) as *const u32) } {
+        Ok(CONSTRAINT_NONE) => (SCOPE_GLOBAL, 0),
+        Ok(CONSTRAINT_CPUSET | CONSTRAINT_MEMORY_POLICY) => (SCOPE_CPUSET, 0),
+        Ok(_) | Err(_) => (SCOPE_UNKNOWN, 0),
+    }
+}
 
 /// `mark_victim(struct task_struct *, uid_t)`.
 #[btf_tracepoint(function = "mark_victim")]
@@ -72,6 +137,7 @@ fn was_killed(identity: Identity) -> bool {
 fn report(flags: u32, describe: impl FnOnce(*mut Process)) {
     // SAFETY: a helper without arguments.
     let kernel_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let (scope, limit_owner) = scope();
     let Some(mut entry) = Lane::Urgent.reserve::<OomMark>() else { return };
     let mark = entry.as_mut_ptr();
     // SAFETY: the entry is as large as an `OomMark`.
@@ -81,6 +147,9 @@ fn report(flags: u32, describe: impl FnOnce(*mut Process)) {
         (*mark).trigger_tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
         (*mark).trigger_uid = bpf_get_current_uid_gid() as u32;
         task::current_comm(&raw mut (*mark).trigger_comm);
+        (*mark).scope = scope;
+        (*mark).reserved = 0;
+        (*mark).limit_owner = limit_owner;
     }
     Lane::Urgent.submit(entry);
 }

@@ -149,7 +149,7 @@ impl Metrics {
     }
 
     fn start_series(&self, label: &str) {
-        for scope in ["memcg", "global", "cpuset", "unknown"] {
+        for scope in ["memcg", "global", "cpuset", "sysrq", "unknown"] {
             self.oom_kills.with_label_values(&[label, scope]);
         }
         for kind in Cause::KINDS {

@@ -202,7 +202,8 @@ impl Observer {
     }
 
     fn marked(&mut self, mark: &OomMark, seen_ns: u64) -> Marked {
-        self.docket.mark(mark);
+        let limit_owner = self.place(mark.limit_owner, seen_ns);
+        self.docket.mark(mark, limit_owner.as_ref().map(|place| &*place.path));
         Marked {
             kernel_ns: mark.header.kernel_ns,
             seen_ns,

@@ -16,15 +16,18 @@ pub(crate) enum Scope {
     Global,
     /// The nodes of a cpuset or memory policy.
     Cpuset,
+    /// A person asked for it with SysRq-f.
+    Sysrq,
 }
 
 impl Scope {
-    /// The metric label; `unknown` when the kernel log's line was missing.
+    /// The metric label; `unknown` where neither a program nor the kernel's log could tell.
     pub(crate) fn label(scope: Option<Self>) -> &'static str {
         match scope {
             Some(Self::Memcg) => "memcg",
             Some(Self::Global) => "global",
             Some(Self::Cpuset) => "cpuset",
+            Some(Self::Sysrq) => "sysrq",
             None => "unknown",
         }
     }
@@ -44,7 +47,7 @@ pub(crate) struct Party {
 /// Details of a kill for want of memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct OomKill {
-    /// Whose memory ran out; `None` when the kernel's log did not say.
+    /// Whose memory ran out; `None` when neither a program nor the kernel's log could tell.
     pub(crate) scope: Option<Scope>,
     /// The cgroup whose limit fired, for [`Scope::Memcg`].
     pub(crate) limit_owner: Option<String>,
@@ -112,6 +115,7 @@ impl fmt::Display for Cause {
                     (Some(Scope::Memcg), None) => out.write_str(" at a cgroup's limit")?,
                     (Some(Scope::Global), _) => out.write_str(" of the host")?,
                     (Some(Scope::Cpuset), _) => out.write_str(" in its cpuset")?,
+                    (Some(Scope::Sysrq), _) => out.write_str(" by SysRq-f")?,
                     (None, _) => {}
                 }
                 if let Some(by) = oom.triggered_by {

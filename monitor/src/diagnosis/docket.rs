@@ -6,12 +6,15 @@
 use std::collections::{HashMap, HashSet, VecDeque, hash_map::Entry};
 
 use monitor_common::{
-    record::{EXIT_OOM_VICTIM, EXIT_SENDER, Exit, MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, SI_KERNEL},
+    record::{
+        EXIT_OOM_VICTIM, EXIT_SENDER, Exit, MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, SCOPE_CPUSET, SCOPE_GLOBAL,
+        SCOPE_MEMCG, SCOPE_SYSRQ, SI_KERNEL,
+    },
     status::{self, SIGKILL},
 };
 
 use super::{
-    cause::{Cause, Party},
+    cause::{Cause, Party, Scope},
     verdict::{self, Evidence, Mark},
 };
 use crate::{
@@ -61,13 +64,21 @@ struct Waiting {
 }
 
 impl Docket {
-    /// An OOM mark came.
-    pub(crate) fn mark(&mut self, mark: &OomMark) {
+    /// An OOM mark came; `limit_owner` is the path of the cgroup that it names.
+    pub(crate) fn mark(&mut self, mark: &OomMark, limit_owner: Option<&str>) {
         let known = Mark {
             kernel_ns: mark.header.kernel_ns,
             tid: mark.victim.tid,
             kill_sent: mark.header.flags & MARK_KILL_SENT != 0,
             trigger: Party { tgid: mark.trigger_tgid, comm: Comm(mark.trigger_comm), uid: mark.trigger_uid },
+            scope: match mark.scope {
+                SCOPE_MEMCG => Some(Scope::Memcg),
+                SCOPE_GLOBAL => Some(Scope::Global),
+                SCOPE_CPUSET => Some(Scope::Cpuset),
+                SCOPE_SYSRQ => Some(Scope::Sysrq),
+                _ => None,
+            },
+            limit_owner: limit_owner.map(str::to_owned),
         };
         let identity = if mark.header.flags & MARK_THREAD_ONLY != 0 {
             // Only the thread is known; its id is the process's, or a waiting death has it.
@@ -136,11 +147,13 @@ impl Docket {
             return 0;
         }
         let mark = self.mark_of(exit);
-        if verdict::is_oom_kill(exit, mark.as_ref()) {
-            return match (mark, self.line_of(exit, mark.as_ref())) {
-                (Some(_), Some(_)) => 0,
-                (Some(_), None) => death.seen_ns + LINE_WAIT_NS,
-                (None, _) => death.seen_ns + MARK_WAIT_NS,
+        if verdict::is_oom_kill(exit, mark) {
+            return match mark {
+                // What the line would add is known.
+                Some(mark) if mark.scope.is_some() => 0,
+                Some(_) if self.line_of(exit, mark).is_some() => 0,
+                Some(_) => death.seen_ns + LINE_WAIT_NS,
+                None => death.seen_ns + MARK_WAIT_NS,
             };
         }
         // Another process sent it: nothing that comes late changes that.
@@ -151,20 +164,17 @@ impl Docket {
 
     fn find(&mut self, death: Waiting) -> Finding {
         let mark = self.mark_of(&death.exit);
-        let line = self.line_of(&death.exit, mark.as_ref());
-        let cause = verdict::weigh(&Evidence { exit: &death.exit, mark: mark.as_ref(), line });
-        self.forget(&death.exit, mark.as_ref());
+        let line = self.line_of(&death.exit, mark);
+        let cause = verdict::weigh(&Evidence { exit: &death.exit, mark, line });
+        let marked = mark.map(|mark| mark.tid);
+        self.forget(&death.exit, marked);
         Finding { exit: death.exit, seen_ns: death.seen_ns, cause }
     }
 
-    fn mark_of(&self, exit: &Exit) -> Option<Mark> {
+    fn mark_of(&self, exit: &Exit) -> Option<&Mark> {
         let identity = Identity { tgid: exit.process.tgid, start_ns: exit.process.start_ns };
         let thread_only = |tid| self.marks.get(&Identity { tgid: tid, start_ns: 0 });
-        self.marks
-            .get(&identity)
-            .or_else(|| thread_only(exit.process.tgid))
-            .or_else(|| thread_only(exit.process.tid))
-            .copied()
+        self.marks.get(&identity).or_else(|| thread_only(exit.process.tgid)).or_else(|| thread_only(exit.process.tid))
     }
 
     fn line_of(&self, exit: &Exit, mark: Option<&Mark>) -> Option<&OomLine> {
@@ -173,11 +183,11 @@ impl Docket {
     }
 
     /// Evidence serves one death; a pid that is used again must not inherit it.
-    fn forget(&mut self, exit: &Exit, mark: Option<&Mark>) {
-        if mark.is_none() && exit.header.flags & EXIT_OOM_VICTIM == 0 {
+    fn forget(&mut self, exit: &Exit, marked: Option<u32>) {
+        if marked.is_none() && exit.header.flags & EXIT_OOM_VICTIM == 0 {
             return;
         }
-        let tids = [exit.process.tgid, exit.process.tid, mark.map_or(0, |mark| mark.tid)];
+        let tids = [exit.process.tgid, exit.process.tid, marked.unwrap_or(0)];
         let identity = Identity { tgid: exit.process.tgid, start_ns: exit.process.start_ns };
         let mut gone = vec![identity];
         gone.extend(tids.map(|tgid| Identity { tgid, start_ns: 0 }));
@@ -191,7 +201,7 @@ impl Docket {
 mod tests {
     use super::*;
     use crate::host::kmsg::Constraint;
-    use monitor_common::record::{Header, KIND_EXIT, KIND_OOM_MARK, Process, Record, Sender};
+    use monitor_common::record::{Header, KIND_EXIT, KIND_OOM_MARK, Process, Record, SCOPE_UNKNOWN, Sender};
 
     const MS: u64 = 1_000_000;
 
@@ -217,6 +227,9 @@ mod tests {
             trigger_tgid: 1,
             trigger_uid: 0,
             trigger_comm: [0; 16],
+            scope: SCOPE_UNKNOWN,
+            reserved: 0,
+            limit_owner: 0,
         }
     }
 
@@ -233,7 +246,7 @@ mod tests {
         let mut docket = Docket::default();
         arrive(&mut docket, exit(5, EXIT_SENDER, by_kernel()), 0);
         assert!(docket.decide(99 * MS).is_empty());
-        docket.mark(&mark(5));
+        docket.mark(&mark(5), None);
         docket.line(line(5));
         let found = docket.decide(99 * MS);
         assert_eq!(found.first().map(|found| found.cause.kind()), Some("oom_kill"));
@@ -259,16 +272,26 @@ mod tests {
     #[test]
     fn a_missing_log_line_costs_twenty_milliseconds_and_no_verdict() {
         let mut docket = Docket::default();
-        docket.mark(&mark(5));
+        docket.mark(&mark(5), None);
         arrive(&mut docket, exit(5, EXIT_SENDER | EXIT_OOM_VICTIM, by_kernel()), 0);
         assert_eq!(docket.next_deadline(), Some(20 * MS));
         assert_eq!(docket.decide(20 * MS).first().map(|found| found.cause.kind()), Some("oom_kill"));
     }
 
     #[test]
+    fn a_mark_that_names_the_limit_waits_for_no_log_line() {
+        let mut docket = Docket::default();
+        docket.mark(&OomMark { scope: SCOPE_MEMCG, limit_owner: 7, ..mark(5) }, Some("/shop.slice"));
+        arrive(&mut docket, exit(5, EXIT_SENDER | EXIT_OOM_VICTIM, by_kernel()), 0);
+        let found = docket.decide(0);
+        let Some(Cause::OomKill(oom)) = found.first().map(|found| &found.cause) else { panic!("an OOM kill") };
+        assert_eq!((oom.scope, oom.limit_owner.as_deref()), (Some(Scope::Memcg), Some("/shop.slice")));
+    }
+
+    #[test]
     fn evidence_serves_one_death_only() {
         let mut docket = Docket::default();
-        docket.mark(&mark(5));
+        docket.mark(&mark(5), None);
         docket.line(line(5));
         arrive(&mut docket, exit(5, EXIT_SENDER | EXIT_OOM_VICTIM, by_kernel()), 0);
         assert_eq!(docket.decide(0).len(), 1);
@@ -297,7 +320,7 @@ mod tests {
     fn marks_of_deaths_that_never_come_are_bounded() {
         let mut docket = Docket::default();
         for tgid in 0..5000 {
-            docket.mark(&mark(tgid));
+            docket.mark(&mark(tgid), None);
             docket.line(line(tgid));
         }
         assert_eq!((docket.marks.len(), docket.marked.len(), docket.lines.len()), (KEPT, KEPT, KEPT));

@@ -27,13 +27,17 @@ pub(super) struct Evidence<'a> {
 }
 
 /// An OOM mark, as far as the verdict needs it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
     pub(super) kernel_ns: u64,
     pub(super) tid: u32,
     /// The kernel sent SIGKILL with this mark; without it the victim was dying already.
     pub(super) kill_sent: bool,
     pub(super) trigger: Party,
+    /// What ran out, where the kernel lets a program see it.
+    pub(super) scope: Option<Scope>,
+    /// The cgroup whose limit fired, likewise.
+    pub(super) limit_owner: Option<String>,
 }
 
 /// The recorded sender of the signal that ended the process.
@@ -67,12 +71,17 @@ pub(super) fn weigh(evidence: &Evidence<'_>) -> Cause {
     };
     if is_oom_kill(exit, evidence.mark) {
         return Cause::OomKill(OomKill {
-            scope: evidence.line.map(|line| match line.constraint {
-                Constraint::Memcg => Scope::Memcg,
-                Constraint::None => Scope::Global,
-                Constraint::Nodes => Scope::Cpuset,
+            scope: evidence.mark.and_then(|mark| mark.scope).or_else(|| {
+                evidence.line.map(|line| match line.constraint {
+                    Constraint::Memcg => Scope::Memcg,
+                    Constraint::None => Scope::Global,
+                    Constraint::Nodes => Scope::Cpuset,
+                })
             }),
-            limit_owner: evidence.line.and_then(|line| line.limit_owner.clone()),
+            limit_owner: evidence
+                .mark
+                .and_then(|mark| mark.limit_owner.clone())
+                .or_else(|| evidence.line.and_then(|line| line.limit_owner.clone())),
             triggered_by: evidence.mark.map(|mark| mark.trigger),
             mark_to_exit_us: evidence.mark.map(|mark| exit.header.kernel_ns.saturating_sub(mark.kernel_ns) / 1000),
         });
@@ -124,7 +133,7 @@ mod tests {
 
     fn mark(kill_sent: bool) -> Mark {
         let trigger = Party { tgid: 50, comm: Comm(comm("asker")), uid: 0 };
-        Mark { kernel_ns: 2_000_000, tid: 100, kill_sent, trigger }
+        Mark { kernel_ns: 2_000_000, tid: 100, kill_sent, trigger, scope: None, limit_owner: None }
     }
 
     fn kind(exit: &Exit, mark: Option<&Mark>) -> &'static str {

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use aya::{
     Btf, Ebpf, EbpfLoader, Endianness,
     maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError},
+    programs::{BtfTracePoint, FEntry, ProgramError},
 };
 use aya_log::EbpfLogger;
 use monitor_common::counter::SLOTS;
@@ -151,6 +151,14 @@ pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
             .with_context(|| format!("cannot attach {name} to {tracepoint}"))?;
         programs.push(name);
     }
+    let mut missing = plan.missing;
+    // Not every kernel lets a program in at a function; the log's line is the source there.
+    match attach_oom_begins(&mut ebpf, &types) {
+        Ok(()) => programs.push(OOM_BEGINS),
+        Err(error) => {
+            missing.push(format!("exact scope and limit of every OOM kill, the kernel's log is used ({error:#})"))
+        }
+    }
     drop(types);
 
     let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
@@ -160,7 +168,18 @@ pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
     let rings = Rings { critical: reader("CRITICAL", 0)?, bulk: reader("BULK", 1)? };
     let counters = take("COUNTERS")?.try_into()?;
     let watched = Mutex::new(HashMap::try_from(take("WATCHED")?)?);
-    Ok((Kernel { ebpf, counters, watched, programs, missing: plan.missing }, rings))
+    Ok((Kernel { ebpf, counters, watched, programs, missing }, rings))
+}
+
+/// The program at the function where the OOM killer begins.
+const OOM_BEGINS: &str = "oom_begins";
+
+fn attach_oom_begins(ebpf: &mut Ebpf, types: &Btf) -> Result<()> {
+    let program: &mut FEntry =
+        ebpf.program_mut(OOM_BEGINS).with_context(|| format!("the object has no program {OOM_BEGINS}"))?.try_into()?;
+    program.load("out_of_memory", types).context("fentry is not allowed at out_of_memory")?;
+    program.attach().context("fentry is not allowed at out_of_memory")?;
+    Ok(())
 }
 
 /// A refusal for want of privilege reads as such, however deep the loader wrapped it.
