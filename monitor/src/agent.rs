@@ -98,7 +98,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     let (mut kernel, rings) =
         kernel::load(kernel::Options { btf, hierarchy: hierarchy.as_ref(), report_clean: false })?;
     for missing in kernel.missing() {
-        tracing::warn!("off on this kernel: {missing}");
+        tracing::info!("off on this kernel: {missing}");
         readiness.note(missing.clone());
     }
     if let Some(diagnostics) = kernel.take_diagnostics()? {

@@ -47,7 +47,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let options = kernel::Options { btf: args.btf.as_deref(), hierarchy: hierarchy.as_ref(), report_clean: args.all };
     let (kernel, rings) = kernel::load(options)?;
     for missing in kernel.missing() {
-        tracing::warn!("off on this kernel: {missing}");
+        tracing::info!("off on this kernel: {missing}");
     }
     let (events_in, mut events) = mpsc::channel(EVENTS);
     let stats = Arc::new(RingStats::default());

@@ -71,40 +71,40 @@ pub(crate) fn plan(btf: &Btf, host: Host<'_>) -> Result<Plan> {
         layout.hierarchy = hierarchy.id;
     }
 
-    let exit = btf.tracepoint("sched_process_exit")?.context("this kernel has no tracepoint sched_process_exit")?;
-    layout.exit_tells_group_dead = u32::from(exit.len() >= 2);
-    let mut programs = vec![("process_exit", "sched_process_exit")];
-    // Tracepoints are guarded by this flavour of SRCU instead of disabled preemption since 7.0. A program that is
-    // preempted there is skipped for all other events on its processor, so the one that must miss nothing gets a second.
-    if btf.has_typedef("class_srcu_fast_notrace_t")? {
-        layout.preemptible = 1;
-        programs.push(("process_exit_again", "sched_process_exit"));
-    }
-    match btf.tracepoint("mark_victim")?.as_deref() {
-        Some([Argument::Pointer(name), ..]) if name == "task_struct" => programs.push(("oom_mark_task", "mark_victim")),
-        Some([Argument::Other, ..]) => programs.push(("oom_mark_pid", "mark_victim")),
-        _ => miss("OOM marks", "no tracepoint mark_victim with a known prototype".to_owned()),
-    }
-    for (program, tracepoint, evidence) in [
-        ("signal_generate", "signal_generate", "sender of a fatal signal"),
-        ("process_exec", "sched_process_exec", "new life in a watched service"),
-        ("process_fork", "sched_process_fork", "workers of a watched service"),
-        ("cgroup_mkdir", "cgroup_mkdir", "cgroups that come and go"),
-        ("cgroup_rmdir", "cgroup_rmdir", "cgroups that come and go"),
+    // In the order in which they are attached: what gives evidence before what reports a death with it.
+    let mut programs = Vec::new();
+    // The event exists in every hierarchy's code but is only raised for v2.
+    let unified = host.hierarchy.is_some_and(|hierarchy| !hierarchy.is_v1());
+    for (program, tracepoint, wanted, evidence) in [
+        ("cgroup_mkdir", "cgroup_mkdir", true, "cgroups that come and go"),
+        ("cgroup_rmdir", "cgroup_rmdir", true, "cgroups that come and go"),
+        ("cgroup_populated", "cgroup_notify_populated", unified, "the moment a service becomes empty"),
+        ("process_exec", "sched_process_exec", true, "new life in a watched service"),
+        ("process_fork", "sched_process_fork", true, "workers of a watched service"),
+        ("signal_generate", "signal_generate", true, "sender of a fatal signal"),
     ] {
+        if !wanted {
+            continue;
+        }
         if btf.tracepoint(tracepoint)?.is_some() {
             programs.push((program, tracepoint));
         } else {
             miss(evidence, format!("no tracepoint {tracepoint}"));
         }
     }
-    // The event exists in every hierarchy's code but is only raised for v2.
-    if host.hierarchy.is_some_and(|hierarchy| !hierarchy.is_v1()) {
-        if btf.tracepoint("cgroup_notify_populated")?.is_some() {
-            programs.push(("cgroup_populated", "cgroup_notify_populated"));
-        } else {
-            miss("the moment a service becomes empty", "no tracepoint cgroup_notify_populated".to_owned());
-        }
+    match btf.tracepoint("mark_victim")?.as_deref() {
+        Some([Argument::Pointer(name), ..]) if name == "task_struct" => programs.push(("oom_mark_task", "mark_victim")),
+        Some([Argument::Other, ..]) => programs.push(("oom_mark_pid", "mark_victim")),
+        _ => miss("OOM marks", "no tracepoint mark_victim with a known prototype".to_owned()),
+    }
+    let exit = btf.tracepoint("sched_process_exit")?.context("this kernel has no tracepoint sched_process_exit")?;
+    layout.exit_tells_group_dead = u32::from(exit.len() >= 2);
+    programs.push(("process_exit", "sched_process_exit"));
+    // Tracepoints are guarded by this flavour of SRCU instead of disabled preemption since 7.0. A program that is
+    // preempted there is skipped for all other events on its processor, so the one that must miss nothing gets a second.
+    if btf.has_typedef("class_srcu_fast_notrace_t")? {
+        layout.preemptible = 1;
+        programs.push(("process_exit_again", "sched_process_exit"));
     }
     if !host.may_probe {
         miss("whether a signal was fatal, paths of new cgroups", "kernel lockdown is confidentiality".to_owned());

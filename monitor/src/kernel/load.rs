@@ -139,6 +139,15 @@ pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
     let types = Btf::parse_file(path, Endianness::default())
         .with_context(|| format!("cannot read type information from {}", path.display()))?;
     let mut programs = Vec::new();
+    let mut missing = plan.missing;
+    // Not every kernel lets a program in at a function; the log's line is the source there.
+    match attach_oom_begins(&mut ebpf, &types) {
+        Ok(()) => programs.push(OOM_BEGINS),
+        Err(error) => missing.push(format!(
+            "exact scope and limit of every OOM kill; the kernel's log is used (fentry at out_of_memory: {})",
+            error.root_cause()
+        )),
+    }
     for (name, tracepoint) in plan.programs {
         let program: &mut BtfTracePoint =
             ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?;
@@ -150,14 +159,6 @@ pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
             .map_err(|error| explain(error.into()))
             .with_context(|| format!("cannot attach {name} to {tracepoint}"))?;
         programs.push(name);
-    }
-    let mut missing = plan.missing;
-    // Not every kernel lets a program in at a function; the log's line is the source there.
-    match attach_oom_begins(&mut ebpf, &types) {
-        Ok(()) => programs.push(OOM_BEGINS),
-        Err(error) => {
-            missing.push(format!("exact scope and limit of every OOM kill, the kernel's log is used ({error:#})"))
-        }
     }
     drop(types);
 
@@ -177,8 +178,8 @@ const OOM_BEGINS: &str = "oom_begins";
 fn attach_oom_begins(ebpf: &mut Ebpf, types: &Btf) -> Result<()> {
     let program: &mut FEntry =
         ebpf.program_mut(OOM_BEGINS).with_context(|| format!("the object has no program {OOM_BEGINS}"))?.try_into()?;
-    program.load("out_of_memory", types).context("fentry is not allowed at out_of_memory")?;
-    program.attach().context("fentry is not allowed at out_of_memory")?;
+    program.load("out_of_memory", types)?;
+    program.attach()?;
     Ok(())
 }
 
