@@ -1,4 +1,4 @@
-//! Starts the program that dies on command (`src/bin/victim.rs`).
+//! Starts the program that dies on command (`src/bin/victim/`).
 
 use std::{
     path::{Path, PathBuf},

@@ -132,6 +132,11 @@ fn faults_and_exits_are_what_they_are() {
     for (words, kind, code, signal) in [
         (&["segv"][..], "crash", None, Some(11)),
         (&["abort"], "crash", None, Some(6)),
+        (&["bus"], "crash", None, Some(7)),
+        (&["fpe"], "crash", None, Some(8)),
+        (&["ill"], "crash", None, Some(4)),
+        (&["sys"], "crash", None, Some(31)),
+        (&["xcpu"], "crash", None, Some(24)),
         (&["exit", "3"], "exit", Some(3), None),
         (&["exit", "0"], "clean_exit", Some(0), None),
         (&["exit-after-leader", "7"], "exit", Some(7), None),

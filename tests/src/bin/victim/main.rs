@@ -1,5 +1,7 @@
 //! Dies on command, in one of many ways. Each way is what a real program does; nothing is pretended.
 
+mod faults;
+
 use std::{
     fs,
     io::Read as _,
@@ -48,6 +50,16 @@ enum Way {
     Segv,
     /// Call abort(3)
     Abort,
+    /// Read from a mapped file behind its end
+    Bus,
+    /// Divide by zero
+    Fpe,
+    /// Execute an instruction that does not exist
+    Ill,
+    /// Make a system call that a seccomp filter of its own forbids
+    Sys,
+    /// Use more processor time than its limit allows
+    Xcpu,
     /// Fork this many children one after the other, each exiting with a code
     Storm {
         /// How many
@@ -89,6 +101,11 @@ fn main() {
             exit(i32::from(value));
         }
         Way::Abort => std::process::abort(),
+        Way::Bus => faults::bus(),
+        Way::Fpe => faults::fpe(),
+        Way::Ill => faults::ill(),
+        Way::Sys => faults::sys(),
+        Way::Xcpu => faults::xcpu(),
         Way::Storm { count, code } => storm(count, code),
     }
 }

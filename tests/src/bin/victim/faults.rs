@@ -1,0 +1,73 @@
+//! Faults that a program brings on itself, each by the real thing and not by raise(3).
+
+use std::{fs::File, os::fd::AsRawFd as _, process::exit, ptr};
+
+/// SIGBUS: a page of a mapped file that lies behind the file's end.
+pub(crate) fn bus() -> ! {
+    let path = std::env::temp_dir().join(format!("victim-{}", std::process::id()));
+    let file = File::create_new(&path).expect("a file can be made");
+    std::fs::remove_file(&path).expect("the file can be removed");
+    // SAFETY: a fresh mapping of an open file; the read behind the end is the fault that is wanted.
+    let value = unsafe {
+        let page = libc::mmap(ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        assert_ne!(page, libc::MAP_FAILED, "the file can be mapped");
+        ptr::read_volatile(page.cast::<u8>())
+    };
+    exit(i32::from(value))
+}
+
+/// SIGFPE.
+pub(crate) fn fpe() -> ! {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the fault is what is wanted; the registers are declared.
+    unsafe {
+        std::arch::asm!("div {zero:e}", zero = in(reg) 0u32, inout("eax") 1u32 => _, inout("edx") 0u32 => _);
+    }
+    panic!("this processor divides by zero without a fault")
+}
+
+/// SIGILL.
+pub(crate) fn ill() -> ! {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the fault is what is wanted.
+    unsafe {
+        std::arch::asm!("ud2");
+    }
+    panic!("this processor executes what does not exist")
+}
+
+/// SIGSYS: a filter that kills the process for getppid(2).
+pub(crate) fn sys() -> ! {
+    // Offsets and actions of seccomp(2): the number is the first word of its data.
+    let number = libc::SYS_getppid as u32;
+    let mut filter = [
+        libc::sock_filter { code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, jt: 0, jf: 0, k: 0 },
+        libc::sock_filter { code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, jt: 0, jf: 1, k: number },
+        libc::sock_filter {
+            code: (libc::BPF_RET | libc::BPF_K) as u16,
+            jt: 0,
+            jf: 0,
+            k: libc::SECCOMP_RET_KILL_PROCESS,
+        },
+        libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program points to a filter that lives through the call.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0, "privileges can be given up");
+        let set = libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program);
+        assert_eq!(set, 0, "a filter can be set");
+        libc::getppid();
+    }
+    panic!("the filter let the call through")
+}
+
+/// SIGXCPU: a second of processor time, and a loop.
+pub(crate) fn xcpu() -> ! {
+    let limit = libc::rlimit { rlim_cur: 1, rlim_max: 10 };
+    // SAFETY: the limit lives through the call.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_CPU, &raw const limit) }, 0, "a limit can be set");
+    loop {
+        std::hint::spin_loop();
+    }
+}
