@@ -35,7 +35,7 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum as _;
 
 use self::{
-    boot::{Machine, Outcome},
+    boot::{Machine, Outcome, StoppedBooting},
     kernel::Kernel,
     payload::Payload,
     programs::Program,
@@ -85,6 +85,9 @@ pub(crate) struct Args {
     no_install: bool,
 }
 
+/// How often a machine is booted that stops before it begins.
+const BOOTS: u32 = 3;
+
 /// Exit status for a machine that did not get to a status of its own.
 const NO_STATUS: u8 = 125;
 
@@ -102,7 +105,7 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     let mut results = Vec::new();
     for &kernel in kernels {
         // One that fails does not keep the others from running.
-        let result = run(args, &programs, &cache, &image, kernel);
+        let result = run_patiently(args, &programs, &cache, &image, kernel);
         if let Err(error) = &result {
             say::error(error);
         }
@@ -116,6 +119,17 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         first_failure = if first_failure == 0 { status } else { first_failure };
     }
     Ok(ExitCode::from(first_failure))
+}
+
+/// Boots again when a machine stopped before anything of ours ran in it; says so each time.
+fn run_patiently(args: &Args, programs: &[Program], cache: &Path, image: &Path, kernel: Kernel) -> Result<Outcome> {
+    for _ in 1..BOOTS {
+        match run(args, programs, cache, image, kernel) {
+            Err(error) if error.is::<StoppedBooting>() => say::line(format_args!("vm: {error:#}; booting again")),
+            result => return result,
+        }
+    }
+    run(args, programs, cache, image, kernel)
 }
 
 /// One machine, from the payload to its end.
