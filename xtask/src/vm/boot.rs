@@ -94,7 +94,7 @@ pub(super) fn run(machine: &Machine<'_>, sink: &mut dyn Write) -> Result<Outcome
 
 /// The machine stopped before it began with the command: nothing of ours was running yet.
 ///
-/// It happens: seen once in some forty boots of 7.2, which died at two seconds in code that the kernel was patching, with
+/// It happens: seen twice in some fifty boots of 7.2, which died at two seconds in code that the kernel was patching, with
 /// two emulated processors.
 #[derive(Debug)]
 pub(super) struct StoppedBooting;
