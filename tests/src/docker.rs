@@ -15,6 +15,14 @@ use crate::eventually;
 pub struct Engine {
     child: Child,
     directory: tempfile::TempDir,
+    /// The engine's parent cgroups that were not there before; it leaves them behind.
+    made: Vec<PathBuf>,
+}
+
+/// Where an engine makes its parent cgroup: in every hierarchy.
+fn parents() -> impl Iterator<Item = PathBuf> {
+    let mounts = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    mounts.chain([PathBuf::from("/sys/fs/cgroup")]).map(|mount| mount.join("docker"))
 }
 
 /// What an engine needs; `None` when all is here.
@@ -48,7 +56,8 @@ impl Engine {
             .stderr(log)
             .spawn()
             .expect("dockerd starts");
-        let engine = Self { child, directory };
+        let made = parents().filter(|path| !path.exists()).collect();
+        let engine = Self { child, directory, made };
         eventually("the engine to answer", || engine.try_run(&["version"]).status.success().then_some(()));
         let image = engine.directory.path().join("image/bin");
         fs::create_dir_all(&image).expect("a directory for the image");
@@ -111,5 +120,9 @@ impl Drop for Engine {
             kill_process(pid, Signal::TERM).ok();
         }
         self.child.wait().ok();
+        for path in &self.made {
+            // Most were not made; one that another engine uses by now is not empty, and stays.
+            fs::remove_dir(path).ok();
+        }
     }
 }
