@@ -16,12 +16,8 @@ pub const LOST_CRITICAL: u32 = 4;
 pub const LOST_BULK: u32 = 5;
 /// Routine records of watched services (exec, fork, clean exit, cgroup) that stood back to keep room for deaths.
 pub const LOST_ROUTINE: u32 = 6;
-/// Records put on the critical ring.
-pub const SENT_CRITICAL: u32 = 7;
-/// Records put on the bulk ring.
-pub const SENT_BULK: u32 = 8;
 /// Number of slots.
-pub const SLOTS: u32 = 9;
+pub const SLOTS: u32 = 7;
 
 impl Outcome {
     /// The slot that counts this outcome.

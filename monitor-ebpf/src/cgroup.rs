@@ -3,11 +3,7 @@
 //! A cgroup made inside a watched one is watched from its first moment, without waiting for the agent. Paths come from
 //! the tracepoint's own argument; nothing is walked here.
 
-use aya_ebpf::{
-    helpers::{bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str_bytes},
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
-};
+use aya_ebpf::{helpers::bpf_probe_read_kernel_str_bytes, macros::btf_tracepoint, programs::BtfTracePointContext};
 use monitor_common::{
     layout::ABSENT,
     record::{CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, CGROUP_REMOVED, Cgroup, Header, KIND_CGROUP, PATH_LEN},
@@ -83,8 +79,7 @@ fn inherit(cgroup: Kernel, id: u64) {
 
 #[inline(always)]
 fn report(id: u64, event: u32, path: *const u8) -> i32 {
-    // SAFETY: a helper without arguments.
-    let kernel_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let kernel_ns = task::now_ns();
     let Some(mut entry) = Lane::Routine.reserve::<Cgroup>() else { return 0 };
     let record = entry.as_mut_ptr();
     // SAFETY: the entry is as large as a `Cgroup`; the helper checks the kernel address and fills at most PATH_LEN bytes.

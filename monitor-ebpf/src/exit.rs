@@ -7,7 +7,7 @@
 //! same processor until it goes on: 1 % of the exits of a storm on 7.2. So there a second copy of the program is
 //! attached behind the first, and takes what the first was skipped for.
 
-use aya_ebpf::{helpers::bpf_ktime_get_boot_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
 use monitor_common::{
     layout::ABSENT,
@@ -125,8 +125,7 @@ fn wait_status(task: Kernel, signal: Kernel) -> u32 {
 fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, oom_victim: bool) {
     let Identity { start_ns, tgid } = task::identity(task);
     let sender = SENDERS.get_ptr(Identity { start_ns, tgid });
-    // SAFETY: a helper without arguments.
-    let kernel_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let kernel_ns = task::now_ns();
     let mut flags = 0;
     if watched {
         flags |= EXIT_WATCHED;

@@ -3,7 +3,7 @@
 //! A supervisor usually forks in its own cgroup, moves the child and execs there, so the exec is the first word of a
 //! new incarnation; forks show the workers it makes afterwards.
 
-use aya_ebpf::{helpers::bpf_ktime_get_boot_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use monitor_common::{
     layout::ABSENT,
     record::{Header, KIND_LIFE, LIFE_EXEC, Life},
@@ -37,8 +37,7 @@ fn report(task: Kernel, flags: u32) {
     if unsafe { WATCHED.get(task::cgroup_id(task)) }.is_none() {
         return;
     }
-    // SAFETY: a helper without arguments.
-    let kernel_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let kernel_ns = task::now_ns();
     let Some(mut entry) = Lane::Routine.reserve::<Life>() else { return };
     let life = entry.as_mut_ptr();
     // SAFETY: the entry is as large as a `Life`.

@@ -8,7 +8,7 @@
 //! there (fentry) give exact scope and limit; on others both come from the kernel's log, which is rate-limited.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns, bpf_probe_read_kernel},
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_probe_read_kernel},
     macros::{btf_tracepoint, fentry},
     programs::{BtfTracePointContext, FEntryContext},
 };
@@ -50,8 +50,7 @@ fn oom_begins(ctx: FEntryContext) -> i32 {
     let limit_owner =
         if memcg.is_null() { 0 } else { task::node_id(task::read::<Kernel>(memcg, css + offset!(css_cgroup))) };
     let request = OomRequest {
-        // SAFETY: a helper without arguments.
-        kernel_ns: unsafe { bpf_ktime_get_boot_ns() },
+        kernel_ns: task::now_ns(),
         control: ctx.arg(0),
         limit_owner,
         sysrq: u64::from(field!(control, oom_control_order: i32, else 0) == -1),
@@ -66,8 +65,7 @@ fn oom_begins(ctx: FEntryContext) -> i32 {
 fn scope() -> (u32, u64) {
     // SAFETY: read once, right after the look-up.
     let Some(request) = (unsafe { OOM_REQUESTS.get(bpf_get_current_pid_tgid()) }) else { return (SCOPE_UNKNOWN, 0) };
-    // SAFETY: a helper without arguments.
-    let age = unsafe { bpf_ktime_get_boot_ns() } - request.kernel_ns;
+    let age = task::now_ns() - request.kernel_ns;
     if age > REQUEST_MAX_NS {
         return (SCOPE_UNKNOWN, 0);
     }
@@ -125,18 +123,16 @@ fn oom_mark_pid(ctx: BtfTracePointContext) -> i32 {
 fn was_killed(identity: Identity) -> bool {
     // SAFETY: read once, right after the look-up.
     let Some(sender) = (unsafe { SENDERS.get(identity) }) else { return false };
-    // SAFETY: a helper without arguments.
-    let age = unsafe { bpf_ktime_get_boot_ns() } - sender.kernel_ns;
+    let age = task::now_ns() - sender.kernel_ns;
     sender.signal == SIGKILL
         && sender.si_code == SI_KERNEL
-        && sender.tgid == (bpf_get_current_pid_tgid() >> 32) as u32
+        && sender.tgid == task::current_tgid()
         && age < JUST_BEFORE_NS
 }
 
 #[inline(always)]
 fn report(flags: u32, describe: impl FnOnce(*mut Process)) {
-    // SAFETY: a helper without arguments.
-    let kernel_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let kernel_ns = task::now_ns();
     let (scope, limit_owner) = scope();
     let Some(mut entry) = Lane::Urgent.reserve::<OomMark>() else { return };
     let mark = entry.as_mut_ptr();
@@ -144,7 +140,7 @@ fn report(flags: u32, describe: impl FnOnce(*mut Process)) {
     unsafe {
         (*mark).header = Header { kind: KIND_OOM_MARK, flags, kernel_ns };
         describe(&raw mut (*mark).victim);
-        (*mark).trigger_tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        (*mark).trigger_tgid = task::current_tgid();
         (*mark).trigger_uid = bpf_get_current_uid_gid() as u32;
         task::current_comm(&raw mut (*mark).trigger_comm);
         (*mark).scope = scope;

@@ -55,7 +55,6 @@ impl Lane {
     /// Hands a filled record to the reader.
     #[inline(always)]
     pub(crate) fn submit<T>(self, entry: RingBufEntry<T>) {
-        count(if self == Self::Bulk { counter::SENT_BULK } else { counter::SENT_CRITICAL });
         let wake = self == Self::Urgent || !self.reader_is_awake();
         entry.submit(u64::from(if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }));
     }

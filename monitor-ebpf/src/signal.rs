@@ -6,7 +6,7 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns, bpf_probe_read_kernel},
+    helpers::{bpf_get_current_uid_gid, bpf_probe_read_kernel},
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
@@ -77,8 +77,7 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
         // SAFETY: this CPU's slot of the map.
         unsafe { task::describe(task, slot) };
     }
-    // SAFETY: a helper without arguments.
-    let kernel_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let kernel_ns = task::now_ns();
     let mut sender = MaybeUninit::<Sender>::uninit();
     let out = sender.as_mut_ptr();
     // SAFETY: every field is written before the value is used.
@@ -86,7 +85,7 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
         (*out).kernel_ns = kernel_ns;
         (*out).signal = signal;
         (*out).si_code = si_code;
-        (*out).tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        (*out).tgid = task::current_tgid();
         (*out).uid = bpf_get_current_uid_gid() as u32;
         (*out).group = ctx.arg::<u32>(3);
         (*out).reserved = 0;

@@ -2,7 +2,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::bpf_get_current_comm;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns, generated::bpf_get_current_comm};
 use monitor_common::{
     layout::ABSENT,
     record::{COMM_LEN, Process},
@@ -113,6 +113,19 @@ pub(crate) unsafe fn describe(task: Kernel, out: *mut Process) {
         (*out).parent_cgroup = parent_cgroup;
         comm(leader, &raw mut (*out).comm);
     }
+}
+
+/// Now, CLOCK_BOOTTIME nanoseconds.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// Process id of the thread that runs now.
+#[inline(always)]
+pub(crate) fn current_tgid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
 /// Fills `out` with the name of the thread that runs now.

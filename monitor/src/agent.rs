@@ -13,7 +13,6 @@ use std::{
 use anyhow::{Context as _, Result};
 use prometheus::Registry;
 use tokio::{
-    io::unix::AsyncFd,
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
@@ -24,7 +23,7 @@ use crate::{
     host::{
         self,
         cgroup::Hierarchy,
-        kmsg::{Kmsg, OomLine},
+        kmsg::{self, Kmsg},
     },
     kernel::{self, Kernel, RingStats},
     metrics::{KernelMetrics, Metrics},
@@ -88,7 +87,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         .ok();
     let (lines_in, lines) = mpsc::channel(EVENTS);
     match Kmsg::open() {
-        Ok(kmsg) => drop(tasks.spawn(follow_log(kmsg, lines_in))),
+        Ok(kmsg) => drop(tasks.spawn(kmsg::follow(kmsg, lines_in))),
         Err(error) => {
             tracing::warn!("OOM kills will lack scope and limit: {error:#}");
             readiness.note(format!("scope and limit of an OOM kill ({error:#})"));
@@ -142,26 +141,4 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     drop(stop_web);
     tasks.shutdown().await;
     outcome
-}
-
-/// Sends on the OOM lines of the kernel's log. The log failing ends the enrichment, not the agent.
-async fn follow_log(kmsg: Kmsg, lines: mpsc::Sender<OomLine>) -> Result<()> {
-    // SAFETY: the log owns its descriptor, keeps it open and never exchanges it while it is registered.
-    let mut kmsg = unsafe { AsyncFd::register(kmsg) }.context("cannot wait for the kernel's log")?;
-    loop {
-        kmsg.readable_mut().await.context("cannot wait for the kernel's log")?.clear_ready();
-        match kmsg.get_mut().drain() {
-            Ok(found) => {
-                for line in found {
-                    if lines.send(line).await.is_err() {
-                        return Ok(());
-                    }
-                }
-            }
-            Err(error) => {
-                tracing::warn!("OOM kills will lack scope and limit from now on: {error:#}");
-                return std::future::pending().await;
-            }
-        }
-    }
 }

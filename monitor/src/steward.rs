@@ -172,7 +172,6 @@ impl Steward {
         mut lines: mpsc::Receiver<OomLine>,
     ) -> Result<()> {
         let mut batch = Vec::with_capacity(BATCH);
-        let mut lines_open = true;
         let mut next_audit = Instant::now() + AUDIT_INTERVAL;
         loop {
             let deadline = self.deadline();
@@ -184,10 +183,7 @@ impl Steward {
                     }
                     self.metrics.sizes(self.observer.cgroups(), events.len());
                 }
-                line = lines.recv(), if lines_open => match line {
-                    Some(line) => self.observer.line(line),
-                    None => lines_open = false,
-                },
+                Some(line) = lines.recv() => self.observer.line(line),
                 Some(outcome) = self.outcomes.1.recv() => self.outcome(outcome),
                 Some(_) = self.tasks.join_next() => {}
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}

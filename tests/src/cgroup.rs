@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     thread::sleep,
@@ -68,14 +67,6 @@ impl Cgroup {
     /// The file through which a process enters.
     pub fn procs(&self) -> PathBuf {
         self.directory.join("cgroup.procs")
-    }
-
-    /// Its id: the inode number of its directory.
-    ///
-    /// # Panics
-    /// When it has gone.
-    pub fn id(&self) -> u64 {
-        fs::metadata(&self.directory).expect("the cgroup exists").ino()
     }
 
     /// Its processes.

@@ -150,16 +150,6 @@ impl Agent {
         agent
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Its address.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// Asks its HTTP server; status and body.
     pub fn try_get(&self, path: &str) -> Option<(u16, String)> {
         get(self.address, path)

@@ -61,6 +61,12 @@ pub(crate) fn build(command: &mut Command) -> Result<Vec<Executable>> {
     Ok(executables)
 }
 
+/// All optimised programs of the packages `monitor` and `tests`.
+pub(crate) fn release() -> Result<Vec<Executable>> {
+    let mut command = workspace::cargo();
+    build(command.args(["build", "--release", "--locked", "--package", "monitor", "--package", "tests"]))
+}
+
 /// The agent's optimised binary, built now if it is not up to date.
 pub(crate) fn defib() -> Result<PathBuf> {
     let built = build(workspace::cargo().args(["build", "--release", "--locked", "--package", "monitor"]))?;

@@ -5,7 +5,6 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use tokio::{
-    io::unix::AsyncFd,
     sync::mpsc,
     time::{Instant, sleep_until},
 };
@@ -14,7 +13,11 @@ use super::{asked_to_stop, output};
 use crate::{
     attribution::{Place, Role, ask_name},
     diagnosis::Cause,
-    host::{cgroup::Hierarchy, clock, kmsg::Kmsg},
+    host::{
+        cgroup::Hierarchy,
+        clock,
+        kmsg::{self, Kmsg},
+    },
     kernel::{self, RingStats},
     observer::{Death, Observer, Sight},
     text::{Clean, Comm},
@@ -65,10 +68,11 @@ pub(super) async fn run(args: Args) -> Result<()> {
     for (_, place) in observer.scan(clock::boot_ns())? {
         ask(&place, &names_in);
     }
-    let kmsg = Kmsg::open().inspect_err(|error| tracing::warn!("OOM kills will lack scope and limit: {error:#}")).ok();
-    // SAFETY: the log owns its descriptor, keeps it open and never exchanges it while it is registered.
-    let mut kmsg =
-        kmsg.map(|kmsg| unsafe { AsyncFd::register(kmsg) }).transpose().context("cannot wait for the kernel's log")?;
+    let (lines_in, mut lines) = mpsc::channel(EVENTS);
+    match Kmsg::open() {
+        Ok(kmsg) => drop(tokio::spawn(kmsg::follow(kmsg, lines_in))),
+        Err(error) => tracing::warn!("OOM kills will lack scope and limit: {error:#}"),
+    }
 
     let mut view = View::new(&args);
     view.begin()?;
@@ -85,14 +89,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
                 }
             }
             Some((cgroup, name)) = names.recv() => drop(observer.name(&cgroup, &name)),
-            ready = async { match &mut kmsg {
-                Some(kmsg) => kmsg.readable_mut().await.map(|mut guard| guard.clear_ready()),
-                None => std::future::pending().await,
-            }} => {
-                ready.context("cannot wait for the kernel's log")?;
-                let lines = kmsg.as_mut().map(|kmsg| kmsg.get_mut().drain()).transpose()?.unwrap_or_default();
-                lines.into_iter().for_each(|line| observer.line(line));
-            }
+            Some(line) = lines.recv() => observer.line(line),
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
             () = &mut stop => break,
         }

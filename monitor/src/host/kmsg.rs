@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use tokio::{io::unix::AsyncFd, sync::mpsc};
 
 const PATH: &str = "/dev/kmsg";
 /// `PRINTK_MESSAGE_MAX` (printk internal.h): no record is longer.
@@ -67,7 +68,7 @@ impl Kmsg {
     /// # Errors
     /// When the log cannot be read any more. Records that were overwritten unread are skipped: the log says so once
     /// and goes on at the oldest that is left.
-    pub(crate) fn drain(&mut self) -> Result<Vec<OomLine>> {
+    fn drain(&mut self) -> Result<Vec<OomLine>> {
         let mut lines = Vec::new();
         let mut buffer = [0u8; RECORD_MAX * 2];
         loop {
@@ -78,6 +79,31 @@ impl Kmsg {
                 // EPIPE: overwritten unread (Documentation/ABI/testing/dev-kmsg).
                 Err(error) if error.kind() == ErrorKind::BrokenPipe || error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).with_context(|| format!("cannot read {PATH}")),
+            }
+        }
+    }
+}
+
+/// Sends on the OOM lines of the log. The log failing ends the enrichment, not what it enriches.
+///
+/// # Errors
+/// When the log cannot be waited for.
+pub(crate) async fn follow(kmsg: Kmsg, lines: mpsc::Sender<OomLine>) -> Result<()> {
+    // SAFETY: the log owns its descriptor, keeps it open and never exchanges it while it is registered.
+    let mut kmsg = unsafe { AsyncFd::register(kmsg) }.context("cannot wait for the kernel's log")?;
+    loop {
+        kmsg.readable_mut().await.context("cannot wait for the kernel's log")?.clear_ready();
+        match kmsg.get_mut().drain() {
+            Ok(found) => {
+                for line in found {
+                    if lines.send(line).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!("OOM kills will lack scope and limit from now on: {error:#}");
+                return std::future::pending().await;
             }
         }
     }

@@ -36,15 +36,7 @@ pub(crate) struct Args {
 
 pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     ensure!(privilege::is_root(), "cargo xtask bench needs root, to load the kernel programs and have them measured");
-    let built = artifacts::build(workspace::cargo().args([
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "monitor",
-        "--package",
-        "tests",
-    ]))?;
+    let built = artifacts::release()?;
     let programs = Programs {
         defib: artifacts::program(&built, "defib")?.to_path_buf(),
         victim: artifacts::program(&built, "victim")?.to_path_buf(),

@@ -65,9 +65,7 @@ fn object(session: &mut Session) -> Result<()> {
 }
 
 fn build(session: &mut Session) -> Result<()> {
-    let mut command = workspace::cargo();
-    command.args(["build", "--release", "--locked", "--package", "monitor", "--package", "tests"]);
-    let built = artifacts::build(&mut command)?;
+    let built = artifacts::release()?;
     session.defib = Some(artifacts::program(&built, "defib")?.to_path_buf());
     Ok(())
 }

@@ -23,9 +23,7 @@ pub(super) struct Program {
 /// Builds all programs of the packages `monitor` and `tests`, and the harness of the test `test` as `tests-NAME`.
 pub(super) fn build(test: Option<&str>, install: bool) -> Result<Vec<Program>> {
     needs::provide(setup::c_compiler().as_slice(), install)?;
-    let mut command = workspace::cargo();
-    command.args(["build", "--release", "--locked", "--package", "monitor", "--package", "tests"]);
-    let mut built = artifacts::build(&mut command)?;
+    let mut built = artifacts::release()?;
     if let Some(test) = test {
         let mut command = workspace::cargo();
         command.args(["test", "--release", "--locked", "--package", "tests", "--no-run", "--test", test]);
