@@ -32,6 +32,12 @@ macro_rules! layout {
             pub css_set_memory: u32,
             /// Size of `struct k_sigaction`, or [`ABSENT`].
             pub sigaction_size: u32,
+            /// First counter of `mm_struct.rss_stat`, whose shape changed in 6.2, or [`ABSENT`].
+            pub mm_rss: u32,
+            /// From one counter to the next.
+            pub mm_rss_stride: u32,
+            /// Size of `struct upid`, or [`ABSENT`].
+            pub upid_size: u32,
             /// 1 when `sched_process_exit` has the argument `group_dead` (6.16 and newer).
             pub exit_tells_group_dead: u32,
             /// 1 when cgroups are watched by their id in the v1 memory hierarchy, 0 for v2.
@@ -61,6 +67,9 @@ macro_rules! layout {
                     $($slot: ABSENT,)+
                     css_set_memory: ABSENT,
                     sigaction_size: ABSENT,
+                    mm_rss: ABSENT,
+                    mm_rss_stride: 0,
+                    upid_size: ABSENT,
                     exit_tells_group_dead: 0,
                     watch_memory_v1: 0,
                     hierarchy: 0,
@@ -146,4 +155,42 @@ layout! {
     k_sigaction_sa: "k_sigaction"."sa" => "whether a signal was fatal",
     /// The function, or SIG_DFL.
     sigaction_handler: "sigaction"."sa_handler" => "whether a signal was fatal",
+    /// Threads that are being traced carry the tracer's wishes here.
+    task_ptrace: "task_struct"."ptrace" => "kills by the end of a tracer",
+    /// A task's place in the pid namespaces.
+    task_thread_pid: "task_struct"."thread_pid" => "kills by the end of a pid namespace",
+    /// Depth of the pid namespace, 0 for the initial one.
+    pid_level: "pid"."level" => "kills by the end of a pid namespace",
+    /// The ids, one for each depth.
+    pid_numbers: "pid"."numbers" => "kills by the end of a pid namespace",
+    /// An id in one namespace.
+    upid_nr: "upid"."nr" => "kills by the end of a pid namespace",
+    /// Address space.
+    task_mm: "task_struct"."mm" => "program of a crash",
+    /// The program's file.
+    mm_exe_file: "mm_struct"."exe_file" => "program of a crash",
+    /// Where a file is; renamed in 6.18.
+    file_path: "file"."f_path" | "__f_path" => "program of a crash",
+    /// The directory entry.
+    path_dentry: "path"."dentry" => "program of a crash",
+    /// Name of a directory entry; renamed in 6.15.
+    dentry_name: "dentry"."d_name" | "__d_name" => "program of a crash",
+    /// The entry above.
+    dentry_parent: "dentry"."d_parent" => "program of a crash",
+    /// The characters of a name.
+    qstr_name: "qstr"."name" => "program of a crash",
+    /// Size of the address space in pages.
+    mm_total_vm: "mm_struct"."total_vm" => "memory figures of an OOM victim",
+    /// Memory of the page tables.
+    mm_page_tables: "mm_struct"."pgtables_bytes" => "memory figures of an OOM victim",
+    /// How readily the OOM killer takes the process.
+    signal_oom_score_adj: "signal_struct"."oom_score_adj" => "memory figures of an OOM victim",
+    /// Resource limits.
+    signal_rlim: "signal_struct"."rlim" => "limits of address space and processor time",
+    /// System call number, on x86-64.
+    regs_call: "pt_regs"."orig_ax" => "refused requests for memory",
+    /// First argument of a system call, on x86-64.
+    regs_first: "pt_regs"."di" => "refused requests for memory",
+    /// Second argument of a system call, on x86-64.
+    regs_second: "pt_regs"."si" => "refused requests for memory",
 }

@@ -24,12 +24,17 @@ pub const KIND_EXIT: u32 = 2;
 pub const KIND_LIFE: u32 = 3;
 /// [`Header::kind`] of a [`Cgroup`].
 pub const KIND_CGROUP: u32 = 4;
+/// [`Header::kind`] of a [`CrashSite`].
+pub const KIND_CRASH_SITE: u32 = 5;
 
 /// [`OomMark`]: the kernel's `SIGKILL` to this victim was seen before the mark. Without it the victim was dying
 /// already and nothing was killed.
 pub const MARK_KILL_SENT: u32 = 1;
 /// [`OomMark`]: only the thread id is known (older prototype, and the kill was not seen).
 pub const MARK_THREAD_ONLY: u32 = 2;
+
+/// [`OomMark`]: the victim's memory figures are filled.
+pub const MARK_MEMORY: u32 = 4;
 
 /// [`OomMark::scope`]: not known; the kernel lets no program in where the OOM killer begins.
 pub const SCOPE_UNKNOWN: u32 = 0;
@@ -48,6 +53,15 @@ pub const EXIT_WATCHED: u32 = 1;
 pub const EXIT_OOM_VICTIM: u32 = 2;
 /// [`Exit`]: [`Exit::sender`] is filled.
 pub const EXIT_SENDER: u32 = 4;
+
+/// [`Sender`]: the signal was for the whole process; without it, for one thread.
+pub const SENT_TO_PROCESS: u32 = 1;
+/// [`Sender`]: sent by kernel code on behalf of the sender, without a siginfo of its own, as `cgroup.kill` does.
+pub const SENT_WITHOUT_INFO: u32 = 2;
+/// [`Sender`]: by the first process of a pid namespace that is not the initial one, while it ended.
+pub const SENT_BY_NAMESPACE_END: u32 = 4;
+/// [`Sender`]: by a tracer while it ended, to a process that it had asked to be killed then (`PTRACE_O_EXITKILL`).
+pub const SENT_BY_TRACER_END: u32 = 8;
 
 /// [`Life`]: a program was executed; without it, a process was forked.
 pub const LIFE_EXEC: u32 = 1;
@@ -95,24 +109,28 @@ pub struct Process {
     pub comm: [u8; COMM_LEN],
 }
 
-/// Who sent the signal that was recorded last for a process.
+/// Who sent a signal that ends a process, or asks it to end.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Sender {
     /// When, CLOCK_BOOTTIME in nanoseconds.
     pub kernel_ns: u64,
-    /// The signal.
+    /// Start of the sending process, likewise; 0 when it cannot be read.
+    pub start_ns: u64,
+    /// Id of its cgroup in the watched hierarchy; 0 when it cannot be read.
+    pub cgroup: u64,
+    /// The signal; 0: nobody sent one.
     pub signal: u32,
     /// `si_code` (siginfo.h): 0 a user's kill(2), 0x80 the kernel, positive otherwise a fault; or [`SI_UNKNOWN`].
     pub si_code: i32,
     /// Process that sent it; the process itself for a fault or abort(3).
     pub tgid: u32,
+    /// Its thread.
+    pub tid: u32,
     /// Its user.
     pub uid: u32,
-    /// 1 when the signal was for the whole process, 0 for one thread.
-    pub group: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// `SENT_*` flags.
+    pub flags: u32,
     /// Name of the thread that sent it.
     pub comm: [u8; COMM_LEN],
 }
@@ -125,8 +143,18 @@ impl Process {
 
 impl Sender {
     /// No signal was recorded.
-    pub const NONE: Self =
-        Self { kernel_ns: 0, signal: 0, si_code: 0, tgid: 0, uid: 0, group: 0, reserved: 0, comm: [0; COMM_LEN] };
+    pub const NONE: Self = Self {
+        kernel_ns: 0,
+        start_ns: 0,
+        cgroup: 0,
+        signal: 0,
+        si_code: 0,
+        tgid: 0,
+        tid: 0,
+        uid: 0,
+        flags: 0,
+        comm: [0; COMM_LEN],
+    };
 }
 
 /// The OOM killer marked a victim.
@@ -139,16 +167,35 @@ pub struct OomMark {
     pub victim: Process,
     /// Process whose allocation triggered the OOM killer.
     pub trigger_tgid: u32,
+    /// Its thread.
+    pub trigger_tid: u32,
     /// Its user.
     pub trigger_uid: u32,
-    /// Name of the allocating thread.
-    pub trigger_comm: [u8; COMM_LEN],
     /// What ran out, one of the `SCOPE_*` values.
     pub scope: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Name of the allocating thread.
+    pub trigger_comm: [u8; COMM_LEN],
+    /// Id of the allocating process's cgroup; 0 when it cannot be read.
+    pub trigger_cgroup: u64,
     /// Id of the cgroup whose limit fired, with [`SCOPE_MEMCG`].
     pub limit_owner: u64,
+    /// When the request to the OOM killer began, CLOCK_BOOTTIME nanoseconds; victims of one request have it in common.
+    /// 0 where no program is let in there.
+    pub request_ns: u64,
+    /// Size of the victim's address space in pages; this and what follows with [`MARK_MEMORY`].
+    pub total_vm_pages: u64,
+    /// Resident anonymous memory in pages.
+    pub anon_pages: u64,
+    /// Resident pages of files.
+    pub file_pages: u64,
+    /// Resident pages of shared memory.
+    pub shmem_pages: u64,
+    /// Memory of the page tables in bytes.
+    pub page_tables_bytes: u64,
+    /// `oom_score_adj` of the victim, −1000 to 1000.
+    pub oom_score_adj: i32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// A process ended: its last thread left.
@@ -161,12 +208,67 @@ pub struct Exit {
     pub process: Process,
     /// Wait status, as [`crate::status`] reads it.
     pub status: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Requests for memory (mmap, brk) that the kernel refused to the process; 0 also when nobody watched.
+    pub refusals: u32,
+    /// When the last of them was refused, CLOCK_BOOTTIME nanoseconds.
+    pub refused_ns: u64,
+    /// What it asked for, bytes.
+    pub refused_bytes: u64,
     /// Peak resident set in pages; 0 when unknown.
     pub max_rss_pages: u64,
+    /// Limit of the address space (`RLIMIT_AS`) in bytes, all ones without a limit; 0 when it cannot be read.
+    pub address_space_limit: u64,
+    /// Limit of processor time (`RLIMIT_CPU`, the hard one) in seconds, likewise.
+    pub cpu_limit: u64,
     /// The last recorded signal, with [`EXIT_SENDER`].
     pub sender: Sender,
+    /// The one before.
+    pub before: Sender,
+}
+
+/// Frames of a [`CrashSite`], the innermost first.
+pub const FRAMES: usize = 16;
+/// [`Frame::status`]: build id and file offset.
+pub const FRAME_BUILD_ID: i32 = 1;
+/// [`Frame::status`]: an address; the kernel could not read the build id.
+pub const FRAME_ADDRESS: i32 = 2;
+/// Names of a [`CrashSite::program`].
+pub const PROGRAM_NAMES: usize = 6;
+/// Bytes kept of each, zero-padded; one without a zero byte may be cut.
+pub const PROGRAM_NAME_LEN: usize = 32;
+
+/// One frame of a user stack: `struct bpf_stack_build_id` (uapi bpf.h).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Frame {
+    /// [`FRAME_BUILD_ID`], [`FRAME_ADDRESS`], or 0: no frame.
+    pub status: i32,
+    /// GNU build id of the file, zero-padded.
+    pub build_id: [u8; 20],
+    /// Offset in the file, or the address.
+    pub offset: u64,
+}
+
+/// Where a process was when it brought a fatal signal on itself. Precedes its [`Exit`] on the same ring.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct CrashSite {
+    /// Kind, no flags, time.
+    pub header: Header,
+    /// Start of the process, nanoseconds of CLOCK_BOOTTIME.
+    pub start_ns: u64,
+    /// Process id in the initial namespace.
+    pub tgid: u32,
+    /// The thread.
+    pub tid: u32,
+    /// The signal.
+    pub signal: u32,
+    /// Frames filled.
+    pub depth: u32,
+    /// The innermost first. Outer frames are only right in code with frame pointers.
+    pub frames: [Frame; FRAMES],
+    /// Path of the program from its own name up to the root of its file system (`/`); what is empty is not known.
+    pub program: [[u8; PROGRAM_NAME_LEN]; PROGRAM_NAMES],
 }
 
 /// A process came to life in a watched cgroup.
@@ -199,11 +301,13 @@ pub struct Cgroup {
 const _: () = {
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<Process>() == 56);
-    assert!(size_of::<Sender>() == 48);
-    assert!(size_of::<OomMark>() == 112);
-    assert!(size_of::<Exit>() == 136);
+    assert!(size_of::<Sender>() == 64);
+    assert!(size_of::<OomMark>() == 176);
+    assert!(size_of::<Exit>() == 248);
     assert!(size_of::<Life>() == 72);
     assert!(size_of::<Cgroup>() == 288);
+    assert!(size_of::<Frame>() == 32);
+    assert!(size_of::<CrashSite>() == 744);
 };
 
 /// One decoded record.
@@ -217,6 +321,8 @@ pub enum Record {
     Life(Life),
     /// A cgroup changed.
     Cgroup(Cgroup),
+    /// A process is about to crash.
+    CrashSite(CrashSite),
 }
 
 /// Why bytes from a ring are not a record.
@@ -279,6 +385,13 @@ impl Record {
                 }
                 Ok(Self::Cgroup(cgroup))
             }
+            KIND_CRASH_SITE => {
+                let site: CrashSite = read(kind, bytes)?;
+                if site.depth as usize > FRAMES {
+                    return Err(DecodeError::Field { kind, field: "depth" });
+                }
+                Ok(Self::CrashSite(site))
+            }
             _ => Err(DecodeError::Kind { kind }),
         }
     }
@@ -289,6 +402,13 @@ fn read<T: Pod>(kind: u32, bytes: &[u8]) -> Result<T, DecodeError> {
         Ok(bytemuck::pod_read_unaligned(bytes))
     } else {
         Err(DecodeError::Length { kind, want: size_of::<T>(), len: bytes.len() })
+    }
+}
+
+impl CrashSite {
+    /// The frames that are filled.
+    pub fn frames(&self) -> &[Frame] {
+        self.frames.get(..self.depth as usize).unwrap_or_default()
     }
 }
 
@@ -327,8 +447,8 @@ mod tests {
         let exit = exit();
         let bytes = bytemuck::bytes_of(&exit);
         assert_eq!(Record::decode(&bytes[..15]), Err(DecodeError::Short { len: 15 }));
-        assert_eq!(Record::decode(&bytes[..135]), Err(DecodeError::Length { kind: KIND_EXIT, want: 136, len: 135 }));
-        let mut unknown = [0u8; 136];
+        assert_eq!(Record::decode(&bytes[..247]), Err(DecodeError::Length { kind: KIND_EXIT, want: 248, len: 247 }));
+        let mut unknown = [0u8; 248];
         unknown[0] = 99;
         assert_eq!(Record::decode(&unknown), Err(DecodeError::Kind { kind: 99 }));
 
@@ -346,6 +466,12 @@ mod tests {
         cgroup.event = CGROUP_CREATED;
         cgroup.path_len = PATH_LEN as u32;
         assert_eq!(decode(&cgroup), Err(DecodeError::Field { kind: KIND_CGROUP, field: "path_len" }));
+        let mut site = CrashSite::zeroed();
+        site.header.kind = KIND_CRASH_SITE;
+        site.depth = FRAMES as u32 + 1;
+        let decoded = Record::decode(bytemuck::bytes_of(&site));
+        assert_eq!(decoded, Err(DecodeError::Field { kind: KIND_CRASH_SITE, field: "depth" }));
+
         cgroup.path_len = 0;
         assert_eq!(decode(&cgroup), Ok(Record::Cgroup(cgroup)));
     }

@@ -16,13 +16,18 @@ use monitor_common::{
 };
 
 use crate::{
-    maps::{ENDED, HANDLED, Identity, SENDERS, WATCHED, count},
+    maps::{ENDED, HANDLED, REFUSED, SIGNALS, WATCHED, count},
     ring::Lane,
     task::{self, Kernel, field, offset},
 };
 
 /// `SIGNAL_GROUP_EXIT` (sched/signal.h): `group_exit_code` holds the status. Without it wait(2) reports the leader's.
 const SIGNAL_GROUP_EXIT: u32 = 4;
+/// Bytes of a `struct rlimit`: the limit in force, then the highest that it may be raised to (uapi resource.h).
+const RLIMIT: u32 = 16;
+/// In the table of limits: `RLIMIT_AS`, in force; `RLIMIT_CPU`, the highest (asm-generic/resource.h).
+const ADDRESS_SPACE_NOW: u32 = 9 * RLIMIT;
+const CPU_MAX: u32 = 8;
 /// `BPF_NOEXIST` (uapi bpf.h): insert only.
 const NOEXIST: u64 = 1;
 /// `-EEXIST` (errno-base.h): it is there already.
@@ -123,8 +128,9 @@ fn wait_status(task: Kernel, signal: Kernel) -> u32 {
 
 #[inline(always)]
 fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, oom_victim: bool) {
-    let Identity { start_ns, tgid } = task::identity(task);
-    let sender = SENDERS.get_ptr(Identity { start_ns, tgid });
+    let identity = task::identity(task);
+    let signals = SIGNALS.get_ptr(identity);
+    let refused = REFUSED.get_ptr(identity);
     let kernel_ns = task::now_ns();
     let mut flags = 0;
     if watched {
@@ -133,26 +139,46 @@ fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, 
     if oom_victim {
         flags |= EXIT_OOM_VICTIM;
     }
-    if sender.is_some() {
+    if signals.is_some() {
         flags |= EXIT_SENDER;
     }
     let Some(mut entry) = lane.reserve::<Exit>() else { return };
     let exit = entry.as_mut_ptr();
-    // SAFETY: the entry is as large as an `Exit`, and `sender` points into a preallocated map, whose values stay mapped.
+    // SAFETY: the entry is as large as an `Exit`; the other pointers lead into preallocated maps, whose values stay
+    // mapped.
     unsafe {
         (*exit).header = Header { kind: KIND_EXIT, flags, kernel_ns };
         task::describe(task, &raw mut (*exit).process);
         (*exit).status = status;
-        (*exit).reserved = 0;
-        (*exit).max_rss_pages = field!(signal, signal_maxrss: u64, else 0);
-        (*exit).sender = match sender {
-            Some(sender) => *sender,
-            None => Sender::NONE,
+        let (refusals, refused_ns, refused_bytes) = match refused {
+            Some(refused) => ((*refused).count as u32, (*refused).kernel_ns, (*refused).bytes),
+            None => (0, 0, 0),
         };
+        (*exit).refusals = refusals;
+        (*exit).refused_ns = refused_ns;
+        (*exit).refused_bytes = refused_bytes;
+        (*exit).max_rss_pages = field!(signal, signal_maxrss: u64, else 0);
+        let limits = offset!(signal_rlim);
+        let limit = |at| if limits == ABSENT { 0 } else { task::read::<u64>(signal, limits + at) };
+        (*exit).address_space_limit = limit(ADDRESS_SPACE_NOW);
+        (*exit).cpu_limit = limit(CPU_MAX);
+        match signals {
+            Some(signals) => {
+                (*exit).sender = (*signals).last;
+                (*exit).before = (*signals).before;
+            }
+            None => {
+                (*exit).sender = Sender::NONE;
+                (*exit).before = Sender::NONE;
+            }
+        }
     }
-    if sender.is_some() {
-        // Room for others: on a machine with many processors an LRU map evicts long before it is full.
-        SENDERS.remove(Identity { start_ns, tgid }).ok();
+    // Room for others: on a machine with many processors an LRU map evicts long before it is full.
+    if signals.is_some() {
+        SIGNALS.remove(identity).ok();
+    }
+    if refused.is_some() {
+        REFUSED.remove(identity).ok();
     }
     lane.submit(entry);
 }

@@ -2,11 +2,13 @@
 //!
 //! * [`exit`]: a process ended; counts every outcome, reports abnormal deaths and all that is watched
 //! * [`signal`]: remembers who sent the signal that ends a process
+//! * [`crash`]: where a process was when it brought a fatal signal on itself
 //! * [`oom`]: the OOM killer marked a victim
+//! * [`memory`]: requests for memory that were refused
 //! * [`life`]: exec and fork inside watched cgroups
 //! * [`cgroup`]: cgroups that come, go, empty and fill
 //!
-//! They share [`maps`] (every map and global), [`task`] (how a task is read) and [`ring`] (how a record is sent).
+//! They share [`maps`] (every map and global), [`task`] and [`current`] (how a task is read) and [`ring`] (how a record is sent).
 //! Kernel fields are read through typed pointers at offsets that the agent took from BTF, so the verifier checks each
 //! read and no helper call is spent on it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -14,11 +16,17 @@
 #[cfg(target_arch = "bpf")]
 mod cgroup;
 #[cfg(target_arch = "bpf")]
+mod crash;
+#[cfg(target_arch = "bpf")]
+mod current;
+#[cfg(target_arch = "bpf")]
 mod exit;
 #[cfg(target_arch = "bpf")]
 mod life;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod memory;
 #[cfg(target_arch = "bpf")]
 mod oom;
 #[cfg(target_arch = "bpf")]

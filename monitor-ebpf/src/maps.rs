@@ -34,14 +34,55 @@ pub(crate) static WATCHED: HashMap<u64, u32> = HashMap::with_max_entries(16384, 
 #[map]
 pub(crate) static AWAKE: Array<u32> = Array::with_max_entries(2, 0);
 
-/// The last signal worth remembering for a process.
+/// The last signals worth remembering for a process.
 #[map]
-pub(crate) static SENDERS: LruHashMap<Identity, Sender> = LruHashMap::with_max_entries(16384, 0);
+pub(crate) static SIGNALS: LruHashMap<Identity, Signals> = LruHashMap::with_max_entries(16384, 0);
+
+/// The last signal, and the one before: a request to end and the kill that followed it, say.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Signals {
+    pub(crate) last: Sender,
+    pub(crate) before: Sender,
+}
 
 /// The last process on this CPU to which the kernel sent `SIGKILL`. The OOM killer marks its victim right after, on
 /// the same CPU, and the older prototype of the mark names nothing but a thread id.
 #[map]
-pub(crate) static KERNEL_KILL: PerCpuArray<Process> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static KERNEL_KILL: PerCpuArray<Killed> = PerCpuArray::with_max_entries(1, 0);
+
+/// A process, and where the kernel keeps it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Killed {
+    pub(crate) process: Process,
+    pub(crate) task: u64,
+}
+
+/// Processes that asked for memory and were refused.
+#[map]
+pub(crate) static REFUSED: LruHashMap<Identity, Refused> = LruHashMap::with_max_entries(4096, 0);
+
+/// Refused requests of one process.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Refused {
+    pub(crate) kernel_ns: u64,
+    pub(crate) bytes: u64,
+    pub(crate) count: u64,
+}
+
+/// Crash sites that this CPU may still take in the present window, see [`crate::crash`].
+#[map]
+pub(crate) static SITES: PerCpuArray<Window> = PerCpuArray::with_max_entries(1, 0);
+
+/// A span of time and what was done in it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Window {
+    pub(crate) begin_ns: u64,
+    pub(crate) taken: u64,
+}
 
 /// Requests to the OOM killer that are under way, by the thread that makes them.
 #[map]

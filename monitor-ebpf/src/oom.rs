@@ -16,14 +16,15 @@ use aya_log_ebpf::info;
 use monitor_common::{
     layout::ABSENT,
     record::{
-        Header, KIND_OOM_MARK, MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, Process, SCOPE_CPUSET, SCOPE_GLOBAL,
-        SCOPE_MEMCG, SCOPE_SYSRQ, SCOPE_UNKNOWN, SI_KERNEL,
+        Header, KIND_OOM_MARK, MARK_KILL_SENT, MARK_MEMORY, MARK_THREAD_ONLY, OomMark, Process, SCOPE_CPUSET,
+        SCOPE_GLOBAL, SCOPE_MEMCG, SCOPE_SYSRQ, SCOPE_UNKNOWN, SI_KERNEL,
     },
     status::SIGKILL,
 };
 
 use crate::{
-    maps::{Identity, KERNEL_KILL, OOM_REQUESTS, OomRequest, SENDERS},
+    current::{self, Address, probe},
+    maps::{Identity, KERNEL_KILL, OOM_REQUESTS, OomRequest, SIGNALS, Signals},
     ring::Lane,
     task::{self, Kernel, field, offset},
 };
@@ -32,6 +33,10 @@ use crate::{
 const CONSTRAINT_NONE: u32 = 0;
 const CONSTRAINT_CPUSET: u32 = 1;
 const CONSTRAINT_MEMORY_POLICY: u32 = 2;
+/// Counters of `mm_struct.rss_stat` (mm_types_task.h).
+const MM_FILEPAGES: u32 = 0;
+const MM_ANONPAGES: u32 = 1;
+const MM_SHMEMPAGES: u32 = 3;
 /// From the begin of a request to its mark: the report to the log lies between, and a slow console makes it long. The same
 /// thread overwrites an older request, so this only guards against a thread id that is used again.
 const REQUEST_MAX_NS: u64 = 60_000_000_000;
@@ -60,30 +65,31 @@ fn oom_begins(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// What ran out, and the cgroup whose limit fired.
+/// What ran out, the cgroup whose limit fired, and when the request began.
 #[inline(always)]
-fn scope() -> (u32, u64) {
+fn scope() -> (u32, u64, u64) {
     // SAFETY: read once, right after the look-up.
-    let Some(request) = (unsafe { OOM_REQUESTS.get(bpf_get_current_pid_tgid()) }) else { return (SCOPE_UNKNOWN, 0) };
+    let Some(request) = (unsafe { OOM_REQUESTS.get(bpf_get_current_pid_tgid()) }) else { return (SCOPE_UNKNOWN, 0, 0) };
     let age = task::now_ns() - request.kernel_ns;
     if age > REQUEST_MAX_NS {
-        return (SCOPE_UNKNOWN, 0);
+        return (SCOPE_UNKNOWN, 0, 0);
     }
+    let began = request.kernel_ns;
     if request.sysrq == 1 {
-        return (SCOPE_SYSRQ, 0);
+        return (SCOPE_SYSRQ, 0, began);
     }
     if request.limit_owner != 0 {
-        return (SCOPE_MEMCG, request.limit_owner);
+        return (SCOPE_MEMCG, request.limit_owner, began);
     }
     let constraint = offset!(oom_control_constraint);
     if offset!(may_probe) == 0 || constraint == ABSENT {
-        return (SCOPE_UNKNOWN, 0);
+        return (SCOPE_UNKNOWN, 0, began);
     }
     // SAFETY: the helper checks the address. The structure is on this thread's stack, below the call that marks.
     match unsafe { bpf_probe_read_kernel((request.control + u64::from(constraint)) as *const u32) } {
-        Ok(CONSTRAINT_NONE) => (SCOPE_GLOBAL, 0),
-        Ok(CONSTRAINT_CPUSET | CONSTRAINT_MEMORY_POLICY) => (SCOPE_CPUSET, 0),
-        Ok(_) | Err(_) => (SCOPE_UNKNOWN, 0),
+        Ok(CONSTRAINT_NONE) => (SCOPE_GLOBAL, 0, began),
+        Ok(CONSTRAINT_CPUSET | CONSTRAINT_MEMORY_POLICY) => (SCOPE_CPUSET, 0, began),
+        Ok(_) | Err(_) => (SCOPE_UNKNOWN, 0, began),
     }
 }
 
@@ -94,7 +100,7 @@ fn oom_mark_task(ctx: BtfTracePointContext) -> i32 {
     info!(&ctx, "the OOM killer marked process {}", task::tgid(task));
     let flags = if was_killed(task::identity(task)) { MARK_KILL_SENT } else { 0 };
     // SAFETY: `describe` fills the whole of what it is given.
-    report(flags, |victim| unsafe { task::describe(task, victim) });
+    report(flags, ctx.arg(0), |victim| unsafe { task::describe(task, victim) });
     0
 }
 
@@ -106,13 +112,14 @@ fn oom_mark_pid(ctx: BtfTracePointContext) -> i32 {
     let Some(slot) = KERNEL_KILL.get_ptr(0) else { return 0 };
     // SAFETY: this CPU's slot of the map.
     let killed = unsafe { &*slot };
-    if killed.tid == tid {
-        let sent = was_killed(Identity { start_ns: killed.start_ns, tgid: u64::from(killed.tgid) });
+    let Process { start_ns, tgid, .. } = killed.process;
+    if killed.process.tid == tid {
+        let sent = was_killed(Identity { start_ns, tgid: u64::from(tgid) });
         // SAFETY: `victim` is writable for a `Process`.
-        report(if sent { MARK_KILL_SENT } else { 0 }, |victim| unsafe { *victim = *killed });
+        report(if sent { MARK_KILL_SENT } else { 0 }, killed.task, |victim| unsafe { *victim = killed.process });
     } else {
         // SAFETY: likewise.
-        report(MARK_THREAD_ONLY, |victim| unsafe { *victim = Process { tid, ..Process::NONE } });
+        report(MARK_THREAD_ONLY, 0, |victim| unsafe { *victim = Process { tid, ..Process::NONE } });
     }
     0
 }
@@ -122,7 +129,7 @@ fn oom_mark_pid(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn was_killed(identity: Identity) -> bool {
     // SAFETY: read once, right after the look-up.
-    let Some(sender) = (unsafe { SENDERS.get(identity) }) else { return false };
+    let Some(Signals { last: sender, .. }) = (unsafe { SIGNALS.get(identity) }) else { return false };
     let age = task::now_ns() - sender.kernel_ns;
     sender.signal == SIGKILL
         && sender.si_code == SI_KERNEL
@@ -130,22 +137,69 @@ fn was_killed(identity: Identity) -> bool {
         && age < JUST_BEFORE_NS
 }
 
+/// Sends the mark. `task` is where the kernel keeps the victim, 0 when that is not known.
 #[inline(always)]
-fn report(flags: u32, describe: impl FnOnce(*mut Process)) {
+fn report(flags: u32, task: Address, describe: impl FnOnce(*mut Process)) {
     let kernel_ns = task::now_ns();
-    let (scope, limit_owner) = scope();
+    let (scope, limit_owner, request_ns) = scope();
+    let trigger_cgroup = current::cgroup_id();
     let Some(mut entry) = Lane::Urgent.reserve::<OomMark>() else { return };
     let mark = entry.as_mut_ptr();
+    let ids = bpf_get_current_pid_tgid();
     // SAFETY: the entry is as large as an `OomMark`.
     unsafe {
-        (*mark).header = Header { kind: KIND_OOM_MARK, flags, kernel_ns };
         describe(&raw mut (*mark).victim);
-        (*mark).trigger_tgid = task::current_tgid();
+        (*mark).trigger_tgid = (ids >> 32) as u32;
+        (*mark).trigger_tid = ids as u32;
         (*mark).trigger_uid = bpf_get_current_uid_gid() as u32;
-        task::current_comm(&raw mut (*mark).trigger_comm);
         (*mark).scope = scope;
-        (*mark).reserved = 0;
+        task::current_comm(&raw mut (*mark).trigger_comm);
+        (*mark).trigger_cgroup = trigger_cgroup;
         (*mark).limit_owner = limit_owner;
+        (*mark).request_ns = request_ns;
+        (*mark).reserved = 0;
+        let known = figures(task, mark);
+        (*mark).header = Header { kind: KIND_OOM_MARK, flags: flags | if known { MARK_MEMORY } else { 0 }, kernel_ns };
     }
     Lane::Urgent.submit(entry);
+}
+
+/// Fills what the victim holds; false when it cannot be read. These are the numbers of the kernel's own report.
+///
+/// # Safety
+/// `mark` must be writable.
+#[inline(always)]
+unsafe fn figures(task: Address, mark: *mut OomMark) -> bool {
+    // SAFETY: the caller vouches for `mark`.
+    unsafe {
+        (*mark).total_vm_pages = 0;
+        (*mark).anon_pages = 0;
+        (*mark).file_pages = 0;
+        (*mark).shmem_pages = 0;
+        (*mark).page_tables_bytes = 0;
+        (*mark).oom_score_adj = 0;
+    }
+    let (rss, stride) = (offset!(mm_rss), offset!(mm_rss_stride));
+    if task == 0 || rss == ABSENT {
+        return false;
+    }
+    let signal = probe!(task, task_signal: Address, else return false);
+    // Set before the mark; the task's own pointer may be gone, when it is a leader that has left.
+    let mm = probe!(signal, signal_oom_mm: Address, else return false);
+    if mm == 0 {
+        return false;
+    }
+    // A counter is the sum of what processors have handed in and may be below zero for a moment.
+    let pages =
+        |counter: u32| current::probe_at::<i64>(mm, rss + counter * stride).map_or(0, |count| count.max(0) as u64);
+    // SAFETY: the caller vouches for `mark`.
+    unsafe {
+        (*mark).total_vm_pages = probe!(mm, mm_total_vm: u64, else 0);
+        (*mark).file_pages = pages(MM_FILEPAGES);
+        (*mark).anon_pages = pages(MM_ANONPAGES);
+        (*mark).shmem_pages = pages(MM_SHMEMPAGES);
+        (*mark).page_tables_bytes = probe!(mm, mm_page_tables: u64, else 0);
+        (*mark).oom_score_adj = i32::from(probe!(signal, signal_oom_score_adj: i16, else 0));
+    }
+    true
 }

@@ -6,19 +6,22 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_uid_gid, bpf_probe_read_kernel},
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_probe_read_kernel},
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::trace;
 use monitor_common::{
     layout::ABSENT,
-    record::{SI_KERNEL, SI_UNKNOWN, Sender},
+    record::{
+        SENT_BY_NAMESPACE_END, SENT_BY_TRACER_END, SENT_TO_PROCESS, SENT_WITHOUT_INFO, SI_KERNEL, SI_UNKNOWN, Sender,
+    },
     status::SIGKILL,
 };
 
 use crate::{
-    maps::{KERNEL_KILL, SENDERS},
+    crash, current,
+    maps::{KERNEL_KILL, SIGNALS, Signals},
     task::{self, Kernel, field, offset},
 };
 
@@ -32,7 +35,10 @@ const NO_INFO: u64 = 0;
 const PRIVATE: u64 = 1;
 
 /// `_NSIG` (signal.h).
-const SIGNALS: u32 = 64;
+const COUNT: u32 = 64;
+
+/// `PT_EXITKILL` (linux/ptrace.h): `PTRACE_O_EXITKILL` as a traced task carries it.
+const KILLED_WITH_TRACER: u32 = 1 << 23;
 
 /// Signals as bits, bit n - 1 for signal n.
 const fn bits(signals: &[u32]) -> u64 {
@@ -56,7 +62,7 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     let result: i32 = ctx.arg(4);
     if (result != DELIVERED && result != LOSE_INFO)
         || signal == 0
-        || signal > SIGNALS
+        || signal > COUNT
         || HARMLESS >> (signal - 1) & 1 != 0
     {
         return 0;
@@ -65,37 +71,75 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     if REQUESTS >> (signal - 1) & 1 == 0 && !is_default(task, signal) {
         return 0;
     }
-    let si_code = match ctx.arg::<u64>(1) {
-        NO_INFO => 0,
-        PRIVATE => SI_KERNEL,
-        info => code_of(info),
+    let (si_code, mut flags) = match ctx.arg::<u64>(1) {
+        NO_INFO => (0, SENT_WITHOUT_INFO),
+        PRIVATE => (SI_KERNEL, SENT_WITHOUT_INFO),
+        info => (code_of(info), 0),
     };
-    if signal == SIGKILL
-        && si_code == SI_KERNEL
-        && let Some(slot) = KERNEL_KILL.get_ptr_mut(0)
-    {
-        // SAFETY: this CPU's slot of the map.
-        unsafe { task::describe(task, slot) };
+    if ctx.arg::<u32>(3) != 0 {
+        flags |= SENT_TO_PROCESS;
     }
+    let identity = task::identity(task);
+    let own = identity.tgid == u64::from(task::current_tgid());
+    if signal == SIGKILL && si_code == SI_KERNEL {
+        if let Some(slot) = KERNEL_KILL.get_ptr_mut(0) {
+            // SAFETY: this CPU's slot of the map.
+            unsafe {
+                task::describe(task, &raw mut (*slot).process);
+                (*slot).task = ctx.arg(2);
+            }
+        }
+        if !own {
+            flags |= reason(task);
+        }
+    }
+    let (start_ns, cgroup) = if own { (identity.start_ns, task::cgroup_id(task)) } else { current::origin() };
+    if own {
+        crash::site(&ctx, signal, identity, cgroup);
+    }
+    let ids = bpf_get_current_pid_tgid();
     let kernel_ns = task::now_ns();
-    let mut sender = MaybeUninit::<Sender>::uninit();
-    let out = sender.as_mut_ptr();
-    // SAFETY: every field is written before the value is used.
-    let sender = unsafe {
-        (*out).kernel_ns = kernel_ns;
-        (*out).signal = signal;
-        (*out).si_code = si_code;
-        (*out).tgid = task::current_tgid();
-        (*out).uid = bpf_get_current_uid_gid() as u32;
-        (*out).group = ctx.arg::<u32>(3);
-        (*out).reserved = 0;
-        task::current_comm(&raw mut (*out).comm);
-        sender.assume_init_ref()
+    let mut signals = MaybeUninit::<Signals>::uninit();
+    let out = signals.as_mut_ptr();
+    // SAFETY: every field is written before the value is used; the earlier value is copied right after its look-up.
+    let signals = unsafe {
+        (*out).before = match SIGNALS.get(identity) {
+            Some(earlier) => earlier.last,
+            None => Sender::NONE,
+        };
+        let last = &raw mut (*out).last;
+        (*last).kernel_ns = kernel_ns;
+        (*last).start_ns = start_ns;
+        (*last).cgroup = cgroup;
+        (*last).signal = signal;
+        (*last).si_code = si_code;
+        (*last).tgid = (ids >> 32) as u32;
+        (*last).tid = ids as u32;
+        (*last).uid = bpf_get_current_uid_gid() as u32;
+        (*last).flags = flags;
+        task::current_comm(&raw mut (*last).comm);
+        signals.assume_init_ref()
     };
     // A full LRU map evicts the oldest; an insert fails only under contention, and then the sender reads as unknown.
-    let recorded = SENDERS.insert(task::identity(task), sender, 0).is_ok();
+    let recorded = SIGNALS.insert(identity, signals, 0).is_ok();
     trace!(&ctx, "signal {} to process {} recorded: {}", signal, task::tgid(task), u32::from(recorded));
     0
+}
+
+/// Why the kernel kills a process with another one's hands, memory apart.
+#[inline(always)]
+fn reason(victim: Kernel) -> u32 {
+    if !current::is_exiting() {
+        return 0;
+    }
+    let mut flags = 0;
+    if field!(victim, task_ptrace: u32, else 0) & KILLED_WITH_TRACER != 0 {
+        flags |= SENT_BY_TRACER_END;
+    }
+    if current::is_namespace_init() {
+        flags |= SENT_BY_NAMESPACE_END;
+    }
+    flags
 }
 
 /// `si_code` of a siginfo. Some kernels call this argument a plain number for the verifier, because it may be one of the

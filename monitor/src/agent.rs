@@ -94,8 +94,12 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         }
     }
     let audit = Audit::begin();
-    let (mut kernel, rings) =
-        kernel::load(kernel::Options { btf, hierarchy: hierarchy.as_ref(), report_clean: false })?;
+    let (mut kernel, rings) = kernel::load(kernel::Options {
+        btf,
+        hierarchy: hierarchy.as_ref(),
+        report_clean: false,
+        failed_allocations: config.agent.failed_allocations,
+    })?;
     for missing in kernel.missing() {
         tracing::info!("off on this kernel: {missing}");
         readiness.note(missing.clone());

@@ -12,6 +12,8 @@ use std::{
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::kernel::Watched;
+
 pub(crate) use values::{Budget, Health, Pattern};
 use values::{cgroup_path, optional_duration, program, share};
 
@@ -71,11 +73,18 @@ pub(crate) struct AgentConfig {
     pub(crate) mode: Mode,
     /// Services that get a metric label of their own; the rest share `other`.
     pub(crate) max_services: usize,
+    /// Whether requests for memory that the kernel refuses are watched, as evidence of an application's own want of memory.
+    pub(crate) failed_allocations: Watched,
 }
 
 impl Default for AgentConfig {
     fn default() -> Self {
-        Self { state_dir: "/var/lib/defib".into(), mode: Mode::default(), max_services: 1000 }
+        Self {
+            state_dir: "/var/lib/defib".into(),
+            mode: Mode::default(),
+            max_services: 1000,
+            failed_allocations: Watched::default(),
+        }
     }
 }
 

@@ -8,22 +8,28 @@ use std::{collections::HashSet, sync::Arc};
 use anyhow::Result;
 use monitor_common::{
     record::{
-        CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, Cgroup, LIFE_EXEC, Life, MARK_KILL_SENT, OomMark, PATH_LEN,
-        Process, Record,
+        CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, Cgroup, CrashSite, EXIT_WATCHED, Exit, LIFE_EXEC, Life,
+        MARK_KILL_SENT, OomMark, PATH_LEN, Process, Record, Sender,
     },
     status,
 };
 
 use crate::{
     attribution::{Place, Role, Table},
-    diagnosis::{Cause, Docket, Finding},
-    host::{cgroup::Hierarchy, kmsg::OomLine, process::Identity},
+    diagnosis::{
+        Cause, Count, Counts, DeathContext, Docket, Evidence, Finding, MarkContext, Question, Reply, Senders, Site,
+        sender_kind,
+    },
+    host::{cgroup::Hierarchy, kmsg::OomLine, process::Identity, vmstat},
     kernel::Event,
+    recent::Recent,
     text::Comm,
 };
 
 /// An unknown cgroup id costs a walk over the hierarchy, so at most one a second.
 const WALK_INTERVAL_NS: u64 = 1_000_000_000;
+/// Cgroups whose count of OOM kills is remembered.
+const COUNTED: usize = 4096;
 
 /// A decided death.
 #[derive(Clone, Debug)]
@@ -48,6 +54,10 @@ pub(crate) struct Death {
     pub(crate) status: u32,
     /// Why.
     pub(crate) cause: Cause,
+    /// What that rests on.
+    pub(crate) evidence: Evidence,
+    /// When that was decided, CLOCK_BOOTTIME nanoseconds.
+    pub(crate) decided_ns: u64,
 }
 
 impl Death {
@@ -98,6 +108,13 @@ pub(crate) enum Sight {
         /// The hook, CLOCK_BOOTTIME nanoseconds.
         kernel_ns: u64,
     },
+    /// A process ended, and somebody may know more; the verdict waits for [`Observer::reply`], not for long.
+    Asked {
+        /// Whose death.
+        process: Identity,
+        /// What to ask.
+        question: Question,
+    },
     /// A cgroup was made.
     Created {
         /// Its id.
@@ -123,6 +140,9 @@ pub(crate) struct Observer {
     walked_ns: u64,
     discovered: Vec<(u64, Place)>,
     page_size: u64,
+    /// The kernel's own counts of OOM kills at the last look: of the host, and of cgroups by id.
+    host_kills: Option<u64>,
+    cgroup_kills: Recent<u64, u64>,
 }
 
 impl Observer {
@@ -132,10 +152,12 @@ impl Observer {
         Self {
             hierarchy,
             table: Table::default(),
-            docket: Docket::default(),
+            docket: Docket::new(page_size),
             walked_ns: 0,
             discovered: Vec::new(),
             page_size,
+            host_kills: vmstat::oom_kills().ok(),
+            cgroup_kills: Recent::new(COUNTED),
         }
     }
 
@@ -181,8 +203,9 @@ impl Observer {
     pub(crate) fn event(&mut self, event: &Event) -> Option<Sight> {
         match &event.record {
             Record::OomMark(mark) => Some(Sight::Marked(self.marked(mark, event.seen_ns))),
-            Record::Exit(exit) => {
-                self.docket.death(*exit, event);
+            Record::Exit(exit) => self.ended(exit, event.seen_ns),
+            Record::CrashSite(site) => {
+                self.crashes(site);
                 None
             }
             Record::Life(life) => self.alive(life, event.seen_ns),
@@ -201,15 +224,76 @@ impl Observer {
         self.docket.next_deadline()
     }
 
+    /// Somebody has answered what [`Sight::Asked`] wanted to know.
+    pub(crate) fn reply(&mut self, process: Identity, reply: Reply) {
+        self.docket.reply(process, reply);
+    }
+
     fn marked(&mut self, mark: &OomMark, seen_ns: u64) -> Marked {
+        let place = self.place(mark.victim.cgroup, seen_ns);
         let limit_owner = self.place(mark.limit_owner, seen_ns);
-        self.docket.mark(mark, limit_owner.as_ref().map(|place| &*place.path));
-        Marked {
-            kernel_ns: mark.header.kernel_ns,
-            seen_ns,
-            place: self.place(mark.victim.cgroup, seen_ns),
-            kill_sent: mark.header.flags & MARK_KILL_SENT != 0,
+        let trigger_service = self.table.get(mark.trigger_cgroup).map(|place| Arc::clone(&place.service));
+        let mut context = MarkContext {
+            trigger_service,
+            limit_owner: limit_owner.as_ref().map(|place| place.path.to_string()),
+            ..MarkContext::default()
+        };
+        context.counts.host = vmstat::oom_kills().ok().map(|now| Count { before: self.host_kills.replace(now), now });
+        if let Some(hierarchy) = &self.hierarchy {
+            // The cgroups may be gone with the last process, so this is looked up now.
+            context.limit_bytes = limit_owner.as_ref().and_then(|owner| hierarchy.memory_limit(&owner.path));
+            if let Some(place) = &place {
+                let owner = limit_owner.as_ref().map(|owner| &*owner.path);
+                context.in_group = hierarchy.kills_groups(&place.path, owner);
+                self.count_kills(mark.victim.cgroup, &place.path, &mut context.counts);
+            }
         }
+        self.docket.mark(mark, context);
+        Marked { kernel_ns: mark.header.kernel_ns, seen_ns, place, kill_sent: mark.header.flags & MARK_KILL_SENT != 0 }
+    }
+
+    /// Reads a cgroup's own count of OOM kills, and remembers it for the next time.
+    fn count_kills(&mut self, id: u64, path: &str, counts: &mut Counts) {
+        let Some((now, groups)) = self.hierarchy.as_ref().and_then(|hierarchy| hierarchy.oom_kills(path)) else {
+            return;
+        };
+        let before = self.cgroup_kills.remove(&id);
+        self.cgroup_kills.insert(id, now);
+        counts.cgroup = Some(Count { before, now });
+        counts.cgroup_groups = groups;
+    }
+
+    fn ended(&mut self, exit: &Exit, seen_ns: u64) -> Option<Sight> {
+        // Not looked up: a storm of deaths in unknown cgroups must not cost a walk each; the verdict does that.
+        let place = self.table.get(exit.process.cgroup).cloned();
+        let watched = exit.header.flags & EXIT_WATCHED != 0;
+        let abnormal = exit.status != 0;
+        let memory_limit = match (&place, &self.hierarchy) {
+            (Some(place), Some(hierarchy)) if watched && abnormal => hierarchy.least_memory_limit(&place.path),
+            _ => None,
+        };
+        let context = DeathContext { senders: self.senders(exit, place.as_ref()), place, watched, memory_limit };
+        let question = self.docket.death(*exit, seen_ns, context)?;
+        Some(Sight::Asked { process: identity(&exit.process), question })
+    }
+
+    fn senders(&self, exit: &Exit, place: Option<&Place>) -> Senders {
+        let service = |sender: &Sender| self.table.get(sender.cgroup).map(|place| Arc::clone(&place.service));
+        let (last_service, before_service) = (service(&exit.sender), service(&exit.before));
+        let kind = |sender: &Sender, service: Option<&Arc<str>>| {
+            sender_kind(&Comm(sender.comm).to_string(), sender.tgid, service, place)
+        };
+        Senders {
+            last: kind(&exit.sender, last_service.as_ref()),
+            before: kind(&exit.before, before_service.as_ref()),
+            last_service,
+            before_service,
+        }
+    }
+
+    fn crashes(&mut self, site: &CrashSite) {
+        let process = Identity { tgid: site.tgid, start_ns: site.start_ns };
+        self.docket.site(process, Site::new(site));
     }
 
     fn alive(&mut self, life: &Life, seen_ns: u64) -> Option<Sight> {
@@ -235,6 +319,7 @@ impl Observer {
                     return None;
                 }
                 let place = self.table.insert(cgroup.id, &String::from_utf8_lossy(path))?.clone();
+                self.cgroup_kills.insert(cgroup.id, 0);
                 Some(Sight::Created { id: cgroup.id, place })
             }
             CGROUP_EMPTY => Some(Sight::Emptied { place: self.place(cgroup.id, kernel_ns)?, kernel_ns }),
@@ -246,12 +331,20 @@ impl Observer {
         }
     }
 
-    fn death(&mut self, Finding { exit, seen_ns, cause }: Finding, now_ns: u64) -> Death {
+    fn death(&mut self, Finding { seen_ns, mut cause, evidence }: Finding, now_ns: u64) -> Death {
+        let exit = &evidence.exit;
         let place = self.place(exit.process.cgroup, now_ns);
         let role = self.role(&exit.process, place.as_ref());
+        // Where only the kernel's log names the limit's owner, its limit is read now.
+        if let (Cause::OomKill(oom), Some(hierarchy)) = (&mut cause, &self.hierarchy)
+            && let (Some(owner), None) = (&oom.limit_owner, oom.limit_bytes)
+        {
+            oom.limit_bytes = hierarchy.memory_limit(owner);
+        }
         Death {
             kernel_ns: exit.header.kernel_ns,
             seen_ns,
+            decided_ns: now_ns,
             process: identity(&exit.process),
             comm: Comm(exit.process.comm),
             uid: exit.process.uid,
@@ -260,6 +353,7 @@ impl Observer {
             max_rss_bytes: (exit.max_rss_pages != 0).then(|| exit.max_rss_pages.saturating_mul(self.page_size)),
             status: exit.status,
             cause,
+            evidence,
         }
     }
 

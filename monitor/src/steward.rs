@@ -20,7 +20,8 @@ use crate::{
     attribution::{Origin, Place, Role, ask_name},
     audit::Audit,
     config::{Config, Mode, Service, Target},
-    diagnosis::Cause,
+    diagnosis::{Cause, Question, Reply},
+    enquiry::Enquiry,
     healing::{Action, Engine, Input, Policy},
     health,
     host::{
@@ -53,6 +54,8 @@ enum Outcome {
     Input(Arc<str>, Input),
     /// A container's cgroup and its name.
     Named(String, Arc<str>),
+    /// Somebody's answer about a death.
+    Replied(Identity, Reply),
     /// That incarnation is believed to live and does not; word of its death should have come by now.
     Lost(Arc<str>, Identity, u64),
 }
@@ -70,6 +73,7 @@ pub(crate) struct Steward {
     outcomes: (mpsc::Sender<Outcome>, mpsc::Receiver<Outcome>),
     tasks: JoinSet<()>,
     audit: Audit,
+    enquiry: Enquiry,
 }
 
 impl Steward {
@@ -94,6 +98,7 @@ impl Steward {
             outcomes: mpsc::channel(OUTCOMES),
             tasks: JoinSet::new(),
             audit,
+            enquiry: Enquiry::default(),
         }
     }
 
@@ -229,6 +234,7 @@ impl Steward {
                 self.step(&place.service, Input::Alive(process), kernel_ns);
             }
             Some(Sight::Created { id, place }) => self.appeared(id, &place),
+            Some(Sight::Asked { process, question }) => self.ask(process, question),
             Some(Sight::Emptied { place, kernel_ns }) => self.emptied(&place, kernel_ns),
             Some(Sight::Alive { .. }) | None => {}
         }
@@ -242,8 +248,27 @@ impl Steward {
                     self.consider(id, &place);
                 }
             }
+            Outcome::Replied(process, reply) => self.observer.reply(process, reply),
             Outcome::Lost(service, process, at_ns) => self.lost(&service, process, at_ns),
         }
+    }
+
+    /// Asks somebody else about a death; the verdict waits for the answer, not for long.
+    fn ask(&mut self, process: Identity, question: Question) {
+        let output = match &question {
+            Question::LastWords { place, .. } => self
+                .roster
+                .get(&place.service)
+                .and_then(|managed| managed.supervisor.as_ref())
+                .map(|supervisor| supervisor.output().to_owned()),
+            Question::Systemd { .. } => None,
+        };
+        let (outcomes, enquiry) = (self.outcomes.0.clone(), self.enquiry.clone());
+        self.tasks.spawn(async move {
+            let reply = enquiry.ask(question, output).await;
+            // Nobody receives only when the agent stops.
+            outcomes.send(Outcome::Replied(process, reply)).await.ok();
+        });
     }
 
     /// Watches a cgroup when a rule wants it, and asks for its name when it is a container.
@@ -294,6 +319,7 @@ impl Steward {
         self.metrics.died(death);
         if let Cause::OomKill(oom) = &death.cause
             && oom.triggered_by.is_none()
+            && oom.shared_with.is_none()
         {
             // Its mark was not seen, so it was not counted there.
             self.audit.saw_one();

@@ -12,7 +12,7 @@ use crate::{
         kmsg::Kmsg,
         privilege::{self, OPTIONAL, REQUIRED},
     },
-    kernel,
+    kernel::{self, Watched},
 };
 
 /// Arguments of `doctor`.
@@ -202,7 +202,7 @@ fn kernel_log() -> Finding {
 
 /// Loads and attaches for a moment: the only honest answer.
 fn programs(btf: Option<&Path>, hierarchy: Option<&Hierarchy>) -> Vec<Finding> {
-    match kernel::load(kernel::Options { btf, hierarchy, report_clean: false }) {
+    match kernel::load(kernel::Options { btf, hierarchy, report_clean: false, failed_allocations: Watched::Auto }) {
         Ok((kernel, _rings)) => {
             let mut findings = vec![ok(
                 "kernel programs",

@@ -12,13 +12,15 @@ use tokio::{
 use super::{asked_to_stop, output};
 use crate::{
     attribution::{Place, Role, ask_name},
-    diagnosis::Cause,
+    diagnosis::{Cause, Item, Missing, Reply},
+    enquiry::Enquiry,
     host::{
         cgroup::Hierarchy,
         clock,
         kmsg::{self, Kmsg},
+        process::Identity,
     },
-    kernel::{self, RingStats},
+    kernel::{self, RingStats, Watched},
     observer::{Death, Observer, Sight},
     text::{Clean, Comm},
 };
@@ -35,6 +37,9 @@ pub(super) struct Args {
     /// End after this many deaths
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
+    /// Watch requests for memory that the kernel refuses, evidence that a program ran out of memory by itself
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    failed_allocations: Watched,
     /// Type information of the running kernel, when it is not at /sys/kernel/btf/vmlinux
     #[arg(long, value_name = "PATH")]
     btf: Option<PathBuf>,
@@ -47,7 +52,12 @@ pub(super) async fn run(args: Args) -> Result<()> {
     let hierarchy = Hierarchy::detect()
         .inspect_err(|error| tracing::warn!("deaths cannot be attributed to services: {error:#}"))
         .ok();
-    let options = kernel::Options { btf: args.btf.as_deref(), hierarchy: hierarchy.as_ref(), report_clean: args.all };
+    let options = kernel::Options {
+        btf: args.btf.as_deref(),
+        hierarchy: hierarchy.as_ref(),
+        report_clean: args.all,
+        failed_allocations: args.failed_allocations,
+    };
     let (kernel, rings) = kernel::load(options)?;
     for missing in kernel.missing() {
         tracing::info!("off on this kernel: {missing}");
@@ -68,6 +78,8 @@ pub(super) async fn run(args: Args) -> Result<()> {
     for (_, place) in observer.scan(clock::boot_ns())? {
         ask(&place, &names_in);
     }
+    let enquiry = Enquiry::default();
+    let (replies_in, mut replies) = mpsc::channel::<(Identity, Reply)>(EVENTS);
     let (lines_in, mut lines) = mpsc::channel(EVENTS);
     match Kmsg::open() {
         Ok(kmsg) => drop(tokio::spawn(kmsg::follow(kmsg, lines_in))),
@@ -84,10 +96,20 @@ pub(super) async fn run(args: Args) -> Result<()> {
             .map(|at| Instant::now() + std::time::Duration::from_nanos(at.saturating_sub(clock::boot_ns())));
         tokio::select! {
             event = events.recv() => {
-                if let Some(Sight::Created { place, .. }) = observer.event(&event.context("nobody reads the rings any more")?) {
-                    ask(&place, &names_in);
+                match observer.event(&event.context("nobody reads the rings any more")?) {
+                    Some(Sight::Created { place, .. }) => ask(&place, &names_in),
+                    Some(Sight::Asked { process, question }) => {
+                        let (enquiry, replies) = (enquiry.clone(), replies_in.clone());
+                        tokio::spawn(async move {
+                            let reply = enquiry.ask(question, None).await;
+                            // Nobody receives only when the watcher ends.
+                            replies.send((process, reply)).await.ok();
+                        });
+                    }
+                    _ => {}
                 }
             }
+            Some((process, reply)) = replies.recv() => observer.reply(process, reply),
             Some((cgroup, name)) = names.recv() => drop(observer.name(&cgroup, &name)),
             Some(line) = lines.recv() => observer.line(line),
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
@@ -159,9 +181,12 @@ impl View {
         };
         let (begin, end) = match (self.colours, &death.cause) {
             (false, _) | (true, Cause::CleanExit) => ("", ""),
-            (true, Cause::OomKill(_)) => ("\x1b[1;31m", "\x1b[0m"),
-            (true, Cause::Crash { .. }) => ("\x1b[31m", "\x1b[0m"),
-            (true, Cause::Killed { .. } | Cause::Exit { .. }) => ("\x1b[33m", "\x1b[0m"),
+            (true, Cause::OomKill(_) | Cause::UserspaceOomKill { .. } | Cause::AppOomProbable { .. }) => {
+                ("\x1b[1;31m", "\x1b[0m")
+            }
+            (true, Cause::Crash { .. } | Cause::Watchdog { .. }) => ("\x1b[31m", "\x1b[0m"),
+            (true, Cause::Killed { .. } | Cause::Unknown { .. } | Cause::Exit { .. }) => ("\x1b[33m", "\x1b[0m"),
+            (true, Cause::Stopped { .. } | Cause::ContainerTeardown { .. }) => ("\x1b[2m", "\x1b[0m"),
         };
         format!(
             "{:<12} {:>8} {:<16} {:>7} {:>10}  {:<SERVICE$} {role:<6}  {begin}{}{end}",
@@ -212,6 +237,9 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     core_dumped: Option<bool>,
     cause: &'a Cause,
+    decided_ns: u64,
+    evidence: Vec<Item>,
+    missing: &'a [Missing],
 }
 
 impl<'a> Line<'a> {
@@ -234,6 +262,9 @@ impl<'a> Line<'a> {
             signal: signal.map(|(signal, _)| signal),
             core_dumped: signal.map(|(_, core)| core),
             cause: &death.cause,
+            decided_ns: death.decided_ns,
+            evidence: death.evidence.items(),
+            missing: &death.evidence.missing,
         }
     }
 }

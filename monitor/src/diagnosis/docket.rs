@@ -1,76 +1,131 @@
 //! Deaths that wait for late evidence.
 //!
-//! A fast thread can reach its exit before the OOM killer has marked it, and the two rings and the kernel log are read
-//! apart. So a SIGKILL death that lacks something waits, at most [`MARK_WAIT_NS`]; all others are decided at once.
+//! A fast thread can reach its exit before the OOM killer has marked it, the two rings and the kernel log are read apart,
+//! and systemd and a service's output are asked beside. So a death that lacks something that can change its verdict waits,
+//! at most [`EVIDENCE_WAIT_NS`]; all others are decided at once.
 
-use std::collections::{HashMap, HashSet, VecDeque, hash_map::Entry};
+use std::collections::VecDeque;
 
 use monitor_common::{
     record::{
-        EXIT_OOM_VICTIM, EXIT_SENDER, Exit, MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, SCOPE_CPUSET, SCOPE_GLOBAL,
-        SCOPE_MEMCG, SCOPE_SYSRQ, SI_KERNEL,
+        EXIT_OOM_VICTIM, Exit, MARK_KILL_SENT, MARK_MEMORY, MARK_THREAD_ONLY, OomMark, SCOPE_CPUSET, SCOPE_GLOBAL,
+        SCOPE_MEMCG, SCOPE_SYSRQ, SENT_BY_NAMESPACE_END, SENT_BY_TRACER_END, SI_KERNEL,
     },
-    status::{self, SIGKILL},
+    status::SIGKILL,
 };
 
 use super::{
-    cause::{Cause, Party, Scope},
-    verdict::{self, Evidence, Mark},
+    cause::{Cause, GroupKill, Party, Scope, VictimMemory},
+    evidence::{Answer, Counts, Evidence, Mark, Missing, Senders},
+    question::{self, Question, Reply},
+    site::Site,
+    verdict,
 };
 use crate::{
+    attribution::Place,
     host::{kmsg::OomLine, process::Identity},
-    kernel::Event,
+    recent::Recent,
     text::Comm,
 };
 
-/// How long a SIGKILL death waits for the mark that would explain it: 100 ms. Marks follow the signal within 32 µs on
+/// How long a death waits for evidence that could change its verdict: 100 ms. Marks follow the signal within 32 µs on
 /// the kernel's side; the rest is for a busy host.
-const MARK_WAIT_NS: u64 = 100_000_000;
-/// How long an OOM kill waits for the kernel log's line: 20 ms. The line is written before the signal is sent, so one
-/// that is not there by then was rate-limited away.
-const LINE_WAIT_NS: u64 = 20_000_000;
-/// Marks and lines kept for deaths to come; a victim of gigabytes takes a while to die.
+const EVIDENCE_WAIT_NS: u64 = 100_000_000;
+/// How long an OOM kill waits for what only adds to it, the kernel log's line and the other members of a group: 20 ms. The
+/// line is written before the signal is sent, so one that is not there by then was rate-limited away.
+const ADDITION_WAIT_NS: u64 = 20_000_000;
+/// The thread that chose a victim kills those that share its memory right after; in between it may have to wait for a
+/// slow console. It can do nothing else meanwhile.
+const TWIN_NS: u64 = 1_000_000_000;
+/// Marks, lines, sites and deaths kept for what is to come; a victim of gigabytes takes a while to die.
 const KEPT: usize = 1024;
 
 /// A decided death.
 #[derive(Clone, Debug)]
 pub(crate) struct Finding {
-    /// The kernel's record.
-    pub(crate) exit: Exit,
-    /// When user space saw it, CLOCK_BOOTTIME nanoseconds.
+    /// When user space saw the record, CLOCK_BOOTTIME nanoseconds.
     pub(crate) seen_ns: u64,
     /// Why.
     pub(crate) cause: Cause,
+    /// What the verdict rests on, with the kernel's record.
+    pub(crate) evidence: Evidence,
 }
 
 /// Evidence that has come, and deaths that wait for more.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Docket {
-    marks: HashMap<Identity, Mark>,
-    /// In order of arrival, for eviction.
-    marked: VecDeque<Identity>,
+    marks: Recent<Identity, Mark>,
+    sites: Recent<Identity, Site>,
     lines: VecDeque<OomLine>,
     waiting: Vec<Waiting>,
     /// Deaths seen lately: a kernel where programs can be preempted may report one twice.
-    seen: HashSet<Identity>,
-    /// In order of arrival, for eviction.
-    seen_order: VecDeque<Identity>,
+    seen: Recent<Identity, ()>,
+    page_size: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Waiting {
-    exit: Exit,
+    evidence: Evidence,
     seen_ns: u64,
 }
 
+/// What is known of a mark beyond its record.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MarkContext {
+    /// Service of the allocating process.
+    pub(crate) trigger_service: Option<std::sync::Arc<str>>,
+    /// Path of the cgroup whose limit fired.
+    pub(crate) limit_owner: Option<String>,
+    /// That limit, bytes.
+    pub(crate) limit_bytes: Option<u64>,
+    /// A cgroup between victim and limit asks for all of its processes to be killed.
+    pub(crate) in_group: bool,
+    /// The kernel's own counts.
+    pub(crate) counts: Counts,
+}
+
+/// What is known of a death beyond its record.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DeathContext {
+    /// Who sent the last two signals.
+    pub(crate) senders: Senders,
+    /// Where it lived.
+    pub(crate) place: Option<Place>,
+    /// Its service is looked after, so it is worth asking others about it.
+    pub(crate) watched: bool,
+    /// The least memory limit above it, bytes.
+    pub(crate) memory_limit: Option<u64>,
+}
+
 impl Docket {
-    /// An OOM mark came; `limit_owner` is the path of the cgroup that it names.
-    pub(crate) fn mark(&mut self, mark: &OomMark, limit_owner: Option<&str>) {
+    /// An empty docket; `page_size` in bytes.
+    pub(crate) fn new(page_size: u64) -> Self {
+        Self {
+            marks: Recent::new(KEPT),
+            sites: Recent::new(KEPT),
+            lines: VecDeque::new(),
+            waiting: Vec::new(),
+            seen: Recent::new(KEPT),
+            page_size,
+        }
+    }
+
+    /// An OOM mark came.
+    pub(crate) fn mark(&mut self, mark: &OomMark, context: MarkContext) {
+        let thread_only = mark.header.flags & MARK_THREAD_ONLY != 0;
+        let bytes = |pages: u64| pages.saturating_mul(self.page_size);
         let known = Mark {
             kernel_ns: mark.header.kernel_ns,
             tid: mark.victim.tid,
+            tgid: if thread_only { 0 } else { mark.victim.tgid },
             kill_sent: mark.header.flags & MARK_KILL_SENT != 0,
-            trigger: Party { tgid: mark.trigger_tgid, comm: Comm(mark.trigger_comm), uid: mark.trigger_uid },
+            trigger: Party {
+                tgid: mark.trigger_tgid,
+                comm: Comm(mark.trigger_comm),
+                uid: mark.trigger_uid,
+                service: context.trigger_service,
+            },
+            trigger_tid: mark.trigger_tid,
             scope: match mark.scope {
                 SCOPE_MEMCG => Some(Scope::Memcg),
                 SCOPE_GLOBAL => Some(Scope::Global),
@@ -78,24 +133,28 @@ impl Docket {
                 SCOPE_SYSRQ => Some(Scope::Sysrq),
                 _ => None,
             },
-            limit_owner: limit_owner.map(str::to_owned),
+            limit_owner: context.limit_owner,
+            limit_bytes: context.limit_bytes,
+            request_ns: mark.request_ns,
+            in_group: context.in_group,
+            memory: (mark.header.flags & MARK_MEMORY != 0).then(|| VictimMemory {
+                total_vm_bytes: bytes(mark.total_vm_pages),
+                anon_rss_bytes: bytes(mark.anon_pages),
+                file_rss_bytes: bytes(mark.file_pages),
+                shmem_rss_bytes: bytes(mark.shmem_pages),
+                page_tables_bytes: mark.page_tables_bytes,
+                oom_score_adj: mark.oom_score_adj,
+            }),
+            counts: context.counts,
         };
-        let identity = if mark.header.flags & MARK_THREAD_ONLY != 0 {
+        let identity = if thread_only {
             // Only the thread is known; its id is the process's, or a waiting death has it.
             Identity { tgid: mark.victim.tid, start_ns: 0 }
         } else {
             Identity { tgid: mark.victim.tgid, start_ns: mark.victim.start_ns }
         };
         // A victim that cannot die at once is marked again by its own allocations; the first mark is the kill.
-        if let Entry::Vacant(vacant) = self.marks.entry(identity) {
-            vacant.insert(known);
-            self.marked.push_back(identity);
-        }
-        while self.marked.len() > KEPT {
-            if let Some(oldest) = self.marked.pop_front() {
-                self.marks.remove(&oldest);
-            }
-        }
+        self.marks.insert(identity, known);
     }
 
     /// A line of the kernel's log came.
@@ -106,26 +165,59 @@ impl Docket {
         }
     }
 
-    /// A process ended. Decided deaths come from [`Self::decide`].
-    pub(crate) fn death(&mut self, exit: Exit, event: &Event) {
-        let identity = Identity { tgid: exit.process.tgid, start_ns: exit.process.start_ns };
-        if !self.seen.insert(identity) {
+    /// A process is about to crash.
+    pub(crate) fn site(&mut self, process: Identity, site: Site) {
+        self.sites.insert(process, site);
+    }
+
+    /// A process ended. Decided deaths come from [`Self::decide`]; what is returned is worth asking meanwhile.
+    pub(crate) fn death(&mut self, exit: Exit, seen_ns: u64, context: DeathContext) -> Option<Question> {
+        let identity = identity(&exit);
+        if !self.seen.insert(identity, ()) {
+            return None;
+        }
+        let DeathContext { senders, place, watched, memory_limit } = context;
+        let question = question::question(&exit, &senders, place.as_ref(), watched);
+        let evidence = Evidence {
+            mark: None,
+            group: None,
+            twin: None,
+            line: None,
+            senders,
+            site: self.sites.remove(&identity),
+            systemd: match question {
+                Some(Question::Systemd { .. }) => Answer::Pending,
+                _ => Answer::NotAsked,
+            },
+            last_words: match question {
+                Some(Question::LastWords { .. }) => Answer::Pending,
+                _ => Answer::NotAsked,
+            },
+            memory_limit,
+            page_size: self.page_size,
+            missing: Vec::new(),
+            exit,
+        };
+        self.waiting.push(Waiting { evidence, seen_ns });
+        question
+    }
+
+    /// Somebody has answered a question about a death. An answer that comes too late changes nothing.
+    pub(crate) fn reply(&mut self, process: Identity, reply: Reply) {
+        let Some(death) = self.waiting.iter_mut().find(|death| identity(&death.evidence.exit) == process) else {
             return;
+        };
+        match reply {
+            Reply::Systemd(reply) => death.evidence.systemd = reply.map_or_else(Answer::Failed, Answer::Told),
+            Reply::LastWords(reply) => death.evidence.last_words = reply.map_or_else(Answer::Failed, Answer::Told),
         }
-        self.seen_order.push_back(identity);
-        if self.seen_order.len() > KEPT
-            && let Some(oldest) = self.seen_order.pop_front()
-        {
-            self.seen.remove(&oldest);
-        }
-        self.waiting.push(Waiting { exit, seen_ns: event.seen_ns });
     }
 
     /// Takes out the deaths that need wait no longer, in order of arrival.
     pub(crate) fn decide(&mut self, now_ns: u64) -> Vec<Finding> {
         let mut decided = Vec::new();
-        let waiting = std::mem::take(&mut self.waiting);
-        for death in waiting {
+        for mut death in std::mem::take(&mut self.waiting) {
+            self.gather(&mut death.evidence);
             if self.deadline(&death) <= now_ns {
                 decided.push(self.find(death));
             } else {
@@ -140,41 +232,67 @@ impl Docket {
         self.waiting.iter().map(|death| self.deadline(death)).min()
     }
 
+    /// Puts what has come to the death that it belongs to.
+    fn gather(&self, evidence: &mut Evidence) {
+        if evidence.signal().map(u32::from) != Some(SIGKILL) {
+            return;
+        }
+        if evidence.mark.is_none() {
+            evidence.mark = self.mark_of(&evidence.exit).cloned();
+        }
+        if evidence.line.is_none() {
+            evidence.line = self.line_of(&evidence.exit, evidence.mark.as_ref()).cloned();
+        }
+        if evidence.mark.is_none() && evidence.exit.header.flags & EXIT_OOM_VICTIM == 0 && evidence.twin.is_none() {
+            evidence.twin = self.twin_of(evidence);
+        }
+        if let Some(mark) = &evidence.mark {
+            evidence.group = self.group_of(mark);
+        }
+    }
+
     /// Zero when all evidence is there.
     fn deadline(&self, death: &Waiting) -> u64 {
-        let exit = &death.exit;
-        if status::signal(exit.status).map(|(signal, _)| u32::from(signal)) != Some(SIGKILL) {
+        let evidence = &death.evidence;
+        let whole = death.seen_ns + EVIDENCE_WAIT_NS;
+        if evidence.systemd == Answer::Pending || evidence.last_words == Answer::Pending {
+            return whole;
+        }
+        if evidence.signal().map(u32::from) != Some(SIGKILL) {
             return 0;
         }
-        let mark = self.mark_of(exit);
-        if verdict::is_oom_kill(exit, mark) {
-            return match mark {
+        if verdict::is_oom_kill(evidence) {
+            return match &evidence.mark {
+                None => whole,
+                // The others of a group are marked one after another.
+                Some(mark) if mark.in_group => (mark.kernel_ns.max(death.seen_ns) + ADDITION_WAIT_NS).min(whole),
                 // What the line would add is known.
-                Some(mark) if mark.scope.is_some() => 0,
-                Some(_) if self.line_of(exit, mark).is_some() => 0,
-                Some(_) => death.seen_ns + LINE_WAIT_NS,
-                None => death.seen_ns + MARK_WAIT_NS,
+                Some(mark) if mark.scope.is_some() || evidence.line.is_some() => 0,
+                Some(_) => death.seen_ns + ADDITION_WAIT_NS,
             };
         }
-        // Another process sent it: nothing that comes late changes that.
-        let sent_by_user =
-            exit.header.flags & EXIT_SENDER != 0 && exit.sender.signal == SIGKILL && exit.sender.si_code != SI_KERNEL;
-        if sent_by_user { 0 } else { death.seen_ns + MARK_WAIT_NS }
+        match evidence.sender() {
+            // The kernel's reason is known, or another process sent it: nothing that comes late changes that.
+            Some(sender) if sender.flags & (SENT_BY_NAMESPACE_END | SENT_BY_TRACER_END) != 0 => 0,
+            Some(sender) if sender.si_code != SI_KERNEL => 0,
+            _ => whole,
+        }
     }
 
     fn find(&mut self, death: Waiting) -> Finding {
-        let mark = self.mark_of(&death.exit);
-        let line = self.line_of(&death.exit, mark);
-        let cause = verdict::weigh(&Evidence { exit: &death.exit, mark, line });
-        let marked = mark.map(|mark| mark.tid);
-        self.forget(&death.exit, marked);
-        Finding { exit: death.exit, seen_ns: death.seen_ns, cause }
+        let Waiting { mut evidence, seen_ns } = death;
+        evidence.missing = missing(&evidence);
+        let cause = verdict::weigh(&evidence);
+        self.forget(&evidence);
+        Finding { seen_ns, cause, evidence }
     }
 
     fn mark_of(&self, exit: &Exit) -> Option<&Mark> {
-        let identity = Identity { tgid: exit.process.tgid, start_ns: exit.process.start_ns };
         let thread_only = |tid| self.marks.get(&Identity { tgid: tid, start_ns: 0 });
-        self.marks.get(&identity).or_else(|| thread_only(exit.process.tgid)).or_else(|| thread_only(exit.process.tid))
+        self.marks
+            .get(&identity(exit))
+            .or_else(|| thread_only(exit.process.tgid))
+            .or_else(|| thread_only(exit.process.tid))
     }
 
     fn line_of(&self, exit: &Exit, mark: Option<&Mark>) -> Option<&OomLine> {
@@ -182,54 +300,125 @@ impl Docket {
         self.lines.iter().rev().find(|line| line.tid == exit.process.tgid || Some(line.tid) == marked)
     }
 
-    /// Evidence serves one death; a pid that is used again must not inherit it.
-    fn forget(&mut self, exit: &Exit, marked: Option<u32>) {
+    /// The mark that the sender's thread made just before it killed this process too.
+    fn twin_of(&self, evidence: &Evidence) -> Option<Mark> {
+        let sender = evidence.sender().filter(|sender| {
+            sender.si_code == SI_KERNEL && sender.flags & (SENT_BY_NAMESPACE_END | SENT_BY_TRACER_END) == 0
+        })?;
+        let just_before = |mark: &&Mark| {
+            mark.trigger_tid == sender.tid
+                && mark.kill_sent
+                && sender.kernel_ns.checked_sub(mark.kernel_ns).is_some_and(|age| age < TWIN_NS)
+        };
+        self.marks.iter().map(|(_, mark)| mark).filter(just_before).max_by_key(|mark| mark.kernel_ns).cloned()
+    }
+
+    /// The processes that were killed by the same decision, when there are several.
+    fn group_of(&self, mark: &Mark) -> Option<GroupKill> {
+        let same = |other: &&Mark| {
+            other.kill_sent
+                && if mark.request_ns != 0 {
+                    other.request_ns == mark.request_ns && other.trigger_tid == mark.trigger_tid
+                } else {
+                    mark.in_group
+                        && other.in_group
+                        && other.trigger_tid == mark.trigger_tid
+                        && other.kernel_ns.abs_diff(mark.kernel_ns) < TWIN_NS
+                }
+        };
+        let (mut kills, mut id) = (0, mark.request_ns);
+        for other in self.marks.iter().map(|(_, mark)| mark).filter(same) {
+            kills += 1;
+            if mark.request_ns == 0 {
+                id = if id == 0 { other.kernel_ns } else { id.min(other.kernel_ns) };
+            }
+        }
+        (kills > 1).then_some(GroupKill { id, kills })
+    }
+
+    /// A pid that is used again must not inherit evidence. Marks that know their process are left to age out: members of
+    /// a group and twins still need them.
+    fn forget(&mut self, evidence: &Evidence) {
+        let exit = &evidence.exit;
+        let marked = evidence.mark.as_ref().map(|mark| mark.tid);
         if marked.is_none() && exit.header.flags & EXIT_OOM_VICTIM == 0 {
             return;
         }
         let tids = [exit.process.tgid, exit.process.tid, marked.unwrap_or(0)];
-        let identity = Identity { tgid: exit.process.tgid, start_ns: exit.process.start_ns };
-        let mut gone = vec![identity];
-        gone.extend(tids.map(|tgid| Identity { tgid, start_ns: 0 }));
-        self.marks.retain(|identity, _| !gone.contains(identity));
-        self.marked.retain(|identity| !gone.contains(identity));
+        for tid in tids {
+            self.marks.remove(&Identity { tgid: tid, start_ns: 0 });
+        }
         self.lines.retain(|line| !tids.contains(&line.tid));
     }
+}
+
+/// Signals whose site the kernel programs send: ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS.
+const SITED: [u32; 7] = [4, 5, 6, 7, 8, 11, 31];
+
+/// What should have come and has not.
+fn missing(evidence: &Evidence) -> Vec<Missing> {
+    let oom = verdict::is_oom_kill(evidence);
+    let crashed = evidence
+        .sender()
+        .is_some_and(|sender| sender.tgid == evidence.exit.process.tgid && SITED.contains(&sender.signal));
+    let scope_known = evidence.mark.as_ref().is_some_and(|mark| mark.scope.is_some());
+    [
+        (oom && evidence.mark.is_none(), Missing::OomMark),
+        (oom && evidence.line.is_none() && !scope_known, Missing::KernelLog),
+        (evidence.signal().is_some() && evidence.sender().is_none(), Missing::Sender),
+        (evidence.systemd == Answer::Pending, Missing::Systemd),
+        (evidence.last_words == Answer::Pending, Missing::LastWords),
+        (crashed && evidence.site.is_none(), Missing::CrashSite),
+    ]
+    .into_iter()
+    .filter_map(|(is_missing, what)| is_missing.then_some(what))
+    .collect()
+}
+
+fn identity(exit: &Exit) -> Identity {
+    Identity { tgid: exit.process.tgid, start_ns: exit.process.start_ns }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::kmsg::Constraint;
-    use monitor_common::record::{Header, KIND_EXIT, KIND_OOM_MARK, Process, Record, SCOPE_UNKNOWN, Sender};
+    use crate::{
+        attribution::Table,
+        diagnosis::evidence::SenderKind,
+        host::{kmsg::Constraint, systemd::Meaning},
+    };
+    use monitor_common::record::{EXIT_SENDER, EXIT_WATCHED, Header, KIND_OOM_MARK, Process, Sender};
 
     const MS: u64 = 1_000_000;
 
     fn exit(tgid: u32, flags: u32, sender: Sender) -> Exit {
         Exit {
-            header: Header { kind: KIND_EXIT, flags, kernel_ns: 0 },
+            header: Header {
+                flags: flags | if sender.signal != 0 { EXIT_SENDER } else { 0 },
+                ..bytemuck::Zeroable::zeroed()
+            },
             process: Process { tgid, tid: tgid, start_ns: 77, ..Process::NONE },
             status: SIGKILL,
-            reserved: 0,
-            max_rss_pages: 0,
             sender,
+            ..bytemuck::Zeroable::zeroed()
         }
     }
 
     fn by_kernel() -> Sender {
-        Sender { signal: SIGKILL, si_code: SI_KERNEL, ..Sender::NONE }
+        Sender { signal: SIGKILL, si_code: SI_KERNEL, tgid: 1000, tid: 1001, ..Sender::NONE }
+    }
+
+    fn by_user() -> Sender {
+        Sender { signal: SIGKILL, tgid: 9, ..Sender::NONE }
     }
 
     fn mark(tgid: u32) -> OomMark {
         OomMark {
             header: Header { kind: KIND_OOM_MARK, flags: MARK_KILL_SENT, kernel_ns: 0 },
             victim: Process { tgid, tid: tgid, start_ns: 77, ..Process::NONE },
-            trigger_tgid: 1,
-            trigger_uid: 0,
-            trigger_comm: [0; 16],
-            scope: SCOPE_UNKNOWN,
-            reserved: 0,
-            limit_owner: 0,
+            trigger_tgid: 1000,
+            trigger_tid: 1001,
+            ..bytemuck::Zeroable::zeroed()
         }
     }
 
@@ -237,92 +426,217 @@ mod tests {
         OomLine { constraint: Constraint::Memcg, limit_owner: None, tid }
     }
 
+    fn docket() -> Docket {
+        Docket::new(4096)
+    }
+
     fn arrive(docket: &mut Docket, exit: Exit, at: u64) {
-        docket.death(exit, &Event { seen_ns: at, record: Record::Exit(exit) });
+        docket.death(exit, at, DeathContext::default());
+    }
+
+    fn kinds(found: &[Finding]) -> Vec<&'static str> {
+        found.iter().map(|found| found.cause.kind()).collect()
     }
 
     #[test]
     fn a_kill_by_the_kernel_waits_for_its_mark_and_then_for_nothing_more() {
-        let mut docket = Docket::default();
-        arrive(&mut docket, exit(5, EXIT_SENDER, by_kernel()), 0);
+        let mut docket = docket();
+        arrive(&mut docket, exit(5, 0, by_kernel()), 0);
         assert!(docket.decide(99 * MS).is_empty());
-        docket.mark(&mark(5), None);
+        docket.mark(&mark(5), MarkContext::default());
         docket.line(line(5));
         let found = docket.decide(99 * MS);
-        assert_eq!(found.first().map(|found| found.cause.kind()), Some("oom_kill"));
+        assert_eq!((kinds(&found), &found[0].evidence.missing), (vec!["oom_kill"], &vec![]));
         assert_eq!(docket.next_deadline(), None);
     }
 
     #[test]
     fn without_a_mark_the_wait_ends() {
-        let mut docket = Docket::default();
-        arrive(&mut docket, exit(5, EXIT_SENDER, by_kernel()), 0);
+        let mut docket = docket();
+        arrive(&mut docket, exit(5, 0, by_kernel()), 0);
         assert_eq!(docket.next_deadline(), Some(100 * MS));
-        assert_eq!(docket.decide(100 * MS).first().map(|found| found.cause.kind()), Some("killed"));
+        assert_eq!(kinds(&docket.decide(100 * MS)), ["killed"]);
     }
 
     #[test]
-    fn a_user_s_kill_is_decided_at_once() {
-        let mut docket = Docket::default();
-        let by_user = Sender { signal: SIGKILL, tgid: 9, ..Sender::NONE };
-        arrive(&mut docket, exit(5, EXIT_SENDER, by_user), 0);
-        assert_eq!(docket.decide(0).len(), 1);
+    fn a_mark_that_was_lost_is_said_to_be_missing() {
+        let mut docket = docket();
+        arrive(&mut docket, exit(5, EXIT_OOM_VICTIM, by_kernel()), 0);
+        assert!(docket.decide(99 * MS).is_empty());
+        let found = docket.decide(100 * MS);
+        assert_eq!(kinds(&found), ["oom_kill"]);
+        assert_eq!(found[0].evidence.missing, [Missing::OomMark, Missing::KernelLog]);
+    }
+
+    #[test]
+    fn what_nothing_can_change_is_decided_at_once() {
+        let ended = |flags| Sender { flags, ..by_kernel() };
+        for (exit, kind) in [
+            (exit(5, 0, by_user()), "killed"),
+            (exit(5, 0, ended(SENT_BY_NAMESPACE_END)), "container_teardown"),
+            (exit(5, 0, ended(SENT_BY_TRACER_END)), "killed"),
+            (Exit { status: 0x300, ..exit(5, 0, Sender::NONE) }, "exit"),
+            (Exit { status: 11, ..exit(5, 0, Sender { signal: 11, si_code: 1, tgid: 5, ..Sender::NONE }) }, "crash"),
+        ] {
+            let mut docket = docket();
+            arrive(&mut docket, exit, 0);
+            assert_eq!(kinds(&docket.decide(0)), [kind]);
+        }
     }
 
     #[test]
     fn a_missing_log_line_costs_twenty_milliseconds_and_no_verdict() {
-        let mut docket = Docket::default();
-        docket.mark(&mark(5), None);
-        arrive(&mut docket, exit(5, EXIT_SENDER | EXIT_OOM_VICTIM, by_kernel()), 0);
-        assert_eq!(docket.next_deadline(), Some(20 * MS));
-        assert_eq!(docket.decide(20 * MS).first().map(|found| found.cause.kind()), Some("oom_kill"));
+        let mut docket = docket();
+        docket.mark(&mark(5), MarkContext::default());
+        arrive(&mut docket, exit(5, EXIT_OOM_VICTIM, by_kernel()), 0);
+        assert!(docket.decide(19 * MS).is_empty());
+        let found = docket.decide(20 * MS);
+        assert_eq!((kinds(&found), &found[0].evidence.missing), (vec!["oom_kill"], &vec![Missing::KernelLog]));
     }
 
     #[test]
     fn a_mark_that_names_the_limit_waits_for_no_log_line() {
-        let mut docket = Docket::default();
-        docket.mark(&OomMark { scope: SCOPE_MEMCG, limit_owner: 7, ..mark(5) }, Some("/shop.slice"));
-        arrive(&mut docket, exit(5, EXIT_SENDER | EXIT_OOM_VICTIM, by_kernel()), 0);
+        let mut docket = docket();
+        let context = MarkContext {
+            limit_owner: Some("/shop.slice".to_owned()),
+            limit_bytes: Some(1 << 20),
+            ..MarkContext::default()
+        };
+        let memory = OomMark { anon_pages: 2, oom_score_adj: -3, ..mark(5) };
+        let header = Header { flags: MARK_KILL_SENT | MARK_MEMORY, ..memory.header };
+        docket.mark(&OomMark { header, scope: SCOPE_MEMCG, limit_owner: 7, ..memory }, context);
+        arrive(&mut docket, exit(5, EXIT_OOM_VICTIM, by_kernel()), 0);
         let found = docket.decide(0);
         let Some(Cause::OomKill(oom)) = found.first().map(|found| &found.cause) else { panic!("an OOM kill") };
         assert_eq!((oom.scope, oom.limit_owner.as_deref()), (Some(Scope::Memcg), Some("/shop.slice")));
+        assert_eq!(oom.limit_bytes, Some(1 << 20));
+        assert_eq!(oom.memory.map(|memory| (memory.anon_rss_bytes, memory.oom_score_adj)), Some((8192, -3)));
     }
 
     #[test]
-    fn evidence_serves_one_death_only() {
-        let mut docket = Docket::default();
-        docket.mark(&mark(5), None);
+    fn members_of_a_group_are_one_kill_of_many() {
+        let mut docket = docket();
+        let member = |tgid| OomMark { request_ns: 42, scope: SCOPE_MEMCG, ..mark(tgid) };
+        let context = || MarkContext { in_group: true, ..MarkContext::default() };
+        docket.mark(&member(5), context());
+        arrive(&mut docket, exit(5, EXIT_OOM_VICTIM, by_kernel()), 0);
+        assert!(docket.decide(0).is_empty(), "the others may still be on their way");
+        docket.mark(&member(6), context());
+        docket.mark(&member(7), context());
+        arrive(&mut docket, exit(6, EXIT_OOM_VICTIM, by_kernel()), 0);
+        // A mark of another request, and one that killed nothing.
+        docket.mark(&OomMark { request_ns: 43, ..member(8) }, context());
+        let dying = Header { flags: 0, ..mark(9).header };
+        docket.mark(&OomMark { header: dying, ..member(9) }, context());
+        let found = docket.decide(20 * MS);
+        assert_eq!(found.len(), 2);
+        for found in found {
+            let Cause::OomKill(oom) = found.cause else { panic!("an OOM kill") };
+            assert_eq!(oom.group, Some(GroupKill { id: 42, kills: 3 }));
+        }
+    }
+
+    #[test]
+    fn a_process_that_shared_the_victim_s_memory_is_an_oom_kill_that_names_the_victim() {
+        let mut docket = docket();
+        docket.mark(&mark(5), MarkContext::default());
+        let twin = Sender { kernel_ns: 30_000, ..by_kernel() };
+        arrive(&mut docket, exit(6, 0, twin), 0);
+        // Another thread's mark proves nothing, and neither does a later one.
+        arrive(&mut docket, exit(7, 0, Sender { tid: 1002, ..twin }), 0);
+        let found = docket.decide(100 * MS);
+        assert_eq!(kinds(&found), ["oom_kill", "killed"]);
+        let Cause::OomKill(oom) = &found[0].cause else { panic!("an OOM kill") };
+        assert_eq!((oom.shared_with, oom.mark_to_exit_us), (Some(5), None));
+    }
+
+    #[test]
+    fn a_dying_victim_stays_with_the_one_who_killed_it() {
+        let mut docket = docket();
+        docket.mark(&OomMark { header: Header { flags: 0, ..mark(5).header }, ..mark(5) }, MarkContext::default());
+        arrive(&mut docket, exit(5, EXIT_OOM_VICTIM, by_user()), 0);
+        let found = docket.decide(0);
+        let Cause::Killed { by: Some(by), .. } = &found[0].cause else {
+            panic!("killed by somebody: {:?}", found[0].cause)
+        };
+        assert_eq!(by.tgid, 9);
+    }
+
+    #[test]
+    fn a_thread_s_mark_serves_one_death_only() {
+        let mut docket = docket();
+        let by_thread =
+            OomMark { header: Header { flags: MARK_THREAD_ONLY | MARK_KILL_SENT, ..mark(5).header }, ..mark(5) };
+        docket.mark(&by_thread, MarkContext::default());
         docket.line(line(5));
-        arrive(&mut docket, exit(5, EXIT_SENDER | EXIT_OOM_VICTIM, by_kernel()), 0);
+        arrive(&mut docket, exit(5, EXIT_OOM_VICTIM, by_kernel()), 0);
         assert_eq!(docket.decide(0).len(), 1);
         // The same pid again, killed by the kernel for another reason.
-        let mut next = exit(5, EXIT_SENDER, by_kernel());
+        let mut next = exit(5, 0, by_kernel());
         next.process.start_ns = 99;
+        next.sender.tid = 0;
         arrive(&mut docket, next, 0);
         assert!(docket.decide(0).is_empty());
-        assert_eq!(docket.decide(100 * MS).first().map(|found| found.cause.kind()), Some("killed"));
+        assert_eq!(kinds(&docket.decide(100 * MS)), ["killed"]);
     }
 
     #[test]
     fn a_death_that_is_reported_twice_is_one() {
-        let mut docket = Docket::default();
-        let by_user = Sender { signal: SIGKILL, tgid: 9, ..Sender::NONE };
-        arrive(&mut docket, exit(5, EXIT_SENDER, by_user), 0);
-        arrive(&mut docket, exit(5, EXIT_SENDER, by_user), 0);
+        let mut docket = docket();
+        arrive(&mut docket, exit(5, 0, by_user()), 0);
+        arrive(&mut docket, exit(5, 0, by_user()), 0);
         assert_eq!(docket.decide(0).len(), 1);
-        let mut reused = exit(5, EXIT_SENDER, by_user);
+        let mut reused = exit(5, 0, by_user());
         reused.process.start_ns += 1;
         arrive(&mut docket, reused, 0);
         assert_eq!(docket.decide(0).len(), 1, "the same pid in another life");
     }
 
     #[test]
+    fn systemd_is_asked_when_it_sent_the_signal_and_waited_for_so_long() {
+        let place = Table::default().describe("/system.slice/web.service");
+        let by_manager = Sender { signal: 15, tgid: 1, ..Sender::NONE };
+        let death = Exit { status: 15, ..exit(5, 0, by_manager) };
+        let context = || DeathContext {
+            senders: Senders { last: SenderKind::Manager, ..Senders::default() },
+            place: Some(place.clone()),
+            ..DeathContext::default()
+        };
+        let mut docket = docket();
+        let question = docket.death(death, 0, context());
+        assert_eq!(question, Some(Question::Systemd { unit: "web.service".to_owned() }));
+        assert!(docket.decide(99 * MS).is_empty());
+        docket.reply(identity(&death), Reply::Systemd(Ok(Meaning::StartTimeout)));
+        assert_eq!(kinds(&docket.decide(99 * MS)), ["killed"]);
+
+        let death = Exit { process: Process { tgid: 6, ..death.process }, ..death };
+        docket.death(death, 0, context());
+        let found = docket.decide(100 * MS);
+        assert_eq!((kinds(&found), &found[0].evidence.missing), (vec!["stopped"], &vec![Missing::Systemd]));
+    }
+
+    #[test]
+    fn last_words_are_asked_for_when_a_watched_service_ends_badly() {
+        let place = Table::default().describe("/system.slice/web.service");
+        let context = |watched| DeathContext { place: Some(place.clone()), watched, ..DeathContext::default() };
+        let failed = Exit { status: 0x300, ..exit(5, EXIT_WATCHED, Sender::NONE) };
+        let mut docket = docket();
+        assert!(matches!(docket.death(failed, 0, context(true)), Some(Question::LastWords { tgid: 5, .. })));
+        docket.reply(identity(&failed), Reply::LastWords(Ok(Some("OutOfMemoryError".to_owned()))));
+        assert_eq!(kinds(&docket.decide(0)), ["app_oom_probable"]);
+        for (tgid, exit, watched) in [(6, failed, false), (7, Exit { status: 0, ..failed }, true)] {
+            let exit = Exit { process: Process { tgid, ..exit.process }, ..exit };
+            assert_eq!(docket.death(exit, 0, context(watched)), None);
+        }
+    }
+
+    #[test]
     fn marks_of_deaths_that_never_come_are_bounded() {
-        let mut docket = Docket::default();
+        let mut docket = docket();
         for tgid in 0..5000 {
-            docket.mark(&mark(tgid), None);
+            docket.mark(&mark(tgid), MarkContext::default());
             docket.line(line(tgid));
         }
-        assert_eq!((docket.marks.len(), docket.marked.len(), docket.lines.len()), (KEPT, KEPT, KEPT));
+        assert_eq!((docket.marks.iter().count(), docket.lines.len()), (KEPT, KEPT));
     }
 }

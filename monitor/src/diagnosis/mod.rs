@@ -1,15 +1,24 @@
 //! From evidence to a cause of death. Pure: no I/O, no clock; time comes as an argument.
 //!
 //! * [`cause`]: what a death can be, as operators read it
+//! * [`evidence`]: all that is known of one death
+//! * [`question`]: what somebody else may know about it
+//! * [`site`]: where a crash happened
 //! * [`docket`]: deaths that wait for late evidence, for a bounded time
 //! * [`verdict`]: the rules
 
 mod cause;
 mod docket;
+mod evidence;
+mod question;
+mod site;
 mod verdict;
 
 pub(crate) use cause::{Cause, Scope};
-pub(crate) use docket::{Docket, Finding};
+pub(crate) use docket::{DeathContext, Docket, Finding, MarkContext};
+pub(crate) use evidence::{Count, Counts, Evidence, Item, Missing, Senders};
+pub(crate) use question::{Question, Reply, sender_kind};
+pub(crate) use site::Site;
 
 /// Signals as `kill -l` names them, without `SIG`.
 pub(crate) fn signal_name(signal: u8) -> &'static str {

@@ -1,194 +1,558 @@
 //! The rules: what the evidence on one death amounts to.
 //!
 //! Status 137 proves nothing: a SIGKILL is an OOM kill only when the kernel marked the process *and* sent the signal.
+//! Where the evidence does not suffice the verdict is the weaker one, down to "unknown": people act on it.
 
 use monitor_common::{
-    record::{EXIT_OOM_VICTIM, EXIT_SENDER, Exit, SI_KERNEL, Sender},
+    record::{
+        EXIT_OOM_VICTIM, SENT_BY_NAMESPACE_END, SENT_BY_TRACER_END, SENT_TO_PROCESS, SENT_WITHOUT_INFO, SI_KERNEL,
+        Sender,
+    },
     status::{self, SIGKILL},
 };
 
-use super::cause::{Cause, OomKill, Party, Scope};
-use crate::{
-    host::kmsg::{Constraint, OomLine},
-    text::Comm,
+use super::{
+    cause::{Cause, OomKill, Reason, Scope, Weighed},
+    evidence::{Evidence, Item, SenderKind, Source},
 };
+use crate::host::{kmsg::Constraint, systemd::Meaning};
 
 /// Signals whose default action is to dump a core: a process gets them for what it did itself (signal(7)):
 /// QUIT is left out, people send it.
 const FAULTS: [u8; 9] = [4, 5, 6, 7, 8, 11, 24, 25, 31];
-
-/// All that is known of one death.
-pub(super) struct Evidence<'a> {
-    pub(super) exit: &'a Exit,
-    /// The OOM mark, with the kill that came before it.
-    pub(super) mark: Option<&'a Mark>,
-    /// The kernel log's line.
-    pub(super) line: Option<&'a OomLine>,
-}
-
-/// An OOM mark, as far as the verdict needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
-    pub(super) kernel_ns: u64,
-    pub(super) tid: u32,
-    /// The kernel sent SIGKILL with this mark; without it the victim was dying already.
-    pub(super) kill_sent: bool,
-    pub(super) trigger: Party,
-    /// What ran out, where the kernel lets a program see it.
-    pub(super) scope: Option<Scope>,
-    /// The cgroup whose limit fired, likewise.
-    pub(super) limit_owner: Option<String>,
-}
-
-/// The recorded sender of the signal that ended the process.
-fn sender(exit: &Exit, signal: u8) -> Option<&Sender> {
-    (exit.header.flags & EXIT_SENDER != 0 && exit.sender.signal == u32::from(signal)).then_some(&exit.sender)
-}
+/// Requests to end: INT, QUIT, TERM. HUP often means to read the configuration again.
+const REQUESTS: [u32; 3] = [2, 3, 15];
+/// ABRT, the signal of systemd's watchdog.
+const ABRT: u32 = 6;
+/// A request for memory that was refused this long before an abnormal end is taken for its reason: 2 s. Python needed
+/// 47 ms from the one to the other; programs that log, flush and unwind need longer.
+const REFUSAL_COUNTS_NS: u64 = 2_000_000_000;
+/// How likely a piece of evidence alone makes it that the application ran out of memory.
+const REFUSAL: f64 = 0.6;
+/// A runtime that says so is right, but for its own last words being another process's.
+const LAST_WORDS: f64 = 0.9;
+/// A typical ending with the memory limit near. Never enough by itself.
+const NEAR_LIMIT: f64 = 0.5;
+/// From here on it is called probable.
+const PROBABLE: f64 = 0.6;
+/// Share of the memory limit that counts as near.
+const NEAR: f64 = 0.9;
+/// How runtimes that run out of memory end: exit 1 (Python, Ruby), 2 (Go), 3 (JVM), 134 (a shell's word for ABRT).
+const TYPICAL_CODES: [u8; 4] = [1, 2, 3, 134];
+/// TRAP and ILL (V8 stops itself so), ABRT, SEGV (an allocation's result that nobody looked at).
+const TYPICAL_SIGNALS: [u8; 4] = [4, 5, 6, 11];
 
 /// True when the process was ended by the kernel's OOM killer, on the evidence so far.
-pub(super) fn is_oom_kill(exit: &Exit, mark: Option<&Mark>) -> bool {
-    let Some((signal, _)) = status::signal(exit.status) else { return false };
-    if u32::from(signal) != SIGKILL {
+pub(super) fn is_oom_kill(evidence: &Evidence) -> bool {
+    if !is_killed(evidence) {
         return false;
     }
-    let by_kernel = sender(exit, signal).map(|sender| sender.si_code == SI_KERNEL);
-    let marked = exit.header.flags & EXIT_OOM_VICTIM != 0 || mark.is_some();
-    match by_kernel {
-        Some(by_kernel) => marked && by_kernel,
+    let marked = evidence.exit.header.flags & EXIT_OOM_VICTIM != 0 || evidence.mark.is_some();
+    match evidence.sender() {
+        // A process that the kernel kills for another reason may be marked while it dies.
+        Some(sender) => {
+            marked && sender.si_code == SI_KERNEL && sender.flags & (SENT_BY_NAMESPACE_END | SENT_BY_TRACER_END) == 0
+        }
         // The sender was not recorded: the mark decides, unless it says itself that it killed nothing.
-        None => marked && mark.is_none_or(|mark| mark.kill_sent),
+        None => marked && evidence.mark.as_ref().is_none_or(|mark| mark.kill_sent),
     }
+}
+
+/// True when an unmarked process died because it shared a victim's memory, on the evidence so far.
+pub(super) fn is_twin(evidence: &Evidence) -> bool {
+    is_killed(evidence)
+        && evidence.twin.is_some()
+        && evidence.sender().is_some_and(|sender| sender.si_code == SI_KERNEL)
+}
+
+fn is_killed(evidence: &Evidence) -> bool {
+    evidence.signal().map(u32::from) == Some(SIGKILL)
 }
 
 /// Weighs the evidence.
-pub(super) fn weigh(evidence: &Evidence<'_>) -> Cause {
-    let exit = evidence.exit;
-    let Some((signal, core_dumped)) = status::signal(exit.status) else {
-        return match status::exit_code(exit.status) {
-            Some(0) | None => Cause::CleanExit,
-            Some(code) => Cause::Exit { code },
-        };
-    };
-    if is_oom_kill(exit, evidence.mark) {
-        return Cause::OomKill(OomKill {
-            scope: evidence.mark.and_then(|mark| mark.scope).or_else(|| {
-                evidence.line.map(|line| match line.constraint {
-                    Constraint::Memcg => Scope::Memcg,
-                    Constraint::None => Scope::Global,
-                    Constraint::Nodes => Scope::Cpuset,
-                })
-            }),
-            limit_owner: evidence
-                .mark
-                .and_then(|mark| mark.limit_owner.clone())
-                .or_else(|| evidence.line.and_then(|line| line.limit_owner.clone())),
-            triggered_by: evidence.mark.map(|mark| mark.trigger),
-            mark_to_exit_us: evidence.mark.map(|mark| exit.header.kernel_ns.saturating_sub(mark.kernel_ns) / 1000),
+pub(super) fn weigh(evidence: &Evidence) -> Cause {
+    if is_oom_kill(evidence) || is_twin(evidence) {
+        return Cause::OomKill(oom_kill(evidence));
+    }
+    match status::signal(evidence.exit.status) {
+        Some((signal, core_dumped)) => signalled(evidence, signal, core_dumped),
+        None => exited(evidence, status::exit_code(evidence.exit.status).unwrap_or(0)),
+    }
+}
+
+fn oom_kill(evidence: &Evidence) -> OomKill {
+    let mark = evidence.mark.as_ref();
+    // What ran out is the same for a process that only shared the victim's memory.
+    let decision = mark.or(evidence.twin.as_ref());
+    let line = evidence.line.as_ref();
+    OomKill {
+        scope: decision.and_then(|mark| mark.scope).or_else(|| {
+            line.map(|line| match line.constraint {
+                Constraint::Memcg => Scope::Memcg,
+                Constraint::None => Scope::Global,
+                Constraint::Nodes => Scope::Cpuset,
+            })
+        }),
+        limit_owner: decision
+            .and_then(|mark| mark.limit_owner.clone())
+            .or_else(|| line.and_then(|line| line.limit_owner.clone())),
+        limit_bytes: decision.and_then(|mark| mark.limit_bytes),
+        triggered_by: decision.map(|mark| mark.trigger.clone()),
+        mark_to_exit_us: mark.map(|mark| evidence.exit.header.kernel_ns.saturating_sub(mark.kernel_ns) / 1000),
+        memory: mark.and_then(|mark| mark.memory),
+        group: evidence.group,
+        shared_with: if mark.is_none() { evidence.twin.as_ref().map(|twin| twin.tgid) } else { None },
+    }
+}
+
+fn signalled(evidence: &Evidence, signal: u8, core_dumped: bool) -> Cause {
+    let sender = evidence.sender();
+    if let Some(cause) = sender.and_then(|sender| by_kernel(evidence, sender, signal)) {
+        return cause;
+    }
+    if let Some(cause) = by_somebody_with_a_role(evidence, Some(signal)) {
+        return cause;
+    }
+    let own = sender.is_none_or(|sender| sender.tgid == evidence.exit.process.tgid || sender.si_code > 0);
+    if FAULTS.contains(&signal) && own {
+        let site = evidence.site.clone();
+        let typical = TYPICAL_SIGNALS.contains(&signal);
+        return out_of_memory_by_itself(evidence, typical, site.clone()).unwrap_or(Cause::Crash {
+            signal,
+            core_dumped,
+            site,
         });
     }
-    let sender = sender(exit, signal);
-    let own = sender.is_none_or(|sender| sender.tgid == exit.process.tgid || sender.si_code > 0);
-    if FAULTS.contains(&signal) && own {
-        return Cause::Crash { signal, core_dumped };
+    let Some(sender) = sender else {
+        // An OOM victim is known by its own state even when all records are lost, so this is none; more is not known.
+        return Cause::Unknown { signal };
+    };
+    let by_kernel = sender.si_code == SI_KERNEL;
+    // Kernel code that kills in a process's name and one thread at a time: nothing else does that.
+    let through_cgroup = u32::from(signal) == SIGKILL
+        && !by_kernel
+        && sender.flags & SENT_WITHOUT_INFO != 0
+        && sender.flags & SENT_TO_PROCESS == 0;
+    Cause::Killed {
+        signal,
+        by: if by_kernel { None } else { evidence.last_party() },
+        by_kernel,
+        reason: through_cgroup.then_some(Reason::CgroupKill),
     }
-    let by_kernel = sender.is_some_and(|sender| sender.si_code == SI_KERNEL);
-    let by = sender.filter(|_| !by_kernel).map(|sender| Party {
-        tgid: sender.tgid,
-        comm: Comm(sender.comm),
-        uid: sender.uid,
-    });
-    Cause::Killed { signal, by, by_kernel }
+}
+
+/// Kills by the kernel for other reasons than memory.
+fn by_kernel(evidence: &Evidence, sender: &Sender, signal: u8) -> Option<Cause> {
+    if u32::from(signal) != SIGKILL || sender.si_code != SI_KERNEL {
+        return None;
+    }
+    if sender.flags & SENT_BY_TRACER_END != 0 {
+        return Some(Cause::Killed {
+            signal,
+            by: evidence.last_party(),
+            by_kernel: true,
+            reason: Some(Reason::TracerExit),
+        });
+    }
+    if sender.flags & SENT_BY_NAMESPACE_END != 0 {
+        return evidence.last_party().map(|by| Cause::ContainerTeardown { by });
+    }
+    let limited = evidence.exit.cpu_limit != 0 && evidence.exit.cpu_limit != u64::MAX;
+    (sender.tgid == evidence.exit.process.tgid && limited).then_some(Cause::Killed {
+        signal,
+        by: None,
+        by_kernel: true,
+        reason: Some(Reason::CpuLimit),
+    })
+}
+
+/// Deaths that were ordered by a service manager, a container engine, or a watcher over the host's memory; also when the
+/// process took the order and exited by itself (`signal` is `None` then).
+fn by_somebody_with_a_role(evidence: &Evidence, signal: Option<u8>) -> Option<Cause> {
+    let last = evidence.last()?;
+    let by = evidence.last_party()?;
+    let fatal = signal.is_some_and(|signal| last.signal == u32::from(signal));
+    let asked = REQUESTS.contains(&last.signal);
+    if last.si_code == SI_KERNEL || !fatal && (signal.is_some() || !asked) {
+        return None;
+    }
+    match evidence.senders.last {
+        SenderKind::MemoryKiller => {
+            Some(Cause::UserspaceOomKill { signal: u8::try_from(last.signal).unwrap_or(u8::MAX), by })
+        }
+        SenderKind::Manager => Some(by_manager(evidence, signal)),
+        SenderKind::Engine => Some(Cause::Stopped { signal, by, forced: was_asked_before(evidence) }),
+        SenderKind::Other => None,
+    }
+}
+
+fn by_manager(evidence: &Evidence, signal: Option<u8>) -> Cause {
+    let (Some(last), Some(by)) = (evidence.last(), evidence.last_party()) else {
+        return Cause::Unknown { signal: signal.unwrap_or(0) };
+    };
+    let aborted = |sender: &Sender| sender.signal == ABRT;
+    let aborted_before = evidence.senders.before == SenderKind::Manager && evidence.before().is_some_and(aborted);
+    let meaning = evidence.systemd.told().copied();
+    let killed = |reason| match signal {
+        Some(signal) => Cause::Killed { signal, by: Some(by.clone()), by_kernel: false, reason: Some(reason) },
+        // It took the order and ended by itself; the manager's reason stays in the evidence.
+        None => end_by_itself(evidence),
+    };
+    match meaning {
+        Some(Meaning::Watchdog) => Cause::Watchdog { signal: signal.unwrap_or(0), by },
+        Some(Meaning::StartTimeout) => killed(Reason::StartTimeout),
+        Some(Meaning::RuntimeLimit) => killed(Reason::RuntimeLimit),
+        Some(Meaning::OomPolicy) => killed(Reason::OomPolicy),
+        // systemd sends this signal for its watchdog only, unless a unit asks for it (KillSignal=).
+        Some(Meaning::NotInvolved) | None if aborted(last) || aborted_before => {
+            Cause::Watchdog { signal: signal.unwrap_or(0), by }
+        }
+        Some(Meaning::StopTimedOut) => Cause::Stopped { signal, by, forced: signal.map(u32::from) == Some(SIGKILL) },
+        Some(Meaning::Stop | Meaning::NotInvolved) | None => {
+            Cause::Stopped { signal, by, forced: was_asked_before(evidence) }
+        }
+    }
+}
+
+/// The last signal was a SIGKILL that followed a request to end from the same kind of sender.
+fn was_asked_before(evidence: &Evidence) -> bool {
+    evidence.last().is_some_and(|last| last.signal == SIGKILL)
+        && evidence.senders.before == evidence.senders.last
+        && evidence.before().is_some_and(|before| REQUESTS.contains(&before.signal))
+}
+
+fn exited(evidence: &Evidence, code: u8) -> Cause {
+    if let Some(cause) = by_somebody_with_a_role(evidence, None) {
+        return cause;
+    }
+    if code != 0
+        && let Some(cause) = out_of_memory_by_itself(evidence, TYPICAL_CODES.contains(&code), None)
+    {
+        return cause;
+    }
+    end_by_itself(evidence)
+}
+
+fn end_by_itself(evidence: &Evidence) -> Cause {
+    match status::exit_code(evidence.exit.status) {
+        Some(0) | None => Cause::CleanExit,
+        Some(code) => Cause::Exit { code },
+    }
+}
+
+/// An abnormal end that was probably for want of memory, though no one killed the process.
+fn out_of_memory_by_itself(evidence: &Evidence, typical: bool, site: Option<super::site::Site>) -> Option<Cause> {
+    let mut found = Vec::new();
+    if evidence.refused_before_ns().is_some_and(|ns| ns <= REFUSAL_COUNTS_NS)
+        && let Some(item) = evidence.refusal_item()
+    {
+        found.push(Weighed { item, weight: REFUSAL });
+    }
+    if let Some(Some(words)) = evidence.last_words.told() {
+        found.push(Weighed { item: Item::new(Source::LastWords, words), weight: LAST_WORDS });
+    }
+    let near =
+        evidence.max_rss().zip(evidence.memory_limit).is_some_and(|(peak, limit)| peak as f64 >= NEAR * limit as f64);
+    if typical
+        && near
+        && let Some(item) = evidence.max_rss_item()
+    {
+        found.push(Weighed { item, weight: NEAR_LIMIT });
+    }
+    // Independent witnesses: all of them would have to be wrong.
+    let wrong: f64 = found.iter().map(|weighed| 1.0 - weighed.weight).product();
+    let score = ((1.0 - wrong) * 100.0).round() / 100.0;
+    (score >= PROBABLE).then_some(Cause::AppOomProbable { score, evidence: found, site })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use monitor_common::record::{COMM_LEN, Header, KIND_EXIT, Process};
+    use crate::{
+        diagnosis::{
+            cause::Party,
+            evidence::{Answer, Counts, Mark, Senders},
+        },
+        host::kmsg::OomLine,
+        text::Comm,
+    };
+    use monitor_common::record::{EXIT_SENDER, Exit, Header, KIND_EXIT, Process};
+    use proptest::prelude::*;
 
-    fn comm(name: &str) -> [u8; COMM_LEN] {
-        let mut comm = [0; COMM_LEN];
-        comm[..name.len()].copy_from_slice(name.as_bytes());
-        comm
+    const OWN: u32 = 100;
+    const MIB: u64 = 256; // pages
+
+    fn sent(signal: u32, si_code: i32, tgid: u32) -> Sender {
+        Sender { signal, si_code, tgid, uid: 7, flags: SENT_TO_PROCESS, ..Sender::NONE }
     }
 
-    fn exit(status: u32, flags: u32, sender: Option<(u32, i32, u32)>) -> Exit {
-        let sent = sender.map_or(Sender::NONE, |(signal, si_code, tgid)| Sender {
-            signal,
-            si_code,
-            tgid,
-            uid: 7,
-            comm: comm("sender"),
-            ..Sender::NONE
-        });
-        let flags = flags | if sender.is_some() { EXIT_SENDER } else { 0 };
-        Exit {
-            header: Header { kind: KIND_EXIT, flags, kernel_ns: 5_000_000 },
-            process: Process { tgid: 100, tid: 100, ..Process::NONE },
-            status,
-            reserved: 0,
-            max_rss_pages: 10,
-            sender: sent,
+    fn evidence(status: u32, flags: u32, sender: Option<Sender>) -> Evidence {
+        Evidence {
+            exit: Exit {
+                header: Header {
+                    kind: KIND_EXIT,
+                    flags: flags | if sender.is_some() { EXIT_SENDER } else { 0 },
+                    kernel_ns: 5_000_000_000,
+                },
+                process: Process { tgid: OWN, tid: OWN, ..Process::NONE },
+                status,
+                max_rss_pages: 10 * MIB,
+                sender: sender.unwrap_or(Sender::NONE),
+                ..bytemuck::Zeroable::zeroed()
+            },
+            mark: None,
+            group: None,
+            twin: None,
+            line: None,
+            senders: Senders::default(),
+            site: None,
+            systemd: Answer::NotAsked,
+            last_words: Answer::NotAsked,
+            memory_limit: None,
+            page_size: 4096,
+            missing: Vec::new(),
         }
     }
 
     fn mark(kill_sent: bool) -> Mark {
-        let trigger = Party { tgid: 50, comm: Comm(comm("asker")), uid: 0 };
-        Mark { kernel_ns: 2_000_000, tid: 100, kill_sent, trigger, scope: None, limit_owner: None }
-    }
-
-    fn kind(exit: &Exit, mark: Option<&Mark>) -> &'static str {
-        weigh(&Evidence { exit, mark, line: None }).kind()
+        Mark {
+            kernel_ns: 4_997_000_000,
+            tid: OWN,
+            tgid: OWN,
+            kill_sent,
+            trigger: Party { tgid: 50, comm: Comm(*b"asker\0\0\0\0\0\0\0\0\0\0\0"), uid: 0, service: None },
+            trigger_tid: 50,
+            scope: None,
+            limit_owner: None,
+            limit_bytes: None,
+            request_ns: 0,
+            in_group: false,
+            memory: None,
+            counts: Counts::default(),
+        }
     }
 
     #[test]
     fn sigkill_alone_is_no_oom_kill() {
-        let kernel = Some((9, SI_KERNEL, 50));
-        let user = Some((9, 0, 1234));
-        for (name, exit, mark, want) in [
-            ("kernel kill, marked", exit(9, EXIT_OOM_VICTIM, kernel), Some(mark(true)), "oom_kill"),
-            ("kernel kill, mark lost, oom_mm set", exit(9, EXIT_OOM_VICTIM, kernel), None, "oom_kill"),
-            ("sender and mark lost, oom_mm set", exit(9, EXIT_OOM_VICTIM, None), None, "oom_kill"),
-            ("kernel kill, left before the mark, mark came late", exit(9, 0, kernel), Some(mark(true)), "oom_kill"),
+        let kernel = Some(sent(9, SI_KERNEL, 50));
+        let user = Some(sent(9, 0, 1234));
+        let teardown = Some(Sender { flags: SENT_BY_NAMESPACE_END, ..sent(9, SI_KERNEL, 50) });
+        for (name, status, flags, sender, mark, want) in [
+            ("kernel kill, marked", 9, EXIT_OOM_VICTIM, kernel, Some(mark(true)), "oom_kill"),
+            ("kernel kill, mark lost, oom_mm set", 9, EXIT_OOM_VICTIM, kernel, None, "oom_kill"),
+            ("sender and mark lost, oom_mm set", 9, EXIT_OOM_VICTIM, None, None, "oom_kill"),
+            ("kernel kill, left before the mark, mark came late", 9, 0, kernel, Some(mark(true)), "oom_kill"),
+            ("kill -9 of a process that was marked while dying", 9, EXIT_OOM_VICTIM, user, Some(mark(false)), "killed"),
             (
-                "kill -9 of a process that was marked while dying",
-                exit(9, EXIT_OOM_VICTIM, user),
+                "torn down, and marked while dying",
+                9,
+                EXIT_OOM_VICTIM,
+                teardown,
                 Some(mark(false)),
-                "killed",
+                "container_teardown",
             ),
-            ("mark that killed nothing, sender lost", exit(9, EXIT_OOM_VICTIM, None), Some(mark(false)), "killed"),
-            ("kernel kill without a mark: pid namespace ends", exit(9, 0, kernel), None, "killed"),
-            ("kill -9", exit(9, 0, user), None, "killed"),
-            ("unknown sender", exit(9, 0, None), None, "killed"),
-            ("marked, but exited by itself", exit(0x100, EXIT_OOM_VICTIM, None), Some(mark(true)), "exit"),
+            ("mark that killed nothing, sender lost", 9, EXIT_OOM_VICTIM, None, Some(mark(false)), "unknown"),
+            ("kernel kill without a mark", 9, 0, kernel, None, "killed"),
+            ("kill -9", 9, 0, user, None, "killed"),
+            ("unknown sender", 9, 0, None, None, "unknown"),
+            ("marked, but exited by itself", 0x100, EXIT_OOM_VICTIM, None, Some(mark(true)), "exit"),
+            ("137 of a shell is an exit", 137 << 8, 0, None, None, "exit"),
         ] {
-            assert_eq!(kind(&exit, mark.as_ref()), want, "{name}");
+            let evidence = Evidence { mark, ..evidence(status, flags, sender) };
+            assert_eq!(weigh(&evidence).kind(), want, "{name}");
         }
     }
 
     #[test]
     fn a_fault_is_a_crash_and_the_same_signal_from_outside_is_not() {
-        assert_eq!(kind(&exit(0x8b, 0, Some((11, 1, 100))), None), "crash");
-        assert_eq!(kind(&exit(0x0b, 0, Some((11, 0, 4321))), None), "killed");
-        assert_eq!(kind(&exit(0x86, 0, Some((6, -6, 100))), None), "crash", "abort(3)");
-        assert_eq!(kind(&exit(0x0f, 0, Some((15, 0, 1))), None), "killed");
-        assert_eq!(kind(&exit(0x8b, 0, None), None), "crash", "sender not seen");
+        let kind = |status, sender| weigh(&evidence(status, 0, sender)).kind();
+        assert_eq!(kind(0x8b, Some(sent(11, 1, OWN))), "crash");
+        assert_eq!(kind(0x0b, Some(sent(11, 0, 4321))), "killed");
+        assert_eq!(kind(0x86, Some(sent(6, -6, OWN))), "crash", "abort(3)");
+        assert_eq!(kind(0x0f, Some(sent(15, 0, 4321))), "killed");
+        assert_eq!(kind(0x8b, None), "crash", "sender not seen");
+        assert_eq!(kind(24, Some(sent(24, SI_KERNEL, OWN))), "crash", "processor time");
     }
 
     #[test]
     fn a_sender_of_another_signal_is_not_blamed() {
-        let cause = weigh(&Evidence { exit: &exit(9, 0, Some((15, 0, 1))), mark: None, line: None });
-        assert_eq!(cause, Cause::Killed { signal: 9, by: None, by_kernel: false });
+        assert_eq!(weigh(&evidence(9, 0, Some(sent(15, 0, 4321)))), Cause::Unknown { signal: 9 });
+    }
+
+    #[test]
+    fn kills_by_the_kernel_carry_their_reason() {
+        let kernel = sent(9, SI_KERNEL, 50);
+        let traced = evidence(9, 0, Some(Sender { flags: SENT_BY_TRACER_END, ..kernel }));
+        assert!(matches!(weigh(&traced), Cause::Killed { by_kernel: true, reason: Some(Reason::TracerExit), .. }));
+        let mut limited = evidence(9, 0, Some(sent(9, SI_KERNEL, OWN)));
+        assert!(matches!(weigh(&limited), Cause::Killed { by_kernel: true, reason: None, .. }), "no limit is known");
+        limited.exit.cpu_limit = 2;
+        assert!(matches!(weigh(&limited), Cause::Killed { by_kernel: true, reason: Some(Reason::CpuLimit), .. }));
+        let through_cgroup = evidence(9, 0, Some(Sender { flags: SENT_WITHOUT_INFO, ..sent(9, 0, 50) }));
+        let Cause::Killed { by: Some(by), reason: Some(Reason::CgroupKill), .. } = weigh(&through_cgroup) else {
+            panic!("through cgroup.kill: {:?}", weigh(&through_cgroup));
+        };
+        assert_eq!(by.tgid, 50);
+    }
+
+    fn by(kind: SenderKind, status: u32, last: Sender, before: Option<Sender>) -> Evidence {
+        let mut evidence = evidence(status, 0, Some(last));
+        evidence.senders.last = kind;
+        if let Some(before) = before {
+            evidence.exit.before = before;
+            evidence.senders.before = kind;
+        }
+        evidence
+    }
+
+    #[test]
+    fn a_supervisor_s_stop_is_no_outage_however_the_process_takes_it() {
+        let (term, kill) = (sent(15, 0, 1), sent(9, 0, 1));
+        for kind in [SenderKind::Manager, SenderKind::Engine] {
+            for (status, last, before, forced) in [
+                (15, term, None, false),
+                (0, term, None, false),
+                (0x300, term, None, false),
+                (9, kill, Some(term), true),
+                (9, kill, None, false),
+            ] {
+                let cause = weigh(&by(kind, status, last, before));
+                let Cause::Stopped { forced: was, .. } = cause else { panic!("{kind:?} {status:#x}: {cause:?}") };
+                assert_eq!(was, forced, "{kind:?} {status:#x}");
+            }
+        }
+        // To read the configuration again is no request to end.
+        assert_eq!(weigh(&by(SenderKind::Manager, 0x100, sent(1, 0, 1), None)).kind(), "exit");
+        // A request that anybody sends stops no service on purpose.
+        assert_eq!(weigh(&by(SenderKind::Other, 15, term, None)).kind(), "killed");
+        assert_eq!(weigh(&by(SenderKind::Other, 0x100, term, None)).kind(), "exit");
+    }
+
+    #[test]
+    fn systemd_s_view_tells_stops_from_time_outs() {
+        let asked = |meaning, status, last, before| {
+            weigh(&Evidence { systemd: Answer::Told(meaning), ..by(SenderKind::Manager, status, last, before) })
+        };
+        let (term, kill, abrt) = (sent(15, 0, 1), sent(9, 0, 1), sent(6, 0, 1));
+        assert_eq!(asked(Meaning::Stop, 15, term, None).kind(), "stopped");
+        assert!(matches!(asked(Meaning::StopTimedOut, 9, kill, Some(term)), Cause::Stopped { forced: true, .. }));
+        assert_eq!(asked(Meaning::Watchdog, 6, abrt, None).kind(), "watchdog");
+        assert_eq!(asked(Meaning::Watchdog, 9, kill, Some(abrt)).kind(), "watchdog");
+        for (meaning, reason) in [
+            (Meaning::StartTimeout, Reason::StartTimeout),
+            (Meaning::RuntimeLimit, Reason::RuntimeLimit),
+            (Meaning::OomPolicy, Reason::OomPolicy),
+        ] {
+            let Cause::Killed { reason: Some(found), .. } = asked(meaning, 15, term, None) else {
+                panic!("{meaning:?}")
+            };
+            assert_eq!(found, reason);
+            assert_eq!(asked(meaning, 0, term, None).kind(), "clean_exit", "{meaning:?}");
+        }
+        // Without its view: the signal of the watchdog is sent for nothing else by default.
+        assert_eq!(weigh(&by(SenderKind::Manager, 6, abrt, None)).kind(), "watchdog");
+        assert_eq!(weigh(&by(SenderKind::Manager, 9, kill, Some(abrt))).kind(), "watchdog");
+    }
+
+    #[test]
+    fn a_killer_in_user_space_is_named() {
+        for (status, last) in [(15, sent(15, 0, 300)), (9, sent(9, 0, 300)), (0, sent(15, 0, 300))] {
+            let cause = weigh(&by(SenderKind::MemoryKiller, status, last, None));
+            assert!(matches!(&cause, Cause::UserspaceOomKill { by, .. } if by.tgid == 300), "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn an_application_out_of_memory_needs_a_witness() {
+        let scored = |status: u32, change: &dyn Fn(&mut Evidence)| {
+            let mut evidence = evidence(status, 0, None);
+            change(&mut evidence);
+            match weigh(&evidence) {
+                Cause::AppOomProbable { score, .. } => Some(score),
+                _ => None,
+            }
+        };
+        let refused = |evidence: &mut Evidence, age: u64| {
+            evidence.exit.refusals = 1;
+            evidence.exit.refused_ns = evidence.exit.header.kernel_ns - age;
+        };
+        let near = |evidence: &mut Evidence| evidence.memory_limit = Some(11 * 1024 * 1024);
+        let words = |evidence: &mut Evidence| evidence.last_words = Answer::Told(Some("MemoryError".to_owned()));
+        assert_eq!(scored(0x100, &|_| {}), None);
+        assert_eq!(scored(0x100, &|evidence| refused(evidence, 47_000_000)), Some(0.6));
+        assert_eq!(scored(0x100, &|evidence| refused(evidence, 2_000_000_001)), None, "too long ago");
+        assert_eq!(scored(0, &|evidence| refused(evidence, 1)), None, "it ended well");
+        assert_eq!(scored(0x300, &|evidence| near(evidence)), None, "a peak near the limit alone is a guess");
+        assert_eq!(scored(0x300, &|evidence| words(evidence)), Some(0.9));
+        assert_eq!(scored(0x86, &|evidence| words(evidence)), Some(0.9), "aborted, core dumped");
+        let all = |evidence: &mut Evidence| {
+            refused(evidence, 1);
+            near(evidence);
+            words(evidence);
+        };
+        assert_eq!(scored(0x300, &all), Some(0.98));
+        // What somebody else did is not the application's want of memory.
+        let mut killed = evidence(15, 0, Some(sent(15, 0, 4321)));
+        all(&mut killed);
+        assert_eq!(weigh(&killed).kind(), "killed");
     }
 
     #[test]
     fn the_log_line_adds_scope_and_owner() {
-        let line = OomLine { constraint: Constraint::Memcg, limit_owner: Some("/a".to_owned()), tid: 100 };
-        let exit = exit(9, EXIT_OOM_VICTIM, Some((9, SI_KERNEL, 50)));
-        let Cause::OomKill(oom) = weigh(&Evidence { exit: &exit, mark: Some(&mark(true)), line: Some(&line) }) else {
-            panic!("an OOM kill");
+        let line = OomLine { constraint: Constraint::Memcg, limit_owner: Some("/a".to_owned()), tid: OWN };
+        let evidence = Evidence {
+            mark: Some(mark(true)),
+            line: Some(line),
+            ..evidence(9, EXIT_OOM_VICTIM, Some(sent(9, SI_KERNEL, 50)))
         };
+        let Cause::OomKill(oom) = weigh(&evidence) else { panic!("an OOM kill") };
         assert_eq!((oom.scope, oom.limit_owner.as_deref()), (Some(Scope::Memcg), Some("/a")));
         assert_eq!(oom.mark_to_exit_us, Some(3000));
         assert_eq!(oom.triggered_by.map(|by| by.tgid), Some(50));
+    }
+
+    proptest! {
+        /// Whatever the evidence: the verdict fits the way in which the process ended, and an OOM kill never comes
+        /// without SIGKILL and a mark of the kernel's.
+        #[test]
+        fn no_evidence_makes_a_verdict_that_the_status_denies(
+            status in 0u32..0x1_0000,
+            flags in 0u32..8,
+            signal in 0u32..65,
+            si_code in prop::sample::select(vec![0, SI_KERNEL, 1, -6, i32::MIN]),
+            tgid in prop::sample::select(vec![1u32, OWN, 4321]),
+            sent_flags in 0u32..16,
+            before in 0u32..32,
+            kinds in prop::sample::select(vec![SenderKind::Other, SenderKind::Manager, SenderKind::Engine, SenderKind::MemoryKiller]),
+            marked in prop::option::of(any::<bool>()),
+            twin in any::<bool>(),
+            refusals in 0u32..2,
+        ) {
+            let mut evidence = by(kinds, status, Sender { flags: sent_flags, ..sent(signal, si_code, tgid) }, Some(sent(before, 0, tgid)));
+            evidence.exit.header.flags = flags;
+            evidence.exit.refusals = refusals;
+            evidence.mark = marked.map(mark);
+            evidence.twin = twin.then(|| mark(true));
+            let cause = weigh(&evidence);
+            let ended_by = status::signal(status).map(|(signal, _)| signal);
+            match &cause {
+                Cause::OomKill(_) => {
+                    prop_assert_eq!(ended_by, Some(9));
+                    prop_assert!(evidence.mark.is_some() || evidence.twin.is_some() || flags & EXIT_OOM_VICTIM != 0);
+                }
+                Cause::Exit { code } => prop_assert!(ended_by.is_none() && *code != 0),
+                Cause::CleanExit => prop_assert!(ended_by.is_none()),
+                Cause::Crash { signal, .. } | Cause::Killed { signal, .. } | Cause::Unknown { signal } => {
+                    prop_assert_eq!(ended_by, Some(*signal));
+                }
+                Cause::ContainerTeardown { .. } => prop_assert_eq!(ended_by, Some(9)),
+                Cause::Stopped { signal, .. } => prop_assert_eq!(ended_by, *signal),
+                Cause::AppOomProbable { score, .. } => prop_assert!((PROBABLE..=1.0).contains(score)),
+                Cause::UserspaceOomKill { .. } | Cause::Watchdog { .. } => {}
+            }
+            // Whatever it is, it can be said.
+            prop_assert!(!cause.to_string().is_empty() && !evidence.items().is_empty());
+            prop_assert!(Cause::KINDS.contains(&cause.kind()));
+        }
     }
 }

@@ -151,6 +151,44 @@ impl Hierarchy {
         Ok(outside.filter_map(|&pid| process::identity(pid).ok().flatten()).min_by_key(|process| process.start_ns))
     }
 
+    /// The memory limit of a cgroup itself in bytes; `None` without one, or when it cannot be read.
+    pub(crate) fn memory_limit(&self, path: &str) -> Option<u64> {
+        let name = match self.version {
+            Version::V1 => "memory.limit_in_bytes",
+            Version::V2 => "memory.max",
+        };
+        // v2 says `max`; v1 the largest number of pages that it can count.
+        let limit = fs::read_to_string(self.directory(path).join(name)).ok()?.trim().parse().ok()?;
+        (limit < NO_LIMIT_V1).then_some(limit)
+    }
+
+    /// The least memory limit of a cgroup and those above it.
+    pub(crate) fn least_memory_limit(&self, path: &str) -> Option<u64> {
+        ancestry(path).filter_map(|path| self.memory_limit(path)).min()
+    }
+
+    /// How many processes the OOM killer has killed in a cgroup, and how often a whole group (v2). v2 counts those in
+    /// cgroups below too. `None` where it cannot be read.
+    pub(crate) fn oom_kills(&self, path: &str) -> Option<(u64, Option<u64>)> {
+        let name = match self.version {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        };
+        let text = fs::read_to_string(self.directory(path).join(name)).ok()?;
+        let count = |key| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok());
+        Some((count("oom_kill")?, count("oom_group_kill")))
+    }
+
+    /// True when the OOM killer takes a whole cgroup for a victim in `path` (`memory.oom.group`, v2): one between it and
+    /// the cgroup whose limit was met asks for that.
+    pub(crate) fn kills_groups(&self, path: &str, limit_owner: Option<&str>) -> bool {
+        let asks = |path: &str| {
+            fs::read_to_string(self.directory(path).join("memory.oom.group")).is_ok_and(|text| text.trim() == "1")
+        };
+        let within = |path: &&str| limit_owner.is_none_or(|owner| path.len() >= owner.len());
+        self.version == Version::V2 && ancestry(path).take_while(within).any(asks)
+    }
+
     /// Makes a cgroup, its parents included. No error when it exists.
     pub(crate) fn create(&self, path: &str) -> Result<()> {
         let directory = self.directory(path);
@@ -203,6 +241,15 @@ impl Hierarchy {
     }
 }
 
+/// Where v1 begins to mean "no limit": it says `PAGE_COUNTER_MAX` pages, just below 2^63 bytes.
+const NO_LIMIT_V1: u64 = 1 << 62;
+
+/// A path and those above it, the root last.
+fn ancestry(path: &str) -> impl Iterator<Item = &str> {
+    let path = path.trim_end_matches('/');
+    std::iter::successors(Some(path), |path| path.rfind('/').map(|slash| &path[..slash]))
+}
+
 /// Undoes the octal escapes of `/proc/self/mounts` (blank, tab, newline, backslash).
 fn unescape(text: &str) -> PathBuf {
     let plain = text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
@@ -235,6 +282,36 @@ mod tests {
         assert!(error.contains("mount -t cgroup2"), "{error}");
         let error = Hierarchy::choose(ON_V1, UNIFIED).expect_err("v1 not mounted").to_string();
         assert!(error.contains("-o memory"), "{error}");
+    }
+
+    #[test]
+    fn a_path_leads_up_to_the_root() {
+        assert_eq!(ancestry("/a/b").collect::<Vec<_>>(), ["/a/b", "/a", ""]);
+        assert_eq!(ancestry("/").collect::<Vec<_>>(), [""]);
+    }
+
+    #[test]
+    fn limits_and_counts_are_read_in_both_versions() {
+        let mount = tempfile::tempdir().expect("a directory");
+        let write = |path: &str, text: &str| {
+            let file = mount.path().join(path);
+            fs::create_dir_all(file.parent().expect("a parent")).expect("directories");
+            fs::write(file, text).expect("written");
+        };
+        write("a/memory.max", "1000\n");
+        write("a/b/memory.max", "max\n");
+        write("a/b/memory.events", "low 0\noom 7\noom_kill 3\noom_group_kill 1\n");
+        write("a/memory.oom.group", "1\n");
+        write("a/b/memory.oom.group", "0\n");
+        let v2 = Hierarchy { version: Version::V2, id: 0, mount: mount.path().to_owned() };
+        assert_eq!((v2.memory_limit("/a/b"), v2.least_memory_limit("/a/b")), (None, Some(1000)));
+        assert_eq!(v2.oom_kills("/a/b"), Some((3, Some(1))));
+        assert!(v2.kills_groups("/a/b", None) && v2.kills_groups("/a/b", Some("/a")));
+        assert!(!v2.kills_groups("/a/b", Some("/a/b")), "above the limit that was met");
+        write("c/memory.limit_in_bytes", "9223372036854771712\n");
+        write("c/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n");
+        let v1 = Hierarchy { version: Version::V1, ..v2 };
+        assert_eq!((v1.memory_limit("/c"), v1.oom_kills("/c")), (None, Some((2, None))));
     }
 
     #[test]

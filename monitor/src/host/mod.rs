@@ -7,4 +7,5 @@ pub(crate) mod kmsg;
 pub(crate) mod memory;
 pub(crate) mod privilege;
 pub(crate) mod process;
+pub(crate) mod systemd;
 pub(crate) mod vmstat;

@@ -178,6 +178,14 @@ impl Btf {
         Ok(Some(arguments))
     }
 
+    /// Number of arguments of a function; `None` when the kernel has none of that name.
+    pub(crate) fn function(&self, name: &str) -> Result<Option<usize>> {
+        let Some(function) = self.find(kind::FUNC, name)? else { return Ok(None) };
+        let proto = self.resolve(function.size_or_type)?.context("a function without a prototype")?;
+        ensure!(proto.kind == kind::FUNC_PROTO, "a function without a prototype");
+        Ok(Some(proto.len))
+    }
+
     fn member_bits(&self, ty: Type, member: &str, depth: u32) -> Result<Option<u32>> {
         ensure!(depth < MAX_DEPTH, "structures nest too deep");
         for at in ty.entries(12) {

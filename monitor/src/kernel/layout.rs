@@ -13,8 +13,36 @@ pub(crate) struct Plan {
     pub(crate) layout: Layout,
     /// Programs to attach: name in the object, tracepoint.
     pub(crate) programs: Vec<(&'static str, &'static str)>,
+    /// Programs to attach at functions, where the kernel lets them in.
+    pub(crate) functions: Vec<Function>,
     /// Evidence that this kernel cannot give, in words, each once.
     pub(crate) missing: Vec<String>,
+}
+
+/// A program at the begin or the end of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Function {
+    /// Name in the object.
+    pub(crate) program: &'static str,
+    /// The kernel's function.
+    pub(crate) function: &'static str,
+    /// What is lost without it.
+    pub(crate) evidence: &'static str,
+    /// Program and tracepoint to attach instead where the kernel refuses it.
+    pub(crate) substitute: Option<(&'static str, &'static str)>,
+}
+
+/// Whether refused requests for memory are watched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Watched {
+    /// Where it costs the calls that ask for memory only
+    #[default]
+    Auto,
+    /// Everywhere; where the kernel refuses programs at functions, at a cost to every system call
+    Always,
+    /// Nowhere
+    Never,
 }
 
 /// Facts about the host that are not in BTF.
@@ -26,6 +54,8 @@ pub(crate) struct Host<'a> {
     pub(crate) may_probe: bool,
     /// Report clean exits of unwatched processes too.
     pub(crate) report_clean: bool,
+    /// Whether refused requests for memory are watched.
+    pub(crate) failed_allocations: Watched,
 }
 
 /// Looks everything up.
@@ -64,12 +94,21 @@ pub(crate) fn plan(btf: &Btf, host: Host<'_>) -> Result<Plan> {
     if let Some(size) = btf.size_of("k_sigaction")? {
         layout.sigaction_size = size;
     }
+    if let Some(size) = btf.size_of("upid")? {
+        layout.upid_size = size;
+    }
+    match resident_counters(btf)? {
+        Some((first, stride)) => (layout.mm_rss, layout.mm_rss_stride) = (first, stride),
+        None => miss("memory figures of an OOM victim", "mm_struct.rss_stat has no known shape".to_owned()),
+    }
     layout.may_probe = u32::from(host.may_probe);
     layout.report_clean = u32::from(host.report_clean);
     if let Some(hierarchy) = host.hierarchy {
         layout.watch_memory_v1 = u32::from(hierarchy.is_v1());
         layout.hierarchy = hierarchy.id;
     }
+
+    let functions = functions(btf, host.failed_allocations, &mut miss)?;
 
     // In the order in which they are attached: what gives evidence before what reports a death with it.
     let mut programs = Vec::new();
@@ -107,7 +146,62 @@ pub(crate) fn plan(btf: &Btf, host: Host<'_>) -> Result<Plan> {
         programs.push(("process_exit_again", "sched_process_exit"));
     }
     if !host.may_probe {
-        miss("whether a signal was fatal, paths of new cgroups", "kernel lockdown is confidentiality".to_owned());
+        let evidence = "whether a signal was fatal, paths of new cgroups, programs of crashes, memory figures of OOM victims, \
+            ends of pid namespaces and tracers";
+        miss(evidence, "kernel lockdown is confidentiality".to_owned());
     }
-    Ok(Plan { layout, programs, missing })
+    Ok(Plan { layout, programs, functions, missing })
+}
+
+/// Where the counters of resident pages begin in `mm_struct`, and from one to the next: plain numbers before 6.2,
+/// per-processor counters since.
+fn resident_counters(btf: &Btf) -> Result<Option<(u32, u32)>> {
+    let Some(stat) = btf.offset_of("mm_struct", "rss_stat")? else { return Ok(None) };
+    if let Some(plain) = btf.offset_of("mm_rss_stat", "count")? {
+        return Ok(Some((stat + plain, 8)));
+    }
+    let (count, size) = (btf.offset_of("percpu_counter", "count")?, btf.size_of("percpu_counter")?);
+    Ok(count.zip(size).map(|(count, size)| (stat + count, size)))
+}
+
+/// The programs at functions. Not every kernel lets one in there, so each has its substitute or its loss.
+fn functions(btf: &Btf, failed_allocations: Watched, miss: &mut impl FnMut(&str, String)) -> Result<Vec<Function>> {
+    let mut found = Vec::new();
+    for (program, function, arguments, wanted, evidence, substitute) in [
+        (
+            "oom_begins",
+            "out_of_memory",
+            1,
+            true,
+            "exact scope and limit of every OOM kill (the kernel's log is used)",
+            None,
+        ),
+        (
+            "mmap_ended",
+            "vm_mmap_pgoff",
+            6,
+            failed_allocations != Watched::Never,
+            "refused requests for memory",
+            (failed_allocations == Watched::Always).then_some(("call_ended", "sys_exit")),
+        ),
+        (
+            "brk_ended",
+            "__x64_sys_brk",
+            1,
+            failed_allocations != Watched::Never,
+            "refused requests for a larger heap",
+            None,
+        ),
+    ] {
+        if !wanted {
+            continue;
+        }
+        // The programs find what they read by its place among the arguments.
+        match btf.function(function)? {
+            Some(count) if count == arguments => found.push(Function { program, function, evidence, substitute }),
+            Some(count) => miss(evidence, format!("{function} has {count} arguments here, not {arguments}")),
+            None => miss(evidence, format!("no function {function}")),
+        }
+    }
+    Ok(found)
 }

@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader, Endianness,
     maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, FEntry, ProgramError},
+    programs::{BtfTracePoint, Program, ProgramError},
 };
 use aya_log::EbpfLogger;
 use monitor_common::counter::SLOTS;
@@ -42,6 +42,8 @@ pub(crate) struct Options<'a> {
     pub(crate) hierarchy: Option<&'a Hierarchy>,
     /// Report clean exits of unwatched processes too.
     pub(crate) report_clean: bool,
+    /// Whether refused requests for memory are watched.
+    pub(crate) failed_allocations: layout::Watched,
 }
 
 /// Why the programs are not running, where an operator can mend it.
@@ -81,7 +83,7 @@ pub(crate) struct Rings {
 
 /// What one attached program has cost; zero unless the kernel measures (`kernel.bpf_stats_enabled`).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Program {
+pub(crate) struct Cost {
     /// Name in the object.
     pub(crate) name: &'static str,
     /// Times run.
@@ -121,6 +123,7 @@ pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
             hierarchy: options.hierarchy,
             may_probe: !privilege::lockdown_is_confidential(),
             report_clean: options.report_clean,
+            failed_allocations: options.failed_allocations,
         };
         layout::plan(&types, host).context("this kernel cannot be watched")?
     };
@@ -140,15 +143,22 @@ pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
         .with_context(|| format!("cannot read type information from {}", path.display()))?;
     let mut programs = Vec::new();
     let mut missing = plan.missing;
-    // Not every kernel lets a program in at a function; the log's line is the source there.
-    match attach_oom_begins(&mut ebpf, &types) {
-        Ok(()) => programs.push(OOM_BEGINS),
-        Err(error) => missing.push(format!(
-            "exact scope and limit of every OOM kill; the kernel's log is used (fentry at out_of_memory: {})",
-            error.root_cause()
-        )),
+    // What gives evidence is attached before what reports a death with it.
+    let mut tracepoints = Vec::new();
+    for function in plan.functions {
+        match (attach_function(&mut ebpf, &types, &function), function.substitute) {
+            (Ok(()), _) => programs.push(function.program),
+            (Err(_), Some(substitute)) => tracepoints.push(substitute),
+            (Err(error), None) => missing.push(format!(
+                "{} (no program can be attached to {} here: {})",
+                function.evidence,
+                function.function,
+                error.root_cause()
+            )),
+        }
     }
-    for (name, tracepoint) in plan.programs {
+    tracepoints.extend(plan.programs);
+    for (name, tracepoint) in tracepoints {
         let program: &mut BtfTracePoint =
             ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?;
         program.load(tracepoint, &types).map_err(|error| explain(error.into())).with_context(|| {
@@ -172,14 +182,19 @@ pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
     Ok((Kernel { ebpf, counters, watched, programs, missing }, rings))
 }
 
-/// The program at the function where the OOM killer begins.
-const OOM_BEGINS: &str = "oom_begins";
-
-fn attach_oom_begins(ebpf: &mut Ebpf, types: &Btf) -> Result<()> {
-    let program: &mut FEntry =
-        ebpf.program_mut(OOM_BEGINS).with_context(|| format!("the object has no program {OOM_BEGINS}"))?.try_into()?;
-    program.load("out_of_memory", types)?;
-    program.attach()?;
+fn attach_function(ebpf: &mut Ebpf, types: &Btf, at: &layout::Function) -> Result<()> {
+    let program = ebpf.program_mut(at.program).with_context(|| format!("the object has no program {}", at.program))?;
+    match program {
+        Program::FEntry(program) => {
+            program.load(at.function, types)?;
+            program.attach()?;
+        }
+        Program::FExit(program) => {
+            program.load(at.function, types)?;
+            program.attach()?;
+        }
+        _ => bail!("{} is no program for a function", at.program),
+    }
     Ok(())
 }
 
@@ -257,13 +272,13 @@ impl Kernel {
     }
 
     /// What each program has cost so far.
-    pub(crate) fn costs(&self) -> Result<Vec<Program>> {
+    pub(crate) fn costs(&self) -> Result<Vec<Cost>> {
         self.programs
             .iter()
             .map(|&name| {
                 let program = self.ebpf.program(name).with_context(|| format!("the program {name} has gone"))?;
                 let info = program.info().with_context(|| format!("cannot ask for the cost of {name}"))?;
-                Ok(Program { name, runs: info.run_count(), time: info.run_time() })
+                Ok(Cost { name, runs: info.run_count(), time: info.run_time() })
             })
             .collect()
     }

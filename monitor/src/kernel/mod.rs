@@ -12,6 +12,7 @@ mod load;
 mod ring;
 
 pub(crate) use diagnostics::follow_diagnostics;
+pub(crate) use layout::Watched;
 pub(crate) use load::{Kernel, Options, VMLINUX, load, permitted};
 pub(crate) use ring::{Event, RingStats, follow};
 

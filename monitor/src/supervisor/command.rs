@@ -62,6 +62,11 @@ impl CommandSupervisor {
         &self.command.cgroup
     }
 
+    /// The file that keeps what the service writes.
+    pub(crate) fn output(&self) -> &Path {
+        &self.output
+    }
+
     /// Its id, when it exists.
     pub(crate) fn cgroup_id(&self) -> Result<Option<u64>> {
         self.hierarchy.id_of(&self.command.cgroup)

@@ -1,0 +1,129 @@
+//! Where a process is when it brings a fatal signal on itself: the user stack, by build id.
+//!
+//! Taken when the signal is generated, since the address space has gone by the exit on kernels before 6.16. The kernel
+//! follows frame pointers, so the innermost frame is always right and outer ones are in code that keeps them.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_F_USER_BUILD_ID, BPF_F_USER_STACK},
+    helpers::generated::{bpf_get_stack, bpf_probe_read_kernel_str},
+    programs::BtfTracePointContext,
+};
+use monitor_common::{
+    layout::ABSENT,
+    record::{CrashSite, FRAMES, Frame, Header, KIND_CRASH_SITE, PROGRAM_NAME_LEN, PROGRAM_NAMES},
+};
+
+use crate::{
+    current::{self, Address, probe},
+    maps::{Identity, SITES, WATCHED},
+    ring::Lane,
+    task::{self, offset},
+};
+
+/// Signals whose default action is a core dump, QUIT apart: ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS (signal(7)).
+const FAULTS: u64 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 30;
+/// A site costs some microseconds and 744 bytes; in a storm of crashes nobody reads them all. Watched services are
+/// exempt.
+const WINDOW_NS: u64 = 1_000_000_000;
+/// Sites for each window on each processor.
+const SITES_IN_WINDOW: u64 = 64;
+
+/// Sends the site of a fatal `signal` that the current process has just brought on itself.
+#[inline(always)]
+pub(crate) fn site(ctx: &BtfTracePointContext, signal: u32, identity: Identity, cgroup: u64) {
+    if signal > 32 || FAULTS >> (signal - 1) & 1 == 0 {
+        return;
+    }
+    // SAFETY: the value is only compared with "absent".
+    let watched = unsafe { WATCHED.get(cgroup) }.is_some();
+    if !watched && !within_budget() {
+        return;
+    }
+    // The ring that its exit will be on, so that it comes first.
+    let lane = if watched { Lane::Critical } else { Lane::Bulk };
+    let kernel_ns = task::now_ns();
+    let Some(mut entry) = lane.reserve::<CrashSite>() else { return };
+    let site = entry.as_mut_ptr();
+    // SAFETY: the entry is as large as a `CrashSite`; the helper writes no more than it is told, and nothing on failure.
+    unsafe {
+        (*site).header = Header { kind: KIND_CRASH_SITE, flags: 0, kernel_ns };
+        (*site).start_ns = identity.start_ns;
+        (*site).tgid = identity.tgid as u32;
+        (*site).tid = aya_ebpf::helpers::bpf_get_current_pid_tgid() as u32;
+        (*site).signal = signal;
+        let size = (FRAMES * size_of::<Frame>()) as u32;
+        let flags = u64::from(BPF_F_USER_STACK | BPF_F_USER_BUILD_ID);
+        let filled = bpf_get_stack(ctx.as_ptr(), (&raw mut (*site).frames).cast(), size, flags);
+        (*site).depth = if filled > 0 { filled as u32 / size_of::<Frame>() as u32 } else { 0 };
+        program(site);
+    }
+    lane.submit(entry);
+}
+
+#[inline(always)]
+fn within_budget() -> bool {
+    let Some(window) = SITES.get_ptr_mut(0) else { return false };
+    let now = task::now_ns();
+    // SAFETY: this CPU's slot of the map.
+    unsafe {
+        if now - (*window).begin_ns > WINDOW_NS {
+            (*window).begin_ns = now;
+            (*window).taken = 0;
+        }
+        (*window).taken += 1;
+        (*window).taken <= SITES_IN_WINDOW
+    }
+}
+
+/// Fills the path of the program, from its name upwards.
+///
+/// # Safety
+/// `site` must be writable for the whole of a [`CrashSite`].
+#[inline(always)]
+unsafe fn program(site: *mut CrashSite) {
+    let mut entry = dentry();
+    // SAFETY: the caller vouches for `site`; the index is below the length of the array.
+    unsafe {
+        for at in 0..PROGRAM_NAMES {
+            let name = (&raw mut (*site).program).cast::<[u8; PROGRAM_NAME_LEN]>().add(at);
+            // An unused place begins with a zero byte; the rest of it is what the ring held before, so all is written.
+            let words = name.cast::<u64>();
+            for word in 0..PROGRAM_NAME_LEN / 8 {
+                core::ptr::write_volatile(words.add(word), 0);
+            }
+            if entry != 0 {
+                entry = copy_name(entry, name.cast());
+            }
+        }
+    }
+}
+
+/// Copies the name of a directory entry; the entry above, or 0.
+///
+/// # Safety
+/// `out` must be writable for [`PROGRAM_NAME_LEN`] bytes.
+#[inline(always)]
+unsafe fn copy_name(entry: Address, out: *mut core::ffi::c_void) -> Address {
+    let (name, text) = (offset!(dentry_name), offset!(qstr_name));
+    if name == ABSENT || text == ABSENT {
+        return 0;
+    }
+    let Some(text) = current::probe_at::<Address>(entry + u64::from(name), text) else { return 0 };
+    // SAFETY: the caller vouches for `out`; the helper checks the address that it reads from.
+    unsafe { bpf_probe_read_kernel_str(out, PROGRAM_NAME_LEN as u32, text as *const core::ffi::c_void) };
+    let above = probe!(entry, dentry_parent: Address, else 0);
+    if above == entry { 0 } else { above }
+}
+
+/// Directory entry of the current program; 0 when it cannot be read.
+#[inline(always)]
+fn dentry() -> Address {
+    let mm = probe!(current::task(), task_mm: Address, else return 0);
+    let file = probe!(mm, mm_exe_file: Address, else return 0);
+    let path = offset!(file_path);
+    if path == ABSENT {
+        return 0;
+    }
+    probe!(file + u64::from(path), path_dentry: Address, else 0)
+}

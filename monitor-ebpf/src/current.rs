@@ -1,0 +1,108 @@
+//! What is asked of the thread that runs now, beyond what helpers tell.
+//!
+//! Kernels before 5.11 hand out the current task as a plain number, so these reads go through the helper that checks
+//! addresses; lockdown=confidentiality refuses it, and then the answers are "not known".
+
+use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_task, bpf_probe_read_kernel};
+use monitor_common::layout::ABSENT;
+
+use crate::{maps::Identity, task, task::offset};
+
+/// `PF_EXITING` (sched.h).
+const EXITING: u32 = 4;
+
+/// A plain address in the kernel.
+pub(crate) type Address = u64;
+
+/// Reads a field at an offset of the table; returns the given default from what encloses it when that is not possible.
+macro_rules! probe {
+    ($base:expr, $slot:ident: $type:ty, else $default:expr) => {{
+        let (base, offset): ($crate::current::Address, u32) = ($base, $crate::task::offset!($slot));
+        if offset == ABSENT {
+            $default
+        } else {
+            match $crate::current::probe_at::<$type>(base, offset) {
+                Some(value) => value,
+                None => $default,
+            }
+        }
+    }};
+}
+pub(crate) use probe;
+
+/// Reads `T`; `None` when the address is bad or reading is not allowed.
+#[inline(always)]
+pub(crate) fn probe_at<T>(base: Address, offset: u32) -> Option<T> {
+    if offset!(may_probe) == 0 {
+        return None;
+    }
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.ok()
+}
+
+/// Address of the current task.
+#[inline(always)]
+pub(crate) fn task() -> Address {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_get_current_task() }
+}
+
+/// Identity of the current process; without its start when that cannot be read.
+#[inline(always)]
+pub(crate) fn identity() -> Identity {
+    Identity { start_ns: start_ns(), tgid: u64::from(task::current_tgid()) }
+}
+
+/// When the current process started, and its cgroup in the watched hierarchy; 0 for what cannot be read.
+#[inline(always)]
+pub(crate) fn origin() -> (u64, u64) {
+    (start_ns(), cgroup_id())
+}
+
+#[inline(always)]
+fn start_ns() -> u64 {
+    let leader = probe!(task(), task_group_leader: Address, else return 0);
+    probe!(leader, task_start: u64, else 0)
+}
+
+/// Id of the current process's cgroup in the watched hierarchy.
+#[inline(always)]
+pub(crate) fn cgroup_id() -> u64 {
+    if offset!(watch_memory_v1) == 0 {
+        // SAFETY: a helper without arguments.
+        return unsafe { bpf_get_current_cgroup_id() };
+    }
+    let css_set = probe!(task(), task_cgroups: Address, else return 0);
+    let css = probe!(css_set, css_set_memory: Address, else return 0);
+    let cgroup = probe!(css, css_cgroup: Address, else return 0);
+    let node = probe!(cgroup, cgroup_kn: Address, else return 0);
+    probe!(node, kernfs_id: u64, else 0)
+}
+
+/// True while the current thread ends.
+#[inline(always)]
+pub(crate) fn is_exiting() -> bool {
+    probe!(task(), task_flags: u32, else 0) & EXITING != 0
+}
+
+/// True for the first process of a pid namespace that is not the initial one.
+#[inline(always)]
+pub(crate) fn is_namespace_init() -> bool {
+    let size = offset!(upid_size);
+    if size == ABSENT {
+        return false;
+    }
+    let leader = probe!(task(), task_group_leader: Address, else return false);
+    let pid = probe!(leader, task_thread_pid: Address, else return false);
+    let level = probe!(pid, pid_level: u32, else return false);
+    if level == 0 {
+        return false;
+    }
+    // The id in its own namespace is the last one.
+    let own = pid + u64::from(level) * u64::from(size);
+    let at = offset!(pid_numbers);
+    if at == ABSENT {
+        return false;
+    }
+    probe!(own + u64::from(at), upid_nr: u32, else 0) == 1
+}

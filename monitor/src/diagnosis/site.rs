@@ -1,0 +1,160 @@
+//! Where a process was when it crashed.
+
+use std::fmt;
+
+use monitor_common::record::{self, CrashSite, FRAME_ADDRESS, FRAME_BUILD_ID, PROGRAM_NAME_LEN};
+use serde::Serialize;
+
+use crate::{
+    symbols::{Frame, RawFrame},
+    text::Clean,
+};
+
+/// A user stack, the innermost frame first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Site {
+    /// The frames, as far as they could be told.
+    pub(crate) frames: Vec<Frame>,
+    /// What is not there, and why.
+    pub(crate) note: Option<&'static str>,
+    /// The frames as they came; what resolves them takes them from here.
+    #[serde(skip)]
+    pub(crate) raw: Vec<RawFrame>,
+    /// The program's path as far as the kernel knows it.
+    #[serde(skip)]
+    pub(crate) program: Option<String>,
+}
+
+/// Said of every stack that was followed by frame pointers alone.
+const OUTER_FRAMES: &str =
+    "frames beyond the first are right where the code keeps frame pointers (-fno-omit-frame-pointer)";
+/// Said when there is no frame at all.
+const NO_FRAMES: &str = "the kernel gave no user stack";
+
+impl Site {
+    /// Takes over what the kernel programs sent; nothing has a name yet.
+    pub(crate) fn new(site: &CrashSite) -> Self {
+        let raw = followed(site.frames());
+        let frames = raw.iter().map(Frame::unresolved).collect();
+        let note = Some(if raw.is_empty() { NO_FRAMES } else { OUTER_FRAMES });
+        Self { frames, note, raw, program: program(site) }
+    }
+
+    /// The frame that the signal hit, for one line.
+    pub(crate) fn innermost(&self) -> Option<Place<'_>> {
+        self.frames.first().map(Place)
+    }
+}
+
+/// Where code cannot be: the upper half of the addresses is the kernel's. A "frame pointer" that is none leads there, for
+/// the kernel names the mapping above a wild address.
+const NOT_CODE: u64 = 1 << 47;
+
+/// The frames up to the first that cannot be one: a chain of frame pointers through code that keeps none ends in
+/// nonsense, or turns in a circle.
+fn followed(frames: &[record::Frame]) -> Vec<RawFrame> {
+    let mut found: Vec<RawFrame> = Vec::new();
+    for frame in frames.iter().map_while(raw) {
+        let (RawFrame::BuildId { offset, .. } | RawFrame::Address(offset)) = frame;
+        if offset >= NOT_CODE || found.last() == Some(&frame) {
+            break;
+        }
+        found.push(frame);
+    }
+    found
+}
+
+fn raw(frame: &record::Frame) -> Option<RawFrame> {
+    match frame.status {
+        FRAME_BUILD_ID => Some(RawFrame::BuildId { id: frame.build_id, offset: frame.offset }),
+        FRAME_ADDRESS => Some(RawFrame::Address(frame.offset)),
+        _ => None,
+    }
+}
+
+/// The path, from the names that were sent; `None` when one is missing or cut.
+fn program(site: &CrashSite) -> Option<String> {
+    let mut names = Vec::new();
+    for name in &site.program {
+        let end = name.iter().position(|&byte| byte == 0)?;
+        match &name[..end] {
+            // The root of the file system.
+            b"/" => {
+                names.reverse();
+                return Some(format!("/{}", names.join("/")));
+            }
+            // A name without room for its end was cut by the helper.
+            _ if end == 0 || end + 1 == PROGRAM_NAME_LEN => return None,
+            name => names.push(str::from_utf8(name).ok()?.to_owned()),
+        }
+    }
+    None
+}
+
+/// One frame, for people.
+pub(crate) struct Place<'a>(&'a Frame);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Frame { module, build_id, offset, symbol, symbol_offset } = self.0;
+        if let Some(symbol) = symbol {
+            write!(out, "{}+{:#x} in ", Clean(symbol), symbol_offset.unwrap_or(0))?;
+        }
+        match (module, build_id) {
+            (Some(module), _) => write!(out, "{}", Clean(module.rsplit('/').next().unwrap_or(module)))?,
+            (None, Some(build_id)) => write!(out, "build {build_id}")?,
+            (None, None) => return write!(out, "address {offset:#x}"),
+        }
+        write!(out, "+{offset:#x}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytemuck::Zeroable as _;
+
+    fn named(names: &[&str]) -> CrashSite {
+        let mut site = CrashSite::zeroed();
+        for (slot, name) in site.program.iter_mut().zip(names) {
+            slot[..name.len()].copy_from_slice(name.as_bytes());
+        }
+        site
+    }
+
+    #[test]
+    fn a_path_is_put_together_only_when_it_is_whole() {
+        assert_eq!(program(&named(&["web", "bin", "usr", "/"])).as_deref(), Some("/usr/bin/web"));
+        assert_eq!(program(&named(&["web", "bin"])), None, "the root was not reached");
+        assert_eq!(program(&named(&["f", "e", "d", "c", "b", "a"])), None, "too deep");
+        let cut = "0123456789012345678901234567890";
+        assert_eq!(program(&named(&[cut, "bin", "/"])), None, "a name that may be cut");
+    }
+
+    #[test]
+    fn frames_keep_what_the_kernel_told() {
+        let mut site = CrashSite::zeroed();
+        site.depth = 2;
+        site.frames[0] = record::Frame { status: FRAME_BUILD_ID, build_id: [7; 20], offset: 0x10 };
+        site.frames[1] = record::Frame { status: FRAME_ADDRESS, build_id: [0; 20], offset: 0x7f00 };
+        let site = Site::new(&site);
+        assert_eq!(site.frames.len(), 2);
+        assert_eq!(site.innermost().map(|place| place.to_string()), Some(format!("build {}+0x10", "07".repeat(20))));
+        assert_eq!(site.frames[1].offset, 0x7f00);
+    }
+
+    #[test]
+    fn a_chain_ends_where_it_stops_making_sense() {
+        let address = |offset| record::Frame { status: FRAME_ADDRESS, build_id: [0; 20], offset };
+        let none = record::Frame { status: 0, ..address(1) };
+        for (frames, want) in [
+            (vec![address(1), address(2), address(1)], 3),
+            (vec![address(1), address(2), address(2), address(3)], 2),
+            (vec![address(1), address(u64::MAX - 7), address(3)], 1),
+            (vec![address(1), none, address(3)], 1),
+            (vec![], 0),
+        ] {
+            assert_eq!(followed(&frames).len(), want, "{frames:?}");
+        }
+    }
+}
