@@ -29,6 +29,10 @@ use crate::{
 /// SIGKILL to a dying process is ignored, so the first sender stays.
 const DELIVERED: i32 = 0;
 const LOSE_INFO: i32 = 4;
+/// `TRACE_SIGNAL_IGNORED`: by choice, by the first process of a pid namespace, or by one that is dying.
+const IGNORED: i32 = 1;
+/// `SIGNAL_GROUP_EXIT` (sched/signal.h): the process is dying.
+const DYING: u32 = 4;
 
 /// `SEND_SIG_NOINFO` and `SEND_SIG_PRIV` (sched/signal.h): constants in place of a siginfo.
 const NO_INFO: u64 = 0;
@@ -55,19 +59,23 @@ const fn bits(signals: &[u32]) -> u64 {
 const HARMLESS: u64 = bits(&[17, 18, 19, 20, 21, 22, 23, 28]);
 /// Requests to stop, worth knowing even when handled: HUP, INT, QUIT, TERM; and KILL, which cannot be.
 const REQUESTS: u64 = bits(&[1, 2, 3, 9, 15]);
+/// Of these, the ones that ask for an end and can be ignored: INT, QUIT, TERM.
+const STOPS: u64 = bits(&[2, 3, 15]);
 
 #[btf_tracepoint(function = "signal_generate")]
 fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     let signal: u32 = ctx.arg(0);
     let result: i32 = ctx.arg(4);
-    if (result != DELIVERED && result != LOSE_INFO)
-        || signal == 0
-        || signal > COUNT
-        || HARMLESS >> (signal - 1) & 1 != 0
-    {
+    if signal == 0 || signal > COUNT || HARMLESS >> (signal - 1) & 1 != 0 {
         return 0;
     }
     let task: Kernel = ctx.arg(2);
+    match result {
+        DELIVERED | LOSE_INFO => {}
+        // A stop that is ignored is followed by a kill, which is no accident then.
+        IGNORED if STOPS >> (signal - 1) & 1 != 0 && !is_dying(task) => {}
+        _ => return 0,
+    }
     if REQUESTS >> (signal - 1) & 1 == 0 && !is_default(task, signal) {
         return 0;
     }
@@ -126,6 +134,13 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// True once a fatal signal or exit_group(2) has begun to end the process.
+#[inline(always)]
+fn is_dying(task: Kernel) -> bool {
+    let signal = field!(task, task_signal: Kernel, else return true);
+    field!(signal, signal_flags: u32, else DYING) & DYING != 0
+}
+
 /// Why the kernel kills a process with another one's hands, memory apart.
 #[inline(always)]
 fn reason(victim: Kernel) -> u32 {
@@ -158,14 +173,12 @@ fn code_of(info: u64) -> i32 {
 #[inline(always)]
 fn is_default(task: Kernel, signal: u32) -> bool {
     let size = offset!(sigaction_size);
-    if offset!(may_probe) == 0 || size == ABSENT {
+    let (actions, action, handler) = (offset!(sighand_action), offset!(k_sigaction_sa), offset!(sigaction_handler));
+    if offset!(may_probe) == 0 || size == ABSENT || actions == ABSENT || action == ABSENT || handler == ABSENT {
         return true;
     }
     let table = field!(task, task_sighand: Kernel, else return true);
-    let at = u64::from(offset!(sighand_action))
-        + u64::from(signal - 1) * u64::from(size)
-        + u64::from(offset!(k_sigaction_sa))
-        + u64::from(offset!(sigaction_handler));
+    let at = u64::from(actions) + u64::from(signal - 1) * u64::from(size) + u64::from(action) + u64::from(handler);
     // SAFETY: the helper checks the address; the index is below the 64 entries of the table.
     unsafe { bpf_probe_read_kernel((table as u64 + at) as *const u64) }.unwrap_or(0) == 0
 }

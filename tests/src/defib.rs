@@ -122,8 +122,15 @@ impl Agent {
     /// # Panics
     /// When it does not become ready.
     pub fn start(config: &str) -> Self {
-        let state = tempfile::tempdir().expect("a directory for state");
-        Self::start_in(state, config)
+        Self::start_with(&[], config)
+    }
+
+    /// Likewise, with these arguments.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub fn start_with(arguments: &[&str], config: &str) -> Self {
+        Self::launch(scratch(), arguments, config)
     }
 
     /// Starts an agent with the state that another has left.
@@ -131,6 +138,10 @@ impl Agent {
     /// # Panics
     /// When it does not become ready.
     pub fn start_in(state: tempfile::TempDir, config: &str) -> Self {
+        Self::launch(state, &[], config)
+    }
+
+    fn launch(state: tempfile::TempDir, arguments: &[&str], config: &str) -> Self {
         let address = free_address();
         let file = state.path().join("defib.toml");
         std::fs::write(&file, config).expect("the configuration can be written");
@@ -142,6 +153,7 @@ impl Agent {
             .arg(state.path())
             .arg("--listen")
             .arg(address.to_string())
+            .args(arguments)
             .stderr(File::create(state.path().join("agent.log")).expect("the agent's log can be made"))
             .spawn()
             .expect("defib starts");
