@@ -23,6 +23,7 @@ use crate::{
     host::{cgroup::Hierarchy, kmsg::OomLine, process::Identity, vmstat},
     kernel::Event,
     recent::Recent,
+    symbols,
     text::Comm,
 };
 
@@ -64,6 +65,20 @@ impl Death {
     /// How long it lived, milliseconds.
     pub(crate) fn lived_ms(&self) -> u64 {
         self.kernel_ns.saturating_sub(self.process.start_ns) / 1_000_000
+    }
+
+    /// Names the frames of a crash, in a process of its own; takes some milliseconds.
+    pub(crate) async fn name_site(&mut self) {
+        let Some(site) = self.cause.site_mut() else { return };
+        if site.stack.frames.is_empty() {
+            return;
+        }
+        match symbols::name(&site.stack).await {
+            Ok(frames) => site.frames = frames,
+            Err(error) => tracing::warn!("a crash site has no names: {error:#}"),
+        }
+        // The evidence tells of the same place.
+        self.evidence.site = Some(site.clone());
     }
 
     /// Exit code, when it ended by itself.
@@ -293,7 +308,10 @@ impl Observer {
 
     fn crashes(&mut self, site: &CrashSite) {
         let process = Identity { tgid: site.tgid, start_ns: site.start_ns };
-        self.docket.site(process, Site::new(site));
+        let mut site = Site::new(site);
+        // Now or never: the process is about to end.
+        site.stack.look_at_process();
+        self.docket.site(process, site);
     }
 
     fn alive(&mut self, life: &Life, seen_ns: u64) -> Option<Sight> {

@@ -331,7 +331,13 @@ impl Steward {
             None => death.role == Some(Role::Main),
         };
         if !is_main {
-            tracing::debug!(service = %Clean(&place.service), "a worker ({}) {}", death.comm, death.cause);
+            // Not an outage; that a worker was killed for want of memory is worth a line all the same.
+            match &death.cause {
+                Cause::CleanExit | Cause::Exit { .. } | Cause::Stopped { .. } => {
+                    tracing::debug!(service = %Clean(&place.service), "a worker ({}) {}", death.comm, death.cause);
+                }
+                cause => tracing::info!(service = %Clean(&place.service), "a worker ({}) {cause}", death.comm),
+            }
             return;
         }
         let service = Arc::clone(&place.service);
@@ -344,8 +350,24 @@ impl Steward {
         let now = clock::boot_ns();
         self.timeline.say(death.kernel_ns, &service, What::Died);
         self.timeline.say(now, &service, What::Verdict(death.cause.to_string()));
+        self.timeline.say(now, &service, What::Evidence(death.evidence.to_string()));
+        self.name_site(&service, death);
         self.metrics.last_died(&service, clock::wall(death.kernel_ns));
         self.step(&service, Input::Died { process: death.process, at_ns: death.kernel_ns }, now);
+    }
+
+    /// Finds the names of a crash site, beside everything else.
+    fn name_site(&mut self, service: &Arc<str>, death: &Death) {
+        if death.cause.site().is_none() {
+            return;
+        }
+        let (mut death, service, timeline) = (death.clone(), Arc::clone(service), self.timeline.clone());
+        self.tasks.spawn(async move {
+            death.name_site().await;
+            if let Some(site) = death.cause.site() {
+                timeline.say(clock::boot_ns(), &service, What::CrashedAt(site.to_string()));
+            }
+        });
     }
 
     /// A service's cgroup has no process left. Should word of the main process's death be lost, this is a second witness.

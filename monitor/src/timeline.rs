@@ -27,6 +27,10 @@ pub(crate) enum What {
     Died,
     /// The cause was decided.
     Verdict(String),
+    /// What the verdict rests on, and what had not come.
+    Evidence(String),
+    /// Where it crashed, with names; they take a moment longer than the verdict.
+    CrashedAt(String),
     /// The supervisor has the next move.
     Waiting {
         /// Until when, CLOCK_BOOTTIME nanoseconds.
@@ -86,6 +90,8 @@ impl fmt::Display for What {
             Self::Marked => out.write_str("the kernel chose it to die for want of memory"),
             Self::Died => out.write_str("its main process ended"),
             Self::Verdict(cause) => write!(out, "cause: {cause}"),
+            Self::Evidence(evidence) => write!(out, "evidence: {evidence}"),
+            Self::CrashedAt(site) => write!(out, "crashed at {site}"),
             Self::Waiting { reason, .. } => write!(out, "waiting: somebody else may bring it back ({reason})"),
             Self::RestartAsked { attempt } => write!(out, "restart asked (try {attempt})"),
             Self::Started { tgid } => write!(out, "started, pid {tgid}"),

@@ -192,6 +192,8 @@ impl Stage {
                     continue;
                 }
                 What::Suppressed(reason) => bail!("the agent decided against a restart: {reason}"),
+                // The story needs no more than the verdict.
+                What::Evidence(_) | What::CrashedAt(_) => continue,
             };
             debug_assert_eq!(&*service, SERVICE);
             story.push(Step { at_ns, what, detail });

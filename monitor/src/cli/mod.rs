@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-use crate::{config::ConfigError, supervisor::Launch};
+use crate::{config::ConfigError, supervisor::Launch, symbols};
 
 /// An eBPF OOM and crash monitor that brings back what died and was not respawned.
 #[derive(Parser)]
@@ -51,6 +51,9 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Names the frames of a crash, given and returned as JSON; the agent keeps other people's files in this process
+    #[command(hide = true)]
+    Locate,
     /// The service of the demo: answers on a port and leaks
     #[command(hide = true)]
     DemoService(demo::ServiceArgs),
@@ -99,6 +102,7 @@ fn dispatch(command: Command) -> Result<()> {
         }
         Command::Check(args) => check::run(&args),
         Command::Launch { cgroup, command } => Launch { cgroup, command }.exec(),
+        Command::Locate => symbols::locate(),
         Command::DemoService(args) => demo::serve(&args),
     }
 }

@@ -80,6 +80,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
     }
     let enquiry = Enquiry::default();
     let (replies_in, mut replies) = mpsc::channel::<(Identity, Reply)>(EVENTS);
+    let (named_in, mut named) = mpsc::channel::<Death>(EVENTS);
     let (lines_in, mut lines) = mpsc::channel(EVENTS);
     match Kmsg::open() {
         Ok(kmsg) => drop(tokio::spawn(kmsg::follow(kmsg, lines_in))),
@@ -112,11 +113,24 @@ pub(super) async fn run(args: Args) -> Result<()> {
             Some((process, reply)) = replies.recv() => observer.reply(process, reply),
             Some((cgroup, name)) = names.recv() => drop(observer.name(&cgroup, &name)),
             Some(line) = lines.recv() => observer.line(line),
+            Some(death) = named.recv() => {
+                if !view.show(&death)? {
+                    return view.end(&kernel, &stats);
+                }
+            }
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
             () = &mut stop => break,
         }
-        for death in observer.deaths(clock::boot_ns()) {
-            if !view.show(&death)? {
+        for mut death in observer.deaths(clock::boot_ns()) {
+            if death.cause.site_mut().is_some() {
+                // Reading symbols takes a while; nobody else waits for it.
+                let named = named_in.clone();
+                tokio::spawn(async move {
+                    death.name_site().await;
+                    // Nobody receives only when the watcher ends.
+                    named.send(death).await.ok();
+                });
+            } else if !view.show(&death)? {
                 return view.end(&kernel, &stats);
             }
         }

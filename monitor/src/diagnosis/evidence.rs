@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     host::{kmsg::OomLine, systemd::Meaning},
-    text::Comm,
+    text::{Clean, Comm},
 };
 
 /// All that is known of one death.
@@ -244,11 +244,6 @@ impl Evidence {
         self.last().map(|sender| party(sender, self.senders.last_service.as_ref()))
     }
 
-    /// The sender of the one before.
-    pub(super) fn before_party(&self) -> Option<Party> {
-        self.before().map(|sender| party(sender, self.senders.before_service.as_ref()))
-    }
-
     /// From the refused request that came last to the death, nanoseconds; `None` when none was refused.
     pub(super) fn refused_before_ns(&self) -> Option<u64> {
         (self.exit.refusals > 0).then(|| self.exit.header.kernel_ns.saturating_sub(self.exit.refused_ns))
@@ -338,6 +333,15 @@ impl Evidence {
             millis(before),
         );
         Some(Item::new(Source::FailedAllocation, finding))
+    }
+}
+
+/// All of it in one line.
+impl fmt::Display for Evidence {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let items: Vec<_> = self.items().into_iter().map(|item| Clean(&item.finding).to_string()).collect();
+        out.write_str(&items.join("; "))?;
+        if self.missing.is_empty() { Ok(()) } else { write!(out, "; had not come: {:?}", self.missing) }
     }
 }
 

@@ -6,7 +6,7 @@ use monitor_common::record::{self, CrashSite, FRAME_ADDRESS, FRAME_BUILD_ID, PRO
 use serde::Serialize;
 
 use crate::{
-    symbols::{Frame, RawFrame},
+    symbols::{Frame, RawFrame, Stack},
     text::Clean,
 };
 
@@ -17,12 +17,9 @@ pub(crate) struct Site {
     pub(crate) frames: Vec<Frame>,
     /// What is not there, and why.
     pub(crate) note: Option<&'static str>,
-    /// The frames as they came; what resolves them takes them from here.
+    /// The frames as they came, with what else is known of the process; their names are found from this.
     #[serde(skip)]
-    pub(crate) raw: Vec<RawFrame>,
-    /// The program's path as far as the kernel knows it.
-    #[serde(skip)]
-    pub(crate) program: Option<String>,
+    pub(crate) stack: Stack,
 }
 
 /// Said of every stack that was followed by frame pointers alone.
@@ -37,7 +34,8 @@ impl Site {
         let raw = followed(site.frames());
         let frames = raw.iter().map(Frame::unresolved).collect();
         let note = Some(if raw.is_empty() { NO_FRAMES } else { OUTER_FRAMES });
-        Self { frames, note, raw, program: program(site) }
+        let stack = Stack { tgid: site.tgid, frames: raw, mappings: Vec::new(), program: program(site) };
+        Self { frames, note, stack }
     }
 
     /// The frame that the signal hit, for one line.
@@ -89,6 +87,17 @@ fn program(site: &CrashSite) -> Option<String> {
         }
     }
     None
+}
+
+/// The frames in one line, the innermost first.
+impl fmt::Display for Site {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, frame) in self.frames.iter().enumerate() {
+            let called_from = if at == 0 { "" } else { ", called from " };
+            write!(out, "{called_from}{}", Place(frame))?;
+        }
+        if self.frames.is_empty() { out.write_str("a place that is not known") } else { Ok(()) }
+    }
 }
 
 /// One frame, for people.

@@ -39,7 +39,35 @@ fn socket(variable: &str, usual: &str) -> PathBuf {
     named.as_deref().and_then(|url| url.strip_prefix("unix://")).unwrap_or(usual).into()
 }
 
-/// Asks the engine's HTTP API, which Docker and Podman share.
+/// The last lines that a container wrote.
+///
+/// # Errors
+/// When its engine does not answer, or has no such way to ask (containerd, CRI-O).
+pub(crate) async fn output(engine: &str, id: &str, lines: usize) -> Result<String> {
+    let socket = match engine {
+        "docker" => socket("DOCKER_HOST", "/run/docker.sock"),
+        "podman" => socket("CONTAINER_HOST", "/run/podman/podman.sock"),
+        _ => bail!("{engine} cannot be asked for what a container wrote"),
+    };
+    let path = format!("/containers/{id}/logs?stdout=1&stderr=1&tail={lines}");
+    let body = timeout(PATIENCE, get(&socket, &path)).await.with_context(|| format!("{engine} does not answer"))??;
+    Ok(String::from_utf8_lossy(&unframed(&body)).into_owned())
+}
+
+/// Output without the frames that engines put around it: stream (0 to 2), three zero bytes, length in network order. A
+/// container with a terminal has none.
+fn unframed(mut bytes: &[u8]) -> Vec<u8> {
+    let mut text = Vec::new();
+    while let Some((&[0..=2, 0, 0, 0, a, b, c, d], rest)) = bytes.split_first_chunk() {
+        let (content, next) = rest.split_at(rest.len().min(u32::from_be_bytes([a, b, c, d]) as usize));
+        text.extend_from_slice(content);
+        bytes = next;
+    }
+    text.extend_from_slice(bytes);
+    text
+}
+
+/// Asks the engine for a container's name.
 async fn ask(socket: &Path, id: &str) -> Result<String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -47,27 +75,32 @@ async fn ask(socket: &Path, id: &str) -> Result<String> {
         name: String,
     }
     let shown = socket.display();
-    let stream = UnixStream::connect(socket).await.with_context(|| format!("cannot connect to {shown}"))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let request = hyper::Request::get(format!("/containers/{id}/json"))
-        .header(hyper::header::HOST, "localhost")
-        .body(String::new())?;
-    let answer = async {
-        let answer = sender.send_request(request).await.with_context(|| format!("no answer from {shown}"))?;
-        ensure!(answer.status().is_success(), "{shown} answers {} for container {id}", answer.status());
-        let body = axum::body::to_bytes(axum::body::Body::new(answer.into_body()), ANSWER_MAX)
-            .await
-            .with_context(|| format!("cannot read the answer from {shown}"))?;
-        serde_json::from_slice::<Container>(&body).with_context(|| format!("{shown} answers with something else"))
-    }
-    .await;
-    connection.abort();
+    let body = get(socket, &format!("/containers/{id}/json")).await?;
     // The API puts a slash before names.
-    let name = answer?.name;
+    let Container { name } =
+        serde_json::from_slice(&body).with_context(|| format!("{shown} answers with something else"))?;
     let name = name.strip_prefix('/').unwrap_or(&name);
     ensure!(!name.is_empty(), "{shown} gives container {id} no name");
     Ok(name.to_owned())
+}
+
+/// Asks the engine's HTTP API, which Docker and Podman share.
+async fn get(socket: &Path, path: &str) -> Result<Vec<u8>> {
+    let shown = socket.display();
+    let stream = UnixStream::connect(socket).await.with_context(|| format!("cannot connect to {shown}"))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let request = hyper::Request::get(path).header(hyper::header::HOST, "localhost").body(String::new())?;
+    let answer = async {
+        let answer = sender.send_request(request).await.with_context(|| format!("no answer from {shown}"))?;
+        ensure!(answer.status().is_success(), "{shown} answers {} to {path}", answer.status());
+        let body = axum::body::Body::new(answer.into_body());
+        let body = axum::body::to_bytes(body, ANSWER_MAX).await;
+        body.with_context(|| format!("cannot read the answer from {shown}"))
+    }
+    .await;
+    connection.abort();
+    Ok(answer?.into())
 }
 
 /// Looks into Podman's own list.
@@ -96,6 +129,15 @@ mod tests {
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::UnixListener,
     };
+
+    #[test]
+    fn frames_around_output_are_taken_off() {
+        let framed = b"\x01\0\0\0\0\0\0\x03one\x02\0\0\0\0\0\0\x04 two";
+        assert_eq!(unframed(framed), b"one two");
+        assert_eq!(unframed(b"from a terminal"), b"from a terminal");
+        assert_eq!(unframed(b"\x01\0\0\0\0\0\xff\xffcut"), b"cut");
+        assert_eq!(unframed(b""), b"");
+    }
 
     /// An engine of a test's own; the live test with Docker itself stands beside it.
     async fn engine(answer: &'static str) -> (tempfile::TempDir, PathBuf) {

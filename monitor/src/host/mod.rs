@@ -4,6 +4,7 @@ pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod containers;
 pub(crate) mod kmsg;
+pub(crate) mod last_words;
 pub(crate) mod memory;
 pub(crate) mod privilege;
 pub(crate) mod process;

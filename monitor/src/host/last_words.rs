@@ -1,0 +1,178 @@
+//! The last lines that a service wrote before it died, and the one among them that says that memory ran out.
+//!
+//! Runtimes that run out of memory end by themselves, with an exit code or an abort that says nothing; what they write
+//! before that is the best witness.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read as _, Seek as _, SeekFrom},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::{io::AsyncReadExt as _, process::Command};
+
+use super::containers;
+
+/// Who keeps the output of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A file.
+    File(PathBuf),
+    /// The journal.
+    Journal {
+        /// The unit.
+        unit: String,
+        /// The process: another one of the unit may have said something of its own.
+        tgid: u32,
+    },
+    /// A container's engine.
+    Container {
+        /// `docker` or `podman`.
+        engine: &'static str,
+        /// Full id.
+        id: String,
+    },
+}
+
+/// Bytes read from the end.
+const TAIL: u64 = 8 * 1024;
+/// Lines that count as last words. A JVM writes a dozen after the one that matters, Node a stack of twenty, Go one for each
+/// goroutine.
+const LINES: usize = 60;
+
+/// The end of a service's output, at most 8 KiB.
+///
+/// # Errors
+/// When whoever keeps it does not give it.
+pub(crate) async fn read(source: &Source) -> Result<String> {
+    match source {
+        Source::File(path) => tail(path),
+        Source::Journal { unit, tgid } => journal(unit, *tgid).await,
+        Source::Container { engine, id } => containers::output(engine, id, LINES).await,
+    }
+}
+
+fn tail(path: &Path) -> Result<String> {
+    let shown = path.display();
+    // Written by the service's own hand, so a link or a pipe in its place is not followed or waited for.
+    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32;
+    let mut file: File =
+        OpenOptions::new().read(true).custom_flags(flags).open(path).with_context(|| format!("cannot open {shown}"))?;
+    let metadata = file.metadata().with_context(|| format!("cannot look at {shown}"))?;
+    ensure!(metadata.is_file(), "{shown} is no file");
+    file.seek(SeekFrom::Start(metadata.len().saturating_sub(TAIL))).with_context(|| format!("cannot read {shown}"))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes).with_context(|| format!("cannot read {shown}"))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Asks the journal through its own reader: its files have no other stable interface than a C library.
+async fn journal(unit: &str, tgid: u32) -> Result<String> {
+    let mut child = Command::new("journalctl")
+        .args(["--quiet", "--no-pager", "--output=cat", "--boot", "--lines"])
+        .arg(LINES.to_string())
+        .arg(format!("_SYSTEMD_UNIT={unit}"))
+        .arg(format!("_PID={tgid}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .context("cannot start journalctl")?;
+    let output = child.stdout.take().context("journalctl has no output")?;
+    let mut bytes = Vec::new();
+    output.take(TAIL).read_to_end(&mut bytes).await.context("cannot read from journalctl")?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// How a line begins or what it holds when a runtime has run out of memory, and who says so.
+const SAYINGS: [(Place, &str); 18] = [
+    (Place::Begin, "MemoryError"),                         // Python, last line of a traceback
+    (Place::Within, "java.lang.OutOfMemoryError"),         // JVM, with both flags and without
+    (Place::Within, "JavaScript heap out of memory"),      // Node (V8)
+    (Place::Begin, "fatal error: runtime: out of memory"), // Go
+    (Place::Begin, "fatal error: runtime: cannot allocate memory"), // Go
+    (Place::Begin, "runtime: cannot allocate memory"),     // Go
+    (Place::Begin, "fatal error: cannot allocate memory"), // Go, thread creation and arenas
+    (Place::Within, "memory allocation of "),              // Rust: "memory allocation of N bytes failed"
+    (Place::Within, "instance of 'std::bad_alloc'"),       // libstdc++
+    (Place::Within, "exception of type std::bad_alloc"),   // libc++
+    (Place::Within, "System.OutOfMemoryException"),        // .NET
+    (Place::Begin, "Out of memory."),                      // .NET, before it aborts
+    (Place::Within, "(NoMemoryError)"),                    // Ruby
+    (Place::Begin, "Out of memory!"),                      // Perl
+    (Place::Begin, "Out of memory in perl:"),              // Perl
+    (Place::Within, "virtual memory exhausted"),           // GCC and GNU tools
+    (Place::Within, "memory exhausted"),                   // GNU tools (xalloc)
+    (Place::End, "Cannot allocate memory"),                // strerror(ENOMEM), in C programs' last line
+];
+
+/// Where in a line a saying stands.
+#[derive(Clone, Copy)]
+enum Place {
+    Begin,
+    Within,
+    End,
+}
+
+/// The line that says that memory ran out, the last one if several do.
+pub(crate) fn out_of_memory(text: &str) -> Option<&str> {
+    let says = |line: &&str| {
+        SAYINGS.iter().any(|(place, saying)| match place {
+            Place::Begin => line.starts_with(saying),
+            Place::Within => line.contains(saying),
+            Place::End => line.ends_with(saying),
+        })
+    };
+    text.lines().rev().map(str::trim).filter(|line| !line.is_empty()).take(LINES).find(says)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runtimes_are_understood_in_their_own_words() {
+        for text in [
+            "Traceback (most recent call last):\n  File \"<string>\", line 1, in <module>\nMemoryError\n",
+            "numpy.core._exceptions._ArrayMemoryError: Unable\nMemoryError: cannot allocate\n",
+            "Terminating due to java.lang.OutOfMemoryError: Java heap space\n",
+            "Aborting due to java.lang.OutOfMemoryError: Java heap space\n#\n# A fatal error has been detected\n#\n",
+            "FATAL ERROR: Reached heap limit Allocation failed - JavaScript heap out of memory\n 1: 0xb8d0a3 node::Abort()\n",
+            "fatal error: runtime: out of memory\n\ngoroutine 1 [running]:\n",
+            "memory allocation of 1073741824 bytes failed\n",
+            "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n",
+            "Unhandled exception. System.OutOfMemoryException: Array dimensions exceeded\n",
+            "leak.rb:1:in `*': failed to allocate memory (NoMemoryError)\n",
+            "Out of memory!\n",
+            "app: mmap: Cannot allocate memory\n",
+        ] {
+            assert!(out_of_memory(text).is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_words_and_words_long_ago_say_nothing() {
+        let long_ago = format!("java.lang.OutOfMemoryError handled\n{}", "served a request\n".repeat(LINES));
+        for text in ["", "\n\n", "Traceback\nValueError: no MemoryError here\n", "killed\n", &long_ago] {
+            assert_eq!(out_of_memory(text), None, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_file_is_read_and_nothing_but_a_file() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("log");
+        std::fs::write(&path, format!("{}MemoryError\n", "x".repeat(100_000))).expect("written");
+        let text = read(&Source::File(path.clone())).await.expect("read");
+        assert_eq!(text.len() as u64, TAIL);
+        assert!(text.ends_with("xMemoryError\n"));
+        let link = place.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).expect("a link");
+        assert!(read(&Source::File(link)).await.is_err(), "a link is not followed");
+        assert!(read(&Source::File(place.path().to_owned())).await.is_err(), "a directory");
+    }
+}
