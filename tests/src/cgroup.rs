@@ -46,9 +46,7 @@ impl Cgroup {
             let control = mount.join("cgroup.subtree_control");
             fs::write(&control, "+memory").expect("the memory controller can be passed on");
         }
-        let directory = mount.join(&name);
-        fs::create_dir(&directory).unwrap_or_else(|error| panic!("cannot make {}: {error}", directory.display()));
-        let cgroup = Self { directory, path: format!("/{name}") };
+        let cgroup = Self::make(mount.join(&name), format!("/{name}"));
         if let Some(limit) = limit {
             let (file, swap, swap_limit) = if v2 {
                 ("memory.max", "memory.swap.max", 0)
@@ -64,6 +62,40 @@ impl Cgroup {
         cgroup
     }
 
+    /// A new cgroup below the root of the hierarchy mounted at `mount`, whatever its controllers.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn at(mount: &Path) -> Self {
+        let name = format!("defib-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        Self::make(mount.join(&name), format!("/{name}"))
+    }
+
+    /// A new cgroup below this one, without a limit of its own. It has to go first.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn child(&self, name: &str) -> Self {
+        Self::make(self.directory.join(name), format!("{}/{name}", self.path))
+    }
+
+    fn make(directory: PathBuf, path: String) -> Self {
+        fs::create_dir(&directory).unwrap_or_else(|error| panic!("cannot make {}: {error}", directory.display()));
+        Self { directory, path }
+    }
+
+    /// Processes in it and below it that the kernel has killed for want of memory. `None` where it does not count them.
+    pub fn oom_kills(&self) -> Option<u64> {
+        if let Some(kills) = counter(&self.directory.join("memory.events"), "oom_kill") {
+            return Some(kills); // includes what is below
+        }
+        let mut kills = counter(&self.directory.join("memory.oom_control"), "oom_kill")?;
+        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            kills += counter(&entry.path().join("memory.oom_control"), "oom_kill").unwrap_or(0);
+        }
+        Some(kills)
+    }
+
     /// The file through which a process enters.
     pub fn procs(&self) -> PathBuf {
         self.directory.join("cgroup.procs")
@@ -74,6 +106,12 @@ impl Cgroup {
         let text = fs::read_to_string(self.procs()).unwrap_or_default();
         text.lines().filter_map(|line| line.parse().ok()).collect()
     }
+}
+
+/// The value of `name` in a file of lines `name value`; `None` when it is not there.
+pub fn counter(file: &Path, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 impl Drop for Cgroup {

@@ -33,13 +33,25 @@ pub fn missing() -> Option<&'static str> {
         .map(|(_, what)| what)
 }
 
+/// `DOCKER_HOST` for the clients of an engine in this directory.
+pub fn host(directory: &Path) -> String {
+    format!("unix://{}", directory.join("docker.sock").display())
+}
+
 impl Engine {
     /// Starts an engine with one image, `busybox`.
     ///
     /// # Panics
     /// When it does not start.
     pub fn start() -> Self {
-        let directory = tempfile::tempdir().expect("a directory for the engine");
+        Self::start_in(tempfile::tempdir().expect("a directory for the engine"))
+    }
+
+    /// Likewise, in a directory that tells its [`host`] before it runs.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_in(directory: tempfile::TempDir) -> Self {
         let place = |name: &str| directory.path().join(name);
         let log = fs::File::create(place("log")).expect("the engine's log can be made");
         let child = Command::new("/usr/sbin/dockerd")
@@ -51,7 +63,7 @@ impl Engine {
             .arg("--pidfile")
             .arg(place("pid"))
             .arg("--host")
-            .arg(format!("unix://{}", place("docker.sock").display()))
+            .arg(host(directory.path()))
             .stdout(log.try_clone().expect("the log can be shared"))
             .stderr(log)
             .spawn()
@@ -77,14 +89,9 @@ impl Engine {
         engine
     }
 
-    /// Its socket.
-    pub fn socket(&self) -> PathBuf {
-        self.directory.path().join("docker.sock")
-    }
-
     /// `DOCKER_HOST` for its clients.
     pub fn host(&self) -> String {
-        format!("unix://{}", self.socket().display())
+        host(self.directory.path())
     }
 
     /// Runs the client; its output.

@@ -6,7 +6,7 @@ use std::{fs::OpenOptions, io::Write as _, path::Path, sync::Once, thread::sleep
 const SKIP_LOG: &str = "DEFIB_SKIP_LOG";
 
 /// Why live tests cannot run here; `None` when they can.
-fn obstacle() -> Option<String> {
+pub fn obstacle() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("needs root, to load kernel programs and to make cgroups".to_owned());
     }

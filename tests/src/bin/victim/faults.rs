@@ -1,9 +1,25 @@
 //! Faults that a program brings on itself, each by the real thing and not by raise(3).
+//!
+//! Each happens in a function of its own that stays one (`inline(never)`), so that the place of the crash has a name.
 
 use std::{fs::File, os::fd::AsRawFd as _, process::exit, ptr};
 
+/// SIGSEGV: a read from address zero.
+#[inline(never)]
+pub(crate) fn read_address_zero() -> ! {
+    // SAFETY: none; the fault is what is wanted. Volatile, so that it is not optimized away.
+    let value = unsafe { ptr::read_volatile(ptr::null::<u8>()) };
+    exit(i32::from(value))
+}
+
+/// SIGSEGV, in a thread that is not the first.
+pub(crate) fn read_address_zero_in_thread() {
+    std::thread::spawn(|| read_address_zero()).join().expect("the thread ends with the process");
+}
+
 /// SIGBUS: a page of a mapped file that lies behind the file's end.
-pub(crate) fn bus() -> ! {
+#[inline(never)]
+pub(crate) fn read_behind_the_file() -> ! {
     let path = std::env::temp_dir().join(format!("victim-{}", std::process::id()));
     let file = File::create_new(&path).expect("a file can be made");
     std::fs::remove_file(&path).expect("the file can be removed");
@@ -17,7 +33,8 @@ pub(crate) fn bus() -> ! {
 }
 
 /// SIGFPE.
-pub(crate) fn fpe() -> ! {
+#[inline(never)]
+pub(crate) fn divide_by_zero() -> ! {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the fault is what is wanted; the registers are declared.
     unsafe {
@@ -27,7 +44,8 @@ pub(crate) fn fpe() -> ! {
 }
 
 /// SIGILL.
-pub(crate) fn ill() -> ! {
+#[inline(never)]
+pub(crate) fn execute_nonsense() -> ! {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the fault is what is wanted.
     unsafe {
@@ -36,8 +54,29 @@ pub(crate) fn ill() -> ! {
     panic!("this processor executes what does not exist")
 }
 
+/// SIGTRAP: a breakpoint that no debugger waits for.
+#[inline(never)]
+pub(crate) fn hit_a_breakpoint() -> ! {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the fault is what is wanted.
+    unsafe {
+        std::arch::asm!("int3");
+    }
+    panic!("this processor has no breakpoints")
+}
+
+/// A recursion without an end. The runtime sees the fault on the guard page, says so, and aborts.
+#[inline(never)]
+pub(crate) fn use_up_the_stack(depth: u64) -> u64 {
+    let frame = std::hint::black_box([depth; 128]);
+    if frame[1] == u64::MAX {
+        return 0; // the stack is used up long before
+    }
+    use_up_the_stack(depth + 1) + frame[0]
+}
+
 /// SIGSYS: a filter that kills the process for getppid(2).
-pub(crate) fn sys() -> ! {
+pub(crate) fn call_what_is_forbidden() -> ! {
     // Offsets and actions of seccomp(2): the number is the first word of its data.
     let number = libc::SYS_getppid as u32;
     let mut filter = [
@@ -60,14 +99,4 @@ pub(crate) fn sys() -> ! {
         libc::getppid();
     }
     panic!("the filter let the call through")
-}
-
-/// SIGXCPU: a second of processor time, and a loop.
-pub(crate) fn xcpu() -> ! {
-    let limit = libc::rlimit { rlim_cur: 1, rlim_max: 10 };
-    // SAFETY: the limit lives through the call.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_CPU, &raw const limit) }, 0, "a limit can be set");
-    loop {
-        std::hint::spin_loop();
-    }
 }

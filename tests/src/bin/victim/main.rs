@@ -1,15 +1,18 @@
 //! Dies on command, in one of many ways. Each way is what a real program does; nothing is pretended.
+//!
+//! * `faults`: what a program brings on itself
+//! * `memory`: taking too much of it
+//! * `threads`: threads that end in an unusual order
+//! * `processes`: ending others, or waiting to be ended
+//! * `limits`: resource limits
 
 mod faults;
+mod limits;
+mod memory;
+mod processes;
+mod threads;
 
-use std::{
-    fs,
-    io::Read as _,
-    path::PathBuf,
-    process::{Command, exit},
-    thread::{sleep, spawn},
-    time::Duration,
-};
+use std::{fs, io::Read as _, path::PathBuf, process::exit};
 
 use clap::{Parser, Subcommand};
 
@@ -22,6 +25,18 @@ struct Cli {
     /// Be called by these bytes, given in hexadecimal
     #[arg(long)]
     comm: Option<String>,
+    /// How willingly the kernel kills this process for want of memory
+    #[arg(long, allow_hyphen_values = true)]
+    oom_score_adj: Option<i16>,
+    /// Leave cores in this directory; without it, there are none
+    #[arg(long)]
+    core: Option<PathBuf>,
+    /// Addresses that this process may use, in MiB
+    #[arg(long)]
+    address_space: Option<u64>,
+    /// Go on as this user
+    #[arg(long)]
+    uid: Option<u32>,
     #[command(subcommand)]
     way: Way,
 }
@@ -32,10 +47,31 @@ enum Way {
     Leak,
     /// A child takes memory; this process waits for the end of its input, then exits with 0
     LeakInChild,
+    /// A child takes memory; this process waits for a signal
+    LeakInChildAndIdle,
     /// The first thread leaves, then another takes memory
     LeakAfterLeader,
+    /// A thread takes memory, the first one waits
+    LeakInThread,
+    /// A child in the memory of this process takes more, this process waits
+    LeakInTwin,
+    /// Take this many MiB and wait for the end of the input, then exit with 0
+    Hold {
+        /// How many
+        mib: usize,
+    },
+    /// Take memory and read a file of its own, again and again
+    Thrash {
+        /// The file, written anew
+        file: PathBuf,
+    },
     /// The first thread leaves, then another ends the process with a code
     ExitAfterLeader {
+        /// The code
+        code: i32,
+    },
+    /// A thread that is not the first becomes a shell, which exits with a code
+    ExecInThread {
         /// The code
         code: i32,
     },
@@ -46,8 +82,47 @@ enum Way {
     },
     /// Wait for the end of the input, then exit with 0
     Wait,
+    /// Wait for a signal
+    Idle,
+    /// Wait for SIGTERM, then exit with a code
+    OnTerm {
+        /// The code
+        code: i32,
+    },
+    /// Wait, and do not mind SIGTERM
+    IgnoreTerm,
+    /// Tell systemd once that all is well, then wait
+    NotifyOnce,
+    /// Send a signal to another process
+    Kill {
+        /// Its id
+        pid: i32,
+        /// Signal number
+        signal: i32,
+    },
+    /// Become another program
+    #[command(trailing_var_arg = true)]
+    Exec {
+        /// The program and its arguments
+        #[arg(required = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// Two processes wait in a pid namespace of their own, this one waits for the end of its init
+    PidNamespace,
+    /// Trace a child that shall not outlive its tracer, and exit
+    TraceAndLeave,
+    /// A child with a certain process id waits for a signal, this process waits for its end
+    AsPid {
+        /// The id
+        pid: i32,
+        /// The child takes memory instead
+        #[arg(long)]
+        leak: bool,
+    },
     /// Read from address zero
     Segv,
+    /// Read from address zero, in a thread
+    SegvInThread,
     /// Call abort(3)
     Abort,
     /// Read from a mapped file behind its end
@@ -56,10 +131,18 @@ enum Way {
     Fpe,
     /// Execute an instruction that does not exist
     Ill,
+    /// Hit a breakpoint
+    Trap,
+    /// Call a function that calls itself
+    UseUpTheStack,
     /// Make a system call that a seccomp filter of its own forbids
     Sys,
-    /// Use more processor time than its limit allows
+    /// Use more processor time than its soft limit allows
     Xcpu,
+    /// Use more processor time than its hard limit allows
+    CpuLimit,
+    /// Write a file that is longer than its limit allows
+    Xfsz,
     /// Fork this many children one after the other, each exiting with a code
     Storm {
         /// How many
@@ -71,90 +154,77 @@ enum Way {
 
 fn main() {
     let cli = Cli::parse();
-    if let Some(cgroup) = cli.cgroup {
+    prepare(&cli);
+    match cli.way {
+        Way::Leak => memory::leak(),
+        Way::LeakInChild => {
+            memory::leak_in_child();
+            wait_for_input();
+        }
+        Way::LeakInChildAndIdle => {
+            memory::leak_in_child();
+            processes::idle()
+        }
+        Way::LeakAfterLeader => threads::leave_to(|| memory::leak()),
+        Way::LeakInThread => memory::leak_in_thread(),
+        Way::LeakInTwin => memory::leak_in_twin(),
+        Way::Hold { mib } => memory::hold(mib),
+        Way::Thrash { file } => memory::thrash(&file),
+        Way::ExitAfterLeader { code } => threads::leave_to(move || exit(code)),
+        Way::ExecInThread { code } => threads::exec_in_thread(code),
+        Way::Exit { code } => exit(code),
+        Way::Wait => wait_for_input(),
+        Way::Idle => processes::idle(),
+        Way::OnTerm { code } => processes::on_term(code),
+        Way::IgnoreTerm => processes::ignore_term(),
+        Way::NotifyOnce => processes::notify_once(),
+        Way::Kill { pid, signal } => processes::kill(pid, signal),
+        Way::Exec { words } => processes::exec(&words),
+        Way::PidNamespace => processes::pid_namespace(),
+        Way::TraceAndLeave => processes::trace_and_leave(),
+        Way::AsPid { pid, leak: true } => processes::as_pid(pid, || memory::leak()),
+        Way::AsPid { pid, leak: false } => processes::as_pid(pid, || processes::idle()),
+        Way::Segv => faults::read_address_zero(),
+        Way::SegvInThread => faults::read_address_zero_in_thread(),
+        Way::Abort => std::process::abort(),
+        Way::Bus => faults::read_behind_the_file(),
+        Way::Fpe => faults::divide_by_zero(),
+        Way::Ill => faults::execute_nonsense(),
+        Way::Trap => faults::hit_a_breakpoint(),
+        Way::UseUpTheStack => println!("{}", faults::use_up_the_stack(0)),
+        Way::Sys => faults::call_what_is_forbidden(),
+        Way::Xcpu => limits::xcpu(),
+        Way::CpuLimit => limits::cpu_limit(),
+        Way::Xfsz => limits::xfsz(),
+        Way::Storm { count, code } => processes::storm(count, code),
+    }
+}
+
+/// What comes before the death; the loss of privileges last.
+fn prepare(cli: &Cli) {
+    if let Some(cgroup) = &cli.cgroup {
         // 0: the writing process.
         fs::write(cgroup.join("cgroup.procs"), "0").expect("the cgroup can be entered");
     }
-    if let Some(hex) = cli.comm {
+    if let Some(hex) = &cli.comm {
         let byte = |at| u8::from_str_radix(hex.get(at..at + 2).expect("two digits"), 16).expect("hexadecimal");
         let name: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
         // The first thread's file is the name of the process.
         fs::write(format!("/proc/self/task/{}/comm", std::process::id()), name).expect("a name can be changed");
     }
-    match cli.way {
-        Way::Leak => leak(),
-        Way::LeakInChild => {
-            let mut child = Command::new(std::env::current_exe().expect("a program has a path"))
-                .arg("leak")
-                .spawn()
-                .expect("a child starts");
-            child.wait().expect("the child ends");
-            wait_for_input();
-        }
-        Way::LeakAfterLeader => leave_to(|| leak()),
-        Way::ExitAfterLeader { code } => leave_to(move || exit(code)),
-        Way::Exit { code } => exit(code),
-        Way::Wait => wait_for_input(),
-        Way::Segv => {
-            // SAFETY: none; the fault is what is wanted. Volatile, so that it is not optimized away.
-            let value = unsafe { std::ptr::read_volatile(std::ptr::null::<u8>()) };
-            exit(i32::from(value));
-        }
-        Way::Abort => std::process::abort(),
-        Way::Bus => faults::bus(),
-        Way::Fpe => faults::fpe(),
-        Way::Ill => faults::ill(),
-        Way::Sys => faults::sys(),
-        Way::Xcpu => faults::xcpu(),
-        Way::Storm { count, code } => storm(count, code),
+    if let Some(value) = cli.oom_score_adj {
+        processes::oom_score_adj(value);
     }
-}
-
-fn leak() -> ! {
-    let mut taken = Vec::new();
-    loop {
-        // Written to, so that the pages are really there.
-        taken.push(vec![1u8; 1024 * 1024]);
+    limits::core(cli.core.as_deref());
+    if let Some(mib) = cli.address_space {
+        limits::address_space(mib);
     }
-}
-
-/// Starts a thread and ends this one alone, so that the thread group's leader is gone while the process lives.
-fn leave_to(work: impl FnOnce() + Send + 'static) -> ! {
-    spawn(move || {
-        // The leader must have left before the rest happens.
-        while leader_lives() {
-            sleep(Duration::from_millis(1));
-        }
-        work();
-    });
-    // SAFETY: ends this thread only. Nothing on its stack is used by another.
-    unsafe { libc::syscall(libc::SYS_exit, 0) };
-    unreachable!("exit does not return");
-}
-
-fn leader_lives() -> bool {
-    // A leader that has left is a zombie until the whole process ends.
-    fs::read_to_string("/proc/self/stat")
-        .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
+    if let Some(uid) = cli.uid {
+        processes::become_user(uid);
+    }
 }
 
 fn wait_for_input() {
     let mut rest = Vec::new();
     std::io::stdin().read_to_end(&mut rest).expect("the input can be read");
-}
-
-fn storm(count: u32, code: i32) {
-    for _ in 0..count {
-        // SAFETY: this process has one thread, so the child may do as it likes; it only exits.
-        match unsafe { libc::fork() } {
-            // SAFETY: ends the child without running anything of the parent's.
-            0 => unsafe { libc::_exit(code) },
-            -1 => panic!("cannot fork"),
-            child => {
-                let mut status = 0;
-                // SAFETY: `status` is valid for the call.
-                unsafe { libc::waitpid(child, &raw mut status, 0) };
-            }
-        }
-    }
 }

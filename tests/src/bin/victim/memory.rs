@@ -1,0 +1,77 @@
+//! Processes that take memory, until they have what they want or something ends them.
+
+use std::{
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    path::Path,
+    process::Command,
+    thread::{sleep, spawn},
+    time::Duration,
+};
+
+use crate::wait_for_input;
+
+const MIB: usize = 1024 * 1024;
+
+/// Takes memory until something ends it.
+pub(crate) fn leak() -> ! {
+    let mut taken = Vec::new();
+    loop {
+        // Written to, so that the pages are really there.
+        taken.push(vec![1u8; MIB]);
+    }
+}
+
+/// Takes this much and keeps it until the end of the input.
+pub(crate) fn hold(mib: usize) {
+    let held = vec![1u8; mib * MIB];
+    wait_for_input();
+    drop(std::hint::black_box(held));
+}
+
+/// A child takes memory; this process waits for its end.
+pub(crate) fn leak_in_child() {
+    let mut child = Command::new(std::env::current_exe().expect("a program has a path"))
+        .arg("leak")
+        .spawn()
+        .expect("a child starts");
+    child.wait().expect("the child ends");
+}
+
+/// A thread takes memory while the first one waits for it.
+pub(crate) fn leak_in_thread() {
+    spawn(|| leak()).join().expect("the thread ends with the process");
+}
+
+/// A child that runs in the memory of this process takes more of it, as between vfork(2) and exec(2), when this process
+/// waits.
+pub(crate) fn leak_in_twin() {
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: with no stack of its own, the child goes on with ours while we stand still. It never returns from `leak`,
+    // and when it is killed, so are we: nobody comes back to the frames that it has used.
+    if unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } == 0 {
+        leak();
+    }
+    panic!("the child is gone and this process is not");
+}
+
+/// Takes memory step by step and reads a file of its own beside it, again and again: where there is a soft limit, the
+/// kernel is always looking for pages to take back, and the process always waits for it.
+pub(crate) fn thrash(file: &Path) -> ! {
+    let mut pages = File::options().create(true).truncate(true).read(true).write(true).open(file).expect("a file");
+    for _ in 0..64 {
+        pages.write_all(&vec![1; MIB]).expect("the file can be filled");
+    }
+    spawn(move || {
+        let mut taken = Vec::new();
+        loop {
+            taken.push(vec![1u8; MIB / 4]);
+            sleep(Duration::from_millis(5));
+        }
+    });
+    let mut page = vec![0; 4096];
+    loop {
+        pages.seek(SeekFrom::Start(0)).expect("the file can be read again");
+        while pages.read(&mut page).expect("the file can be read") > 0 {}
+    }
+}
