@@ -27,6 +27,13 @@ pub(crate) struct Enquiry {
 }
 
 impl Enquiry {
+    /// Connects to systemd now, so that the first question is not a slow one. Hosts without systemd are no error.
+    pub(crate) async fn prepare(&self) {
+        if let Ok(systemd) = Systemd::connect().await {
+            *self.systemd.lock().await = Some(systemd);
+        }
+    }
+
     /// Asks; `output` is the file that the agent itself keeps of the service, if it does.
     pub(crate) async fn ask(&self, question: Question, output: Option<PathBuf>) -> Reply {
         match question {

@@ -176,6 +176,8 @@ impl Steward {
         mut events: mpsc::Receiver<Event>,
         mut lines: mpsc::Receiver<OomLine>,
     ) -> Result<()> {
+        let enquiry = self.enquiry.clone();
+        self.tasks.spawn(async move { enquiry.prepare().await });
         let mut batch = Vec::with_capacity(BATCH);
         let mut next_audit = Instant::now() + AUDIT_INTERVAL;
         loop {

@@ -79,6 +79,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
         ask(&place, &names_in);
     }
     let enquiry = Enquiry::default();
+    enquiry.prepare().await;
     let (replies_in, mut replies) = mpsc::channel::<(Identity, Reply)>(EVENTS);
     let (named_in, mut named) = mpsc::channel::<Death>(EVENTS);
     let (lines_in, mut lines) = mpsc::channel(EVENTS);

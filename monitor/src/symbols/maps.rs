@@ -45,6 +45,21 @@ pub(super) fn files_of_all() -> Vec<(u32, String)> {
     found
 }
 
+/// Where a path that begins at the root of its file system may be found: below every mount.
+pub(super) fn places_of(path: &str) -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().filter_map(|line| place_in(line, path)).collect()
+}
+
+/// `id parent device root mount-point …`, as proc_pid_mountinfo(5) has it: `root` is the part of the file system that is
+/// mounted.
+fn place_in(line: &str, path: &str) -> Option<String> {
+    let mut columns = line.split(' ').skip(3);
+    let (root, mount) = (columns.next()?, columns.next()?);
+    let below = path.strip_prefix(root.trim_end_matches('/'))?;
+    below.starts_with('/').then(|| format!("{}{below}", mount.trim_end_matches('/')))
+}
+
 fn namespace(pid: u32) -> Option<std::path::PathBuf> {
     fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()
 }
@@ -84,6 +99,19 @@ mod tests {
             "",
         ] {
             assert_eq!(parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_looked_for_below_every_mount() {
+        for (mount, place) in [
+            ("22 1 254:0 / / rw - ext4 /dev/vda rw", Some("/bin/web")),
+            ("23 22 254:1 / /payload rw - ext4 /dev/vdb rw", Some("/payload/bin/web")),
+            ("24 22 254:1 /bin /usr/local rw - ext4 /dev/vdb rw", Some("/usr/local/web")),
+            ("25 22 254:1 /bi /usr/local rw - ext4 /dev/vdb rw", None),
+            ("26 22", None),
+        ] {
+            assert_eq!(place_in(mount, "/bin/web").as_deref(), place, "{mount}");
         }
     }
 

@@ -86,7 +86,8 @@ struct Finder<'a> {
 impl<'a> Finder<'a> {
     fn new(stack: &'a Stack) -> Self {
         let own = stack.mappings.iter().map(|mapping| module(stack.tgid, &mapping.path));
-        let mut candidates: Vec<_> = own.chain(stack.program.iter().map(|path| module(stack.tgid, path))).collect();
+        let program = stack.program.iter().flat_map(|path| maps::places_of(path));
+        let mut candidates: Vec<_> = own.chain(program.map(|path| module(stack.tgid, &path))).collect();
         candidates.dedup();
         Self { stack, candidates, searched_all: false, known: HashMap::new() }
     }

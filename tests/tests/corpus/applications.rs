@@ -142,7 +142,7 @@ fn jvm(scene: &mut Scene<'_>, option: &str, how: Ended) {
     fs::write(&source, JAVA).expect("the source can be written");
     let java = facts::program("java").expect("it is installed");
     let report = format!("-XX:ErrorFile={}", place.path().join("hs_err.log").display());
-    let words = ["-Xmx64m", "-XX:-CreateCoredumpOnCrash", &report, option];
+    let words = ["-Xmx64m", &report, option];
     last_words(scene, &java, &[&words[..], &[source.to_str().expect("UTF-8")]].concat(), &how);
 }
 
@@ -156,13 +156,15 @@ fn node(scene: &mut Scene<'_>) {
 /// its record counts only as far as the facts go.
 fn last_words(scene: &mut Scene<'_>, program: &Path, words: &[&str], how: &Ended) {
     let cgroup = Cgroup::new(None);
-    let quoted: Vec<_> =
-        [program.to_str().expect("UTF-8")].iter().chain(words).map(|word| format!("{word:?}")).collect();
+    // Through the victim, which allows no cores.
+    let victim = binary("victim");
+    let start = [victim.to_str().expect("UTF-8"), "exec", program.to_str().expect("UTF-8")];
+    let start: Vec<_> = start.iter().chain(words).map(|word| format!("{word:?}")).collect();
     // Started by the agent, and not a second time before the case is over.
     let agent = Agent::start(&format!(
         "[[service]]\nname = \"talkative\"\nrestart = true\nbackoff = {{ initial = \"10m\", max = \"10m\" }}\n\
          command = {{ start = [{}], cgroup = \"{}\" }}\n",
-        quoted.join(", "),
+        start.join(", "),
         cgroup.path
     ));
     let death = scene.death("the program", |death| death["cgroup"] == cgroup.path && death["role"] == "main");

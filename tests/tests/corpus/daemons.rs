@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use tests::victim::binary;
@@ -14,8 +14,8 @@ const fn case(id: &'static str, title: &'static str, cannot: fn() -> Option<Stri
 }
 
 pub(crate) const CASES: &[Case] = &[
-    case("earlyoom_term", "earlyoom asks a process to end", no_earlyoom, |scene| earlyoom(scene, "100,1", 15)),
-    case("earlyoom_kill", "earlyoom kills a process", no_earlyoom, |scene| earlyoom(scene, "100,100", 9)),
+    case("earlyoom_term", "earlyoom asks a process to end", no_earlyoom, |scene| earlyoom(scene, false, 15)),
+    case("earlyoom_kill", "earlyoom kills a process", no_earlyoom, |scene| earlyoom(scene, true, 9)),
     case("systemd_oomd", "systemd-oomd kills a unit under memory pressure", no_oomd, oomd),
 ];
 
@@ -23,26 +23,39 @@ fn no_earlyoom() -> Option<String> {
     facts::lacks(&["earlyoom", "unshare"])
 }
 
+/// `unshare`, which takes its namespace with it when it ends.
+struct Namespace(Child);
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
 /// Runs the real earlyoom with thresholds that every machine is below. It is in a pid namespace with a victim and nobody
 /// else: it can neither see nor end what does not belong to the case.
-fn earlyoom(scene: &mut Scene<'_>, thresholds: &str, signal: i32) {
+fn earlyoom(scene: &mut Scene<'_>, kill: bool, signal: i32) {
+    // Thresholds to ask and to kill: of memory in KiB, as much as there is; of swap in percent.
+    let all = facts::memory_kib();
+    let (memory, swap) = if kill { (format!("{all},{all}"), "99,99") } else { (format!("{all},1"), "99,1") };
     let cgroup = scene.cgroup(None);
     let script = format!(
-        "'{}' --cgroup '{}' idle & exec '{}' -m {thresholds} -s {thresholds} -r 0 --prefer '^victim$'",
+        "'{}' --cgroup '{}' idle & exec '{}' -M {memory} -s {swap} -r 0 --prefer '^victim$'",
         binary("victim").display(),
         cgroup.directory.display(),
         facts::program("earlyoom").expect("it is installed").display(),
     );
-    let mut namespace = Command::new("unshare")
+    let namespace = Command::new("unshare")
         .args(["--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", &script])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .expect("unshare starts");
+    let namespace = Namespace(namespace);
     let death = scene.death("earlyoom's victim", |death| death["cgroup"] == cgroup.path);
-    namespace.kill().expect("unshare can be killed, and earlyoom with it");
-    namespace.wait().expect("unshare ends");
+    drop(namespace);
     scene.expected(&death);
     scene.has(&death, "/comm", "victim");
     scene.has(&death, "/signal", signal);

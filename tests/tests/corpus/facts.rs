@@ -69,3 +69,10 @@ pub(crate) fn lacks(programs: &[&str]) -> Option<String> {
 pub(crate) fn lacks_file(path: &str) -> Option<String> {
     (!Path::new(path).exists()).then(|| format!("this kernel has no {path}"))
 }
+
+/// The machine's memory in KiB.
+pub(crate) fn memory_kib() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").expect("readable");
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).expect("it is counted");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}

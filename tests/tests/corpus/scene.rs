@@ -14,6 +14,8 @@ pub(crate) struct Scene<'a> {
     stage: &'a mut Stage,
     expect: &'static str,
     begin_ns: u64,
+    // A child goes before its parent.
+    children: Vec<Rc<Cgroup>>,
     cgroups: Vec<Rc<Cgroup>>,
     checked: Vec<(Value, Value)>,
     expected: usize,
@@ -28,6 +30,7 @@ impl<'a> Scene<'a> {
             stage,
             expect,
             begin_ns: stage::boot_ns(),
+            children: Vec::new(),
             cgroups: Vec::new(),
             checked: Vec::new(),
             expected: 0,
@@ -40,6 +43,13 @@ impl<'a> Scene<'a> {
     pub(crate) fn cgroup(&mut self, limit: Option<u64>) -> Rc<Cgroup> {
         let cgroup = Rc::new(Cgroup::new(limit));
         self.cgroups.push(Rc::clone(&cgroup));
+        cgroup
+    }
+
+    /// A cgroup below `parent`, a cgroup of this case, without a limit of its own.
+    pub(crate) fn child(&mut self, parent: &Cgroup) -> Rc<Cgroup> {
+        let cgroup = Rc::new(parent.child("child"));
+        self.children.push(Rc::clone(&cgroup));
         cgroup
     }
 
@@ -165,7 +175,7 @@ impl<'a> Scene<'a> {
 
     /// Each cgroup counts its own OOM kills.
     fn compare_cgroups(&mut self) {
-        for cgroup in std::mem::take(&mut self.cgroups) {
+        for cgroup in &self.cgroups {
             let Some(counted) = cgroup.oom_kills() else { continue };
             let (seen, _) = self.stage.seen().expect("the watcher runs");
             let is_inside = |path: &str| {

@@ -11,7 +11,7 @@ use tests::{
 };
 
 /// Arguments of the watcher.
-const WATCH: &[&str] = &["--all"];
+const WATCH: &[&str] = &["--all", "--failed-allocations", "always"];
 
 /// The kernel's log says who owns the limit for ten OOM kills in five seconds (`oom_rs`, mm/oom_kill.c).
 const LOG_KILLS: u64 = 8;
