@@ -36,6 +36,13 @@ impl fmt::Display for Need {
 pub(crate) enum Mend {
     /// Debian packages; installed together, with root's rights, before any command.
     Packages(Vec<&'static str>),
+    /// A Debian package in an older version than the one that is here; installed together with the others.
+    Downgrade {
+        /// Its name.
+        package: &'static str,
+        /// The version that it shall have.
+        version: String,
+    },
     /// A command of the user's own.
     Command(Step),
 }
@@ -62,7 +69,7 @@ impl Step {
         self
     }
 
-    fn run(&self) -> Result<()> {
+    pub(crate) fn run(&self) -> Result<()> {
         say::line(format_args!("+ {self}"));
         let Some((program, args)) = self.words.split_first() else { return Ok(()) };
         process::run(Command::new(program).args(args).envs(self.variables.iter().map(|(name, value)| (name, value))))
@@ -90,7 +97,7 @@ pub(crate) fn provide(needs: &[Need], install: bool) -> Result<()> {
         say::line(format_args!("  {}: {}", need.what, need.why));
     }
     let steps = steps(needs);
-    let packages = needs.iter().any(|need| matches!(need.mend, Mend::Packages(_)));
+    let packages = needs.iter().any(|need| !matches!(need.mend, Mend::Command(_)));
     let obstacle = if !install {
         Some("installing was switched off")
     } else if packages && process::find("apt-get").is_none() {
@@ -113,11 +120,16 @@ pub(crate) fn provide(needs: &[Need], install: bool) -> Result<()> {
 
 /// The commands in the order in which they work: packages first, all at once.
 fn steps(needs: &[Need]) -> Vec<Step> {
-    let mut packages: Vec<&str> = Vec::new();
+    let mut packages: Vec<String> = Vec::new();
+    let mut downgrade = false;
     let mut commands = Vec::new();
     for need in needs {
         match &need.mend {
-            Mend::Packages(names) => packages.extend(names),
+            Mend::Packages(names) => packages.extend(names.iter().copied().map(str::to_owned)),
+            Mend::Downgrade { package, version } => {
+                packages.push(format!("{package}={version}"));
+                downgrade = true;
+            }
             Mend::Command(step) => commands.push(step.clone()),
         }
     }
@@ -127,8 +139,10 @@ fn steps(needs: &[Need]) -> Vec<Step> {
     if !packages.is_empty() {
         steps.push(Step::new(["apt-get", "update", "--quiet"]));
         // What is there stays there: a package that would push another one out is for a person to decide.
-        let install = Step::new(["apt-get", "install", "--yes", "--no-install-recommends", "--no-remove"]);
-        steps.push(install.and(packages).with("DEBIAN_FRONTEND", "noninteractive"));
+        let install = Step::new(["apt-get", "install", "--yes", "--no-install-recommends", "--no-remove"])
+            .and(downgrade.then_some("--allow-downgrades"))
+            .and(packages.iter().map(String::as_str));
+        steps.push(install.with("DEBIAN_FRONTEND", "noninteractive"));
     }
     steps.extend(commands);
     steps
@@ -160,6 +174,20 @@ mod tests {
         assert_eq!(shown[0], "apt-get update --quiet");
         assert!(shown[1].ends_with(" a b c"), "{}", shown[1]);
         assert_eq!(shown[2], r"P='it'\''s' make 'a tool'");
+    }
+
+    #[test]
+    fn a_downgrade_is_part_of_the_one_install_and_allowed_only_there() {
+        let plain = Need { what: "q".into(), why: "", mend: Mend::Packages(vec!["qemu-system-x86"]) };
+        let older = Need {
+            what: "u".into(),
+            why: "",
+            mend: Mend::Downgrade { package: "qemu-utils", version: "1:7.2+dfsg-7".into() },
+        };
+        let shown: Vec<_> = steps(&[older, plain]).iter().map(ToString::to_string).collect();
+        assert_eq!(shown.len(), 2);
+        let end = " --no-remove --allow-downgrades qemu-system-x86 qemu-utils=1:7.2+dfsg-7";
+        assert!(shown[1].ends_with(end), "{}", shown[1]);
     }
 
     #[test]
