@@ -67,6 +67,14 @@ pub(crate) fn release() -> Result<Vec<Executable>> {
     build(command.args(["build", "--release", "--locked", "--package", "monitor", "--package", "tests"]))
 }
 
+/// The optimised harness of one test of the package `tests`.
+pub(crate) fn live_test(name: &str) -> Result<Executable> {
+    let mut command = workspace::cargo();
+    command.args(["test", "--release", "--locked", "--package", "tests", "--no-run", "--test", name]);
+    let built = build(&mut command)?.into_iter().find(|executable| executable.test && executable.name == name);
+    built.with_context(|| format!("cargo built no test named `{name}`"))
+}
+
 /// The agent's optimised binary, built now if it is not up to date.
 pub(crate) fn defib() -> Result<PathBuf> {
     let built = build(workspace::cargo().args(["build", "--release", "--locked", "--package", "monitor"]))?;

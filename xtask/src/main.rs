@@ -2,15 +2,18 @@
 //!
 //! * [`ebpf`]: build the kernel programs, or check that the committed object is what its sources give
 //! * [`test`]: format, lints, unit tests, object check, live kernel tests
+//! * [`corpus`]: the corpus of deaths on this kernel and on others, and the table of docs/diagnosis.md
 //! * [`bench`]: measure cost and speed, and write docs/performance.md
 //! * [`vm`]: run a command or a live test on another kernel
 //! * [`demo`], [`run`]: build the program as the invoking user, start it with the rights that it needs
 //!
 //! One file (or directory) for each command; the rest is what they share: [`needs`] (what a machine lacks and the
 //! command that brings it), [`artifacts`] (where cargo put an executable), [`privilege`] (root, sudo or neither),
-//! [`process`] (children and their errors), [`workspace`] (paths), [`say`] (the only way to the terminal).
+//! [`process`] (children and their errors), [`tee`] (output to two places), [`workspace`] (paths), [`say`] (the only way to
+//! the terminal).
 mod artifacts;
 mod bench;
+mod corpus;
 mod demo;
 mod ebpf;
 mod launch;
@@ -20,6 +23,7 @@ mod process;
 mod run;
 mod say;
 mod source_hash;
+mod tee;
 mod test;
 mod vm;
 mod workspace;
@@ -44,6 +48,7 @@ enum Command {
     Test(test::Args),
     Ebpf(ebpf::Args),
     Vm(vm::Args),
+    Corpus(corpus::Args),
     Bench(bench::Args),
 }
 
@@ -55,6 +60,7 @@ impl Command {
             Self::Test(args) => test::execute(args),
             Self::Ebpf(args) => ebpf::execute(&args),
             Self::Vm(args) => vm::execute(&args),
+            Self::Corpus(args) => corpus::execute(&args),
             Self::Bench(args) => bench::execute(&args),
         }
     }

@@ -21,27 +21,21 @@ mod logged;
 mod modules;
 mod payload;
 mod programs;
-mod tee;
+mod run;
 
-use std::{
-    fs::{self, File},
-    io,
-    path::{Path, PathBuf},
-    process::{self, ExitCode},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{io, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::ValueEnum as _;
 
-use self::{
-    boot::{Machine, Outcome, StoppedBooting},
+pub(crate) use self::{
+    boot::Outcome,
+    host::missing,
     kernel::Kernel,
-    payload::Payload,
     programs::Program,
-    tee::Tee,
+    run::{Harness, Job},
 };
-use crate::{needs, say, workspace};
+use crate::say;
 
 /// Run a command or a test on another kernel, in a virtual machine with systemd
 ///
@@ -72,10 +66,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 180)]
     deadline: u64,
     /// Memory of the machine in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB)]
     memory: u32,
     /// Processors of the machine
-    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    #[arg(long, value_name = "COUNT", default_value_t = CPUS)]
     cpus: u32,
     /// Build nothing; take the agent and the victims as they are in target/release, or go without
     #[arg(long)]
@@ -85,27 +79,36 @@ pub(crate) struct Args {
     no_install: bool,
 }
 
-/// How often a machine is booted that stops before it begins.
-const BOOTS: u32 = 3;
+/// Memory of a machine, in MiB, unless said otherwise: the guest's own daemons leave two thirds of it free.
+pub(crate) const MEMORY_MIB: u32 = 1024;
+/// Its processors.
+pub(crate) const CPUS: u32 = 2;
 
 /// Exit status for a machine that did not get to a status of its own.
 const NO_STATUS: u8 = 125;
 
 pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
-    needs::provide(&host::missing()?, !args.no_install)?;
+    let harness = Harness::prepare(&args.include, !args.no_install)?;
     let programs = if args.no_build {
         programs::built_earlier()?
     } else {
         programs::build(args.test.as_deref(), !args.no_install)?
     };
-    let cache = workspace::target().join("vm");
-    let image = image::prepare(&cache, &args.include)?;
+    let script = script(args);
+    let job = Job {
+        programs: &programs,
+        with: &args.with,
+        script: script.as_deref(),
+        memory_mib: args.memory,
+        cpus: args.cpus,
+        deadline: Duration::from_secs(args.deadline),
+    };
 
     let kernels = if args.all { Kernel::value_variants() } else { args.kernel.as_slice() };
     let mut results = Vec::new();
     for &kernel in kernels {
         // One that fails does not keep the others from running.
-        let result = run_patiently(args, &programs, &cache, &image, kernel);
+        let result = harness.run(kernel, &job, &mut io::stdout());
         if let Err(error) = &result {
             say::error(error);
         }
@@ -121,62 +124,21 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::from(first_failure))
 }
 
-/// Boots again when a machine stopped before anything of ours ran in it; says so each time.
-fn run_patiently(args: &Args, programs: &[Program], cache: &Path, image: &Path, kernel: Kernel) -> Result<Outcome> {
-    for _ in 1..BOOTS {
-        match run(args, programs, cache, image, kernel) {
-            Err(error) if error.is::<StoppedBooting>() => say::line(format_args!("vm: {error:#}; booting again")),
-            result => return result,
-        }
-    }
-    run(args, programs, cache, image, kernel)
-}
-
-/// One machine, from the payload to its end.
-fn run(args: &Args, programs: &[Program], cache: &Path, image: &Path, kernel: Kernel) -> Result<Outcome> {
-    let name = kernel.name();
-    let files = kernel::prepare(cache, kernel)?;
-    let nonce = nonce();
-    let logs = cache.join("runs").join(format!("{name}-{nonce}"));
-    let scratch = logs.join("scratch");
-    fs::create_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
-
-    let (initramfs, disk) = (scratch.join("initramfs"), scratch.join("payload.ext4"));
-    initramfs::build(&files.boot_modules, &scratch.join("initramfs.d"), &initramfs)?;
-    let script = script(args);
-    let payload = Payload { programs, with: &args.with, script: script.as_deref() };
-    payload::build(&payload, &scratch.join("payload"), &disk, &logs.join("payload.log"))?;
-
-    say::line(format_args!("vm: booting kernel {name} (logs: {})", logs.display()));
-    let machine = Machine {
-        vmlinuz: &files.vmlinuz,
-        initramfs: &initramfs,
-        disks: [image, &disk, &files.modules_disk],
-        logs: &logs,
-        memory_mib: args.memory,
-        cpus: args.cpus,
-        deadline: Duration::from_secs(args.deadline),
-        nonce,
-    };
-    let copy = logs.join("output.log");
-    let copy = File::create(&copy).with_context(|| copy.display().to_string())?;
-    let outcome = boot::run(&machine, &mut Tee(io::stdout().lock(), copy));
-    fs::remove_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
-    outcome.with_context(|| format!("kernel {name}, logs: {}", logs.display()))
-}
-
 fn script(args: &Args) -> Option<String> {
-    let test = |name| format!("DEFIB_BINARY=/payload/defib ./tests-{name} --test-threads=1 --nocapture");
-    args.test.as_ref().map(test).or_else(|| args.exec.clone())
+    args.test.as_ref().map(|name| test_script(name, &[])).or_else(|| args.exec.clone())
+}
+
+/// Runs a test program of the package `tests` in the guest, with these words beside the usual ones.
+pub(crate) fn test_script(name: &str, words: &[String]) -> String {
+    let mut script = format!("DEFIB_BINARY=/payload/defib ./tests-{name} --test-threads=1 --nocapture");
+    for word in words {
+        script.push(' ');
+        script.push_str(word);
+    }
+    script
 }
 
 fn summary(outcome: Option<Outcome>) -> String {
     let Some(Outcome { status, boot, total }) = outcome else { return "no status, see above".to_owned() };
     format!("status {status}, booted in {:.1} s, all in {:.1} s", boot.as_secs_f64(), total.as_secs_f64())
-}
-
-/// A word that no other run has.
-fn nonce() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    format!("{:x}-{:x}", now.as_millis(), process::id())
 }

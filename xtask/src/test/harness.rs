@@ -14,15 +14,15 @@ use crate::process;
 
 /// Tests by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
-    pub(super) passed: usize,
-    pub(super) failed: usize,
+pub(crate) struct Counts {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
     /// Not run: marked so in the source, or unable to run here.
-    pub(super) skipped: usize,
+    pub(crate) skipped: usize,
 }
 
 impl Counts {
-    pub(super) fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         let Self { passed, failed, skipped } = other;
         self.passed += passed;
         self.failed += failed;
@@ -30,20 +30,20 @@ impl Counts {
     }
 
     /// Moves tests from passed to skipped: to its harness, a test that found that it cannot run here has passed.
-    pub(super) fn skip(&mut self, tests: usize) {
+    pub(crate) fn skip(&mut self, tests: usize) {
         self.passed = self.passed.saturating_sub(tests);
         self.skipped += tests;
     }
 }
 
 /// What one run gave: counts also when it failed.
-pub(super) struct Run {
-    pub(super) counts: Counts,
-    pub(super) result: Result<()>,
+pub(crate) struct Run {
+    pub(crate) counts: Counts,
+    pub(crate) result: Result<()>,
 }
 
 /// Runs to the end, standard output going through to `terminal`. The error is for a command that could not be run at all.
-pub(super) fn run(command: &mut Command, terminal: &mut dyn Write) -> Result<Run> {
+pub(crate) fn run(command: &mut Command, terminal: &mut dyn Write) -> Result<Run> {
     let cannot_run = |command: &Command| format!("cannot run {}", process::shown(command));
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| cannot_run(command))?;
     let mut tally = Tally::default();
@@ -58,20 +58,24 @@ pub(super) fn run(command: &mut Command, terminal: &mut dyn Write) -> Result<Run
         }
     }
     let status = child.wait().with_context(|| cannot_run(command))?;
-    let mut counts = tally.counts;
     if status.success() {
-        return Ok(Run { counts, result: Ok(()) });
+        return Ok(Run { counts: tally.summed, result: Ok(()) });
     }
-    if counts.failed == 0 && tally.unfinished() {
-        counts.failed = 1; // the program died inside a test
-    }
-    Ok(Run { counts, result: Err(anyhow!("`{}` ended with {status}", process::shown(command))) })
+    let error = anyhow!("`{}` ended with {status}", process::shown(command));
+    Ok(Run { counts: tally.counts(), result: Err(error) })
+}
+
+/// The counts in the whole output of a program that ran elsewhere.
+pub(crate) fn counts(output: &[u8]) -> Counts {
+    let mut tally = Tally::default();
+    tally.read(output);
+    tally.counts()
 }
 
 /// Puts lines together from what comes through and sums the results.
 #[derive(Default)]
 struct Tally {
-    counts: Counts,
+    summed: Counts,
     line: Vec<u8>,
     started: usize,
     ended: usize,
@@ -87,7 +91,7 @@ impl Tally {
             let line = plain(&self.line);
             self.line.clear();
             if let Some(counts) = result_line(&line) {
-                self.counts.add(counts);
+                self.summed.add(counts);
                 self.ended += 1;
             } else if line.starts_with("running ") && line.trim_end_matches('s').ends_with(" test") {
                 self.started += 1;
@@ -95,9 +99,13 @@ impl Tally {
         }
     }
 
-    /// Whether a harness began and never said how it ended.
-    fn unfinished(&self) -> bool {
-        self.started > self.ended
+    /// The sum, with a failure for a harness that began and never said how it ended: its program died inside a test.
+    fn counts(&self) -> Counts {
+        let mut counts = self.summed;
+        if counts.failed == 0 && self.started > self.ended {
+            counts.failed = 1;
+        }
+        counts
     }
 }
 
@@ -117,7 +125,7 @@ fn result_line(line: &str) -> Option<Counts> {
 }
 
 /// The text without colours (`ESC [ ... letter`).
-fn plain(line: &[u8]) -> String {
+pub(crate) fn plain(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
     let mut parts = text.split("\u{1b}[");
     let mut plain = parts.next().map(str::to_owned).unwrap_or_default();
@@ -132,17 +140,17 @@ fn plain(line: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn counts(passed: usize, failed: usize, skipped: usize) -> Counts {
+    fn counted(passed: usize, failed: usize, skipped: usize) -> Counts {
         Counts { passed, failed, skipped }
     }
 
     #[test]
     fn result_lines() {
         let line = "test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 2 filtered out; finished in 0.01s";
-        assert_eq!(result_line(line), Some(counts(12, 0, 3)));
+        assert_eq!(result_line(line), Some(counted(12, 0, 3)));
         let line = "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out";
-        assert_eq!(result_line(line), Some(counts(1, 2, 0)));
-        assert_eq!(result_line("test result: said the test. But no numbers"), Some(counts(0, 0, 0)));
+        assert_eq!(result_line(line), Some(counted(1, 2, 0)));
+        assert_eq!(result_line("test result: said the test. But no numbers"), Some(counted(0, 0, 0)));
         assert_eq!(result_line("test oom::one ... ok"), None);
         assert_eq!(result_line("test result: ok. many passed; 0 failed"), None);
     }
@@ -156,8 +164,7 @@ mod tests {
         for size in [1, 7, 4096] {
             let mut tally = Tally::default();
             output.as_bytes().chunks(size).for_each(|piece| tally.read(piece));
-            assert_eq!(tally.counts, counts(2, 1, 0));
-            assert!(!tally.unfinished());
+            assert_eq!(tally.counts(), counted(2, 1, 0));
         }
     }
 
@@ -166,7 +173,7 @@ mod tests {
         let script = "echo; echo 'running 3 tests'; printf 'test a ... '; kill -9 $$";
         let mut output = Vec::new();
         let run = run(Command::new("/bin/sh").args(["-c", script]), &mut output)?;
-        assert_eq!(run.counts, counts(0, 1, 0));
+        assert_eq!(run.counts, counted(0, 1, 0));
         assert!(run.result.is_err());
         assert_eq!(output, b"\nrunning 3 tests\ntest a ... ");
         Ok(())
@@ -174,8 +181,8 @@ mod tests {
 
     #[test]
     fn a_skip_is_no_pass() {
-        let mut all = counts(5, 0, 1);
+        let mut all = counted(5, 0, 1);
         all.skip(2);
-        assert_eq!(all, counts(3, 0, 3));
+        assert_eq!(all, counted(3, 0, 3));
     }
 }

@@ -3,22 +3,24 @@
 //! They are built as the invoking user. Only the finished programs run as root, one after another and one test at a
 //! time, since all of them count on the same kernel.
 
-use std::ffi::OsStr;
+use std::{env, ffi::OsStr, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
 use super::{Session, skips, steps};
 use crate::{
     artifacts::{self, Executable},
+    corpus,
     privilege::Privilege,
     process, say, workspace,
 };
 
 /// Names the agent's binary to the tests.
-const BINARY: &str = "DEFIB_BINARY";
+pub(crate) const BINARY: &str = "DEFIB_BINARY";
 /// What a test program may look at of our environment; sudo drops what it is not told to keep.
 const PASSED_ON: [&str; 4] = ["CI", "RUST_BACKTRACE", "RUST_LOG", "TMPDIR"];
 
+/// All of them except the corpus, which has a step of its own.
 pub(super) fn run(session: &mut Session) -> Result<()> {
     let mut build = workspace::cargo();
     let built = artifacts::build(build.args(["test", "--release", "--locked", "--package", "tests", "--no-run"]))?;
@@ -28,7 +30,7 @@ pub(super) fn run(session: &mut Session) -> Result<()> {
         Privilege::Sudo => say::line("the tests need root: running them through sudo, which may ask for your password"),
         Privilege::Unprivileged => say::line("neither root nor sudo: each test that needs root says so and is skipped"),
     }
-    let mut programs: Vec<_> = built.iter().filter(|executable| executable.test).collect();
+    let mut programs: Vec<_> = built.iter().filter(|built| built.test && built.name != corpus::TEST).collect();
     programs.sort_by(|a, b| a.name.cmp(&b.name));
 
     let before = session.skips.len();
@@ -44,19 +46,25 @@ pub(super) fn run(session: &mut Session) -> Result<()> {
 fn run_program(program: &Executable, privilege: Privilege, session: &mut Session) -> Result<()> {
     let defib = session.defib.clone().context("the agent has not been built")?;
     let log = session.log.path().to_path_buf();
-    let kept: Vec<_> = PASSED_ON.iter().filter_map(|&name| Some((name, std::env::var_os(name)?))).collect();
-    let mut variables: Vec<(&str, &OsStr)> = kept.iter().map(|(name, value)| (*name, value.as_os_str())).collect();
-    variables.push((skips::VARIABLE, log.as_os_str()));
-    variables.push((BINARY, defib.as_os_str()));
-
-    let mut command = privilege.command(program.path.as_os_str(), &variables);
-    command.current_dir(&program.package).arg("--test-threads=1").args(&session.args.filters);
+    let variables = [(skips::VARIABLE, log.as_os_str()), (BINARY, defib.as_os_str())];
+    let mut command = command(program, privilege, &variables);
+    command.args(&session.args.filters);
     say::line(format_args!("--> {}", process::shown(&command)));
     steps::run_tests(&mut command, session)
 }
 
+/// A test program, ready to start, with these variables beside what it may look at of our environment.
+pub(crate) fn command(program: &Executable, privilege: Privilege, variables: &[(&str, &OsStr)]) -> Command {
+    let kept: Vec<_> = PASSED_ON.iter().filter_map(|&name| Some((name, env::var_os(name)?))).collect();
+    let mut all: Vec<(&str, &OsStr)> = kept.iter().map(|(name, value)| (*name, value.as_os_str())).collect();
+    all.extend(variables);
+    let mut command = privilege.command(program.path.as_os_str(), &all);
+    command.current_dir(&program.package).arg("--test-threads=1");
+    command
+}
+
 /// On a build server, a test that could have run and did not is a failure.
-fn refuse_skips(skips: &[skips::Skip]) -> Result<()> {
+pub(super) fn refuse_skips(skips: &[skips::Skip]) -> Result<()> {
     let refused: Vec<_> = skips.iter().filter(|skip| !skip.accepted).map(|skip| skip.test.as_str()).collect();
     if workspace::in_ci() && !refused.is_empty() {
         bail!("skipped on a build server, where they must run: {}", refused.join(", "));

@@ -8,7 +8,8 @@
 //! SKIP-OK <test name>: <reason>
 //! ```
 //!
-//! The second form is for a reason that no build server could mend, such as a kernel without cgroup v1.
+//! The second form is for a reason that no build server could mend, such as a kernel without cgroup v1. The same line is
+//! printed, for those who have only the output of a run.
 
 use std::{
     fs::{self, File},
@@ -23,14 +24,19 @@ pub(super) const VARIABLE: &str = "DEFIB_SKIP_LOG";
 
 /// One test that did not run.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Skip {
-    pub(super) test: String,
-    pub(super) reason: String,
+pub(crate) struct Skip {
+    pub(crate) test: String,
+    pub(crate) reason: String,
     /// Whether a build server accepts it.
-    pub(super) accepted: bool,
+    pub(crate) accepted: bool,
 }
 
 impl Skip {
+    /// The skip that a line of a program's output tells of, if it does.
+    pub(crate) fn find(line: &str) -> Option<Self> {
+        (line.starts_with("SKIP ") || line.starts_with("SKIP-OK ")).then(|| Self::parse(line))
+    }
+
     fn parse(line: &str) -> Self {
         let (accepted, rest) = match line.strip_prefix("SKIP-OK ") {
             Some(rest) => (true, rest),
@@ -99,6 +105,8 @@ mod tests {
         assert_eq!(parsed, expected);
         assert!(Skip::parse("SKIP-OK v1: no cgroup v1").accepted);
         assert_eq!(Skip::parse("odd").reason, "no reason given");
+        assert_eq!(Skip::find("SKIP-OK v1: no cgroup v1"), Some(Skip::parse("SKIP-OK v1: no cgroup v1")));
+        assert_eq!(Skip::find("SKIPPED: 1"), None);
     }
 
     #[test]

@@ -42,13 +42,13 @@ pub(super) struct Machine<'a> {
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Outcome {
+pub(crate) struct Outcome {
     /// Exit status of the payload's script.
-    pub(super) status: u8,
+    pub(crate) status: u8,
     /// From qemu's start to the script's.
-    pub(super) boot: Duration,
+    pub(crate) boot: Duration,
     /// From qemu's start to the script's end.
-    pub(super) total: Duration,
+    pub(crate) total: Duration,
 }
 
 /// Boots the machine, copies the payload's output to `sink` as it comes, and ends the machine.
@@ -68,8 +68,15 @@ pub(super) fn run(machine: &Machine<'_>, sink: &mut dyn Write) -> Result<Outcome
             Err(RecvTimeoutError::Timeout) => {
                 let what =
                     if console.begun() { "the command was still running" } else { "it had not finished booting" };
+                drop(qemu);
+                // With it ends the port, and what came last may be a line without an end: the test that hangs.
+                for line in lines {
+                    if let Line::Output(text) = console.read(&line) {
+                        sink.write_all(text).context("cannot write the guest's output")?;
+                    }
+                }
                 logged::show_end(&console_log);
-                bail!("ended after {} s (--deadline): {what}", machine.deadline.as_secs());
+                bail!("ended by its deadline after {} s: {what}", machine.deadline.as_secs());
             }
             Err(RecvTimeoutError::Disconnected) => {
                 logged::show_end(&console_log);

@@ -22,7 +22,7 @@ const BOOT_MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
 
 /// A kernel series that the harness can boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Kernel {
+pub(crate) enum Kernel {
     /// Debian 11
     #[value(name = "5.10")]
     V5_10,
@@ -43,7 +43,7 @@ type Places = &'static [&'static [Source]];
 
 impl Kernel {
     /// The series, as on the command line.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::V5_10 => "5.10",
             Self::V6_1 => "6.1",

@@ -15,9 +15,9 @@ use crate::{
 const NAMES: [&str; 2] = ["defib", "victim"];
 
 /// A file and its name in /payload.
-pub(super) struct Program {
-    pub(super) name: String,
-    pub(super) path: PathBuf,
+pub(crate) struct Program {
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
 }
 
 /// Builds all programs of the packages `monitor` and `tests`, and the harness of the test `test` as `tests-NAME`.
@@ -25,9 +25,7 @@ pub(super) fn build(test: Option<&str>, install: bool) -> Result<Vec<Program>> {
     needs::provide(setup::c_compiler().as_slice(), install)?;
     let mut built = artifacts::release()?;
     if let Some(test) = test {
-        let mut command = workspace::cargo();
-        command.args(["test", "--release", "--locked", "--package", "tests", "--no-run", "--test", test]);
-        built.extend(artifacts::build(&mut command)?.into_iter().filter(|executable| executable.test));
+        built.push(artifacts::live_test(test)?);
     }
     Ok(built.into_iter().map(Program::from).collect())
 }

@@ -1,9 +1,9 @@
-//! The guest's output, to two places at once.
+//! Output to two places at once.
 
 use std::io::{Result, Write};
 
 /// Writes everything to both.
-pub(super) struct Tee<A, B>(pub(super) A, pub(super) B);
+pub(crate) struct Tee<A, B>(pub(crate) A, pub(crate) B);
 
 impl<A: Write, B: Write> Write for Tee<A, B> {
     fn write(&mut self, bytes: &[u8]) -> Result<usize> {

@@ -1,0 +1,210 @@
+//! `cargo xtask corpus`: every way to die, caused for real on this machine's kernel and on others, each with the cause
+//! that must be given for it.
+//!
+//! ```text
+//! test program `corpus` ─┬─▶ here, as root ──────────┐
+//!                        └─▶ in a machine of `vm` ───┴─▶ output ─▶ cells ─▶ verdict, table, documentation
+//! ```
+//! * [`places`]: runs the program and keeps what it prints
+//! * [`cells`]: reads that
+//! * [`verdict`]: what must hold for it
+//! * [`matrix`]: shows it
+//! * [`document`]: writes it to docs/diagnosis.md
+
+mod cells;
+mod document;
+mod matrix;
+mod places;
+#[cfg(test)]
+mod samples;
+mod verdict;
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Result, ensure};
+use clap::ValueEnum as _;
+
+use self::{cells::Transcript, places::Selection};
+use crate::{
+    artifacts, needs, say,
+    test::{harness::Counts, setup, skips::Skip},
+    vm::{self, Harness, Job, Kernel, Program},
+    workspace,
+};
+
+/// The test program, by its cargo name.
+pub(crate) const TEST: &str = "corpus";
+
+/// Run the corpus of deaths on this kernel and on others, and compare what is reported with what happened
+///
+/// Builds the programs, runs the corpus here (as root, through sudo where that is possible) and in a virtual machine for
+/// each kernel, one after the other, and shows a table of all cases. Fails when a cause is wrong, a run does not end well, a
+/// case is missing, or OOM kills were seen that the kernel did not count, or the other way round.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Kernel series to boot; may be given more than once
+    #[arg(long, value_enum)]
+    kernel: Vec<Kernel>,
+    /// Boot every kernel, one after another
+    #[arg(long, conflicts_with = "kernel")]
+    all: bool,
+    /// Leave out the run on this machine's kernel
+    #[arg(long)]
+    no_host: bool,
+    /// Write the results to docs/diagnosis.md; for a whole run on all kernels that found no fault
+    #[arg(long, requires = "all", conflicts_with_all = ["no_host", "filters"])]
+    write: bool,
+    /// Seconds after which a machine is ended, boot included
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    deadline: u64,
+    /// Install nothing; where something is missing, list it with the commands that bring it, and fail
+    #[arg(long)]
+    no_install: bool,
+    /// Run only cases whose names contain one of these
+    #[arg(value_name = "FILTER")]
+    filters: Vec<String>,
+}
+
+pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
+    let kernels = if args.all { Kernel::value_variants() } else { args.kernel.as_slice() };
+    ensure!(!args.no_host || !kernels.is_empty(), "nowhere to run: name a kernel, or leave out --no-host");
+    let report = run(&Plan {
+        host: !args.no_host,
+        kernels,
+        filters: &args.filters,
+        deadline: Duration::from_secs(args.deadline),
+        install: !args.no_install,
+    })?;
+    ensure!(!report.cases.is_empty(), "no case has a name like that");
+    report.show();
+    if !report.faults().is_empty() {
+        return Ok(ExitCode::FAILURE);
+    }
+    if args.write {
+        let path = workspace::root().join("docs/diagnosis.md");
+        document::write(&path, &matrix::markdown(&report.cases, &report.runs)?)?;
+        say::line(format_args!("written to {}", path.display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What to run, and where.
+pub(crate) struct Plan<'a> {
+    /// On this machine's kernel.
+    pub(crate) host: bool,
+    /// In virtual machines.
+    pub(crate) kernels: &'a [Kernel],
+    /// Only cases whose names contain one of these; all when there is none.
+    pub(crate) filters: &'a [String],
+    /// Time for each machine, boot included.
+    pub(crate) deadline: Duration,
+    /// Whether what is missing on this machine may be installed.
+    pub(crate) install: bool,
+}
+
+/// One run of the corpus.
+struct Run {
+    /// `host`, or the series of the kernel.
+    place: &'static str,
+    transcript: Transcript,
+    counts: Counts,
+    /// Why the run as a whole did not end well.
+    failure: Option<String>,
+}
+
+/// All runs.
+pub(crate) struct Report {
+    /// Names of the cases that every run must have, in the corpus's own order.
+    cases: Vec<String>,
+    runs: Vec<Run>,
+}
+
+/// Runs the corpus as planned. A run that fails does not keep the others from running; nothing runs when no case is
+/// meant.
+pub(crate) fn run(plan: &Plan<'_>) -> Result<Report> {
+    needs::provide(setup::c_compiler().as_slice(), plan.install)?;
+    let mut built = artifacts::release()?;
+    let defib = artifacts::program(&built, "defib")?.to_path_buf();
+    let corpus = artifacts::live_test(TEST)?;
+    let selection = Selection::ask(&corpus, plan.filters)?;
+    let mut runs = Vec::new();
+    if selection.cases.is_empty() {
+        return Ok(Report { cases: selection.cases, runs });
+    }
+    // First what may fail for want of something: a run takes minutes.
+    let harness = if plan.kernels.is_empty() { None } else { Some(Harness::prepare(&[], plan.install)?) };
+    if plan.host {
+        runs.push(places::on_host(&corpus, &defib, &selection)?);
+    }
+    if let Some(harness) = harness {
+        built.push(corpus);
+        let programs: Vec<_> = built.into_iter().map(Program::from).collect();
+        let script = places::script(&selection);
+        let job = Job {
+            programs: &programs,
+            with: &[],
+            script: Some(&script),
+            memory_mib: vm::MEMORY_MIB,
+            cpus: vm::CPUS,
+            deadline: plan.deadline,
+        };
+        runs.extend(plan.kernels.iter().map(|&kernel| places::in_guest(&harness, kernel, &job)));
+    }
+    Ok(Report { cases: selection.cases, runs })
+}
+
+impl Report {
+    /// Prints the table and what is wrong.
+    pub(crate) fn show(&self) {
+        say::line(format_args!("==> {} cases, ✓ right, ✗ wrong, – impossible there", self.cases.len()));
+        matrix::terminal(&self.cases, &self.runs).iter().for_each(say::line);
+        self.faults().iter().for_each(|fault| say::line(format_args!("WRONG {fault}")));
+    }
+
+    /// What is wrong, one line each.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        verdict::faults(&self.cases, &self.runs)
+    }
+
+    /// The tests of all runs by outcome, without the cases that were impossible where they ran.
+    pub(crate) fn counts(&self) -> Counts {
+        let mut sum = Counts::default();
+        for run in &self.runs {
+            let mut counts = run.counts;
+            counts.skip(run.transcript.skips.len());
+            sum.add(counts);
+        }
+        sum
+    }
+
+    /// The cases that did not happen, their names with the place.
+    pub(crate) fn into_skips(self) -> Vec<Skip> {
+        let of_run = |run: Run| {
+            let named = move |skip: Skip| Skip { test: format!("{TEST} on {}: {}", run.place, skip.test), ..skip };
+            run.transcript.skips.into_iter().map(named)
+        };
+        self.runs.into_iter().flat_map(of_run).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        samples::{audit, cannot, cases, right, run},
+        *,
+    };
+
+    #[test]
+    fn a_case_that_cannot_be_is_counted_as_skipped_and_named_with_its_place() {
+        let mut of_host = run("host", vec![right("a"), cannot("b", "no v2")], Some(audit(1, 1)));
+        of_host.counts = Counts { passed: 3, failed: 0, skipped: 0 };
+        of_host.transcript.skips = Skip::find("SKIP-OK b: no v2").into_iter().collect();
+        let mut of_vm = run("5.10", vec![right("a"), right("b")], Some(audit(1, 1)));
+        of_vm.counts = Counts { passed: 2, failed: 1, skipped: 0 };
+        let report = Report { cases: cases(), runs: vec![of_host, of_vm] };
+        assert_eq!(report.counts(), Counts { passed: 4, failed: 1, skipped: 1 });
+        let skips = report.into_skips();
+        let expected = Skip { test: "corpus on host: b".into(), reason: "no v2".into(), accepted: true };
+        assert_eq!(skips, [expected]);
+    }
+}
