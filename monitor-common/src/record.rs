@@ -62,6 +62,9 @@ pub const SENT_WITHOUT_INFO: u32 = 2;
 pub const SENT_BY_NAMESPACE_END: u32 = 4;
 /// [`Sender`]: by a tracer while it ended, to a process that it had asked to be killed then (`PTRACE_O_EXITKILL`).
 pub const SENT_BY_TRACER_END: u32 = 8;
+/// [`Sender`]: the OOM killer sent its signal once more to a victim that was dying of the first: it kills the process that
+/// it has chosen, and then all of the group with it (`memory.oom.group`). The kernel counts both.
+pub const SENT_AGAIN: u32 = 16;
 
 /// [`Life`]: a program was executed; without it, a process was forked.
 pub const LIFE_EXEC: u32 = 1;

@@ -14,7 +14,8 @@ use aya_log_ebpf::trace;
 use monitor_common::{
     layout::ABSENT,
     record::{
-        SENT_BY_NAMESPACE_END, SENT_BY_TRACER_END, SENT_TO_PROCESS, SENT_WITHOUT_INFO, SI_KERNEL, SI_UNKNOWN, Sender,
+        SENT_AGAIN, SENT_BY_NAMESPACE_END, SENT_BY_TRACER_END, SENT_TO_PROCESS, SENT_WITHOUT_INFO, SI_KERNEL,
+        SI_UNKNOWN, Sender,
     },
     status::SIGKILL,
 };
@@ -73,6 +74,10 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     match result {
         DELIVERED | LOSE_INFO => {}
         // A stop that is ignored is followed by a kill, which is no accident then.
+        IGNORED if signal == SIGKILL && ctx.arg::<u64>(1) == PRIVATE && is_oom_victim(task) => {
+            again(task);
+            return 0;
+        }
         IGNORED if STOPS >> (signal - 1) & 1 != 0 && !is_dying(task) => {}
         _ => return 0,
     }
@@ -139,6 +144,22 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
 fn is_dying(task: Kernel) -> bool {
     let signal = field!(task, task_signal: Kernel, else return true);
     field!(signal, signal_flags: u32, else DYING) & DYING != 0
+}
+
+/// True once the OOM killer has marked the process.
+#[inline(always)]
+fn is_oom_victim(task: Kernel) -> bool {
+    let signal = field!(task, task_signal: Kernel, else return false);
+    field!(signal, signal_oom_mm: u64, else 0) != 0
+}
+
+/// Notes that the last signal was sent once more.
+#[inline(always)]
+fn again(task: Kernel) {
+    if let Some(signals) = SIGNALS.get_ptr_mut(task::identity(task)) {
+        // SAFETY: a value of a preallocated map, which stays mapped; the process is dying, so nobody else writes it.
+        unsafe { (*signals).last.flags |= SENT_AGAIN };
+    }
 }
 
 /// Why the kernel kills a process with another one's hands, memory apart.

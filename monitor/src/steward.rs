@@ -319,12 +319,12 @@ impl Steward {
 
     fn died(&mut self, death: &Death) {
         self.metrics.died(death);
-        if let Cause::OomKill(oom) = &death.cause
-            && oom.triggered_by.is_none()
-            && oom.shared_with.is_none()
-        {
-            // Its mark was not seen, so it was not counted there.
-            self.audit.saw_one();
+        if let Cause::OomKill(oom) = &death.cause {
+            // Its mark was one; it may have been lost, or the kernel may count it twice.
+            let by_its_mark = u64::from(oom.triggered_by.is_some());
+            for _ in by_its_mark..oom.kernel_count {
+                self.audit.saw_one();
+            }
         }
         let Some(place) = &death.place else { return };
         let Some(managed) = self.roster.get(&place.service) else { return };

@@ -90,8 +90,11 @@ pub(crate) struct OomKill {
     pub(crate) memory: Option<VictimMemory>,
     /// Killed with others.
     pub(crate) group: Option<GroupKill>,
-    /// The process that was chosen, when this one died for sharing its memory. The kernel counts the two as one kill.
+    /// The process that was chosen, when this one died for sharing its memory.
     pub(crate) shared_with: Option<u32>,
+    /// How often the kernel counts it (`oom_kill` of `/proc/vmstat` and of the cgroup): 1; 0 for a process that shared the
+    /// chosen one's memory; 2 for the chosen one of a group, which it kills once more with the group.
+    pub(crate) kernel_count: u64,
 }
 
 /// Why somebody killed a process, where more is known than the signal.

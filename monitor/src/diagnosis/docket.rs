@@ -265,7 +265,10 @@ impl Docket {
             return match &evidence.mark {
                 None => whole,
                 // The others of a group are marked one after another.
-                Some(mark) if mark.in_group => (mark.kernel_ns.max(death.seen_ns) + ADDITION_WAIT_NS).min(whole),
+                Some(mark) if mark.in_group => {
+                    let last = self.group_marks(mark).map(|mark| mark.kernel_ns).max().unwrap_or(0);
+                    (last.max(death.seen_ns) + ADDITION_WAIT_NS).min(whole)
+                }
                 // What the line would add is known.
                 Some(mark) if mark.scope.is_some() || evidence.line.is_some() => 0,
                 Some(_) => death.seen_ns + ADDITION_WAIT_NS,
@@ -313,26 +316,25 @@ impl Docket {
         self.marks.iter().map(|(_, mark)| mark).filter(just_before).max_by_key(|mark| mark.kernel_ns).cloned()
     }
 
-    /// The processes that were killed by the same decision, when there are several.
-    fn group_of(&self, mark: &Mark) -> Option<GroupKill> {
+    /// The marks of one decision.
+    fn group_marks<'a>(&'a self, mark: &'a Mark) -> impl Iterator<Item = &'a Mark> {
         let same = |other: &&Mark| {
             other.kill_sent
+                && other.trigger_tid == mark.trigger_tid
                 && if mark.request_ns != 0 {
-                    other.request_ns == mark.request_ns && other.trigger_tid == mark.trigger_tid
+                    other.request_ns == mark.request_ns
                 } else {
-                    mark.in_group
-                        && other.in_group
-                        && other.trigger_tid == mark.trigger_tid
-                        && other.kernel_ns.abs_diff(mark.kernel_ns) < TWIN_NS
+                    mark.in_group && other.in_group && other.kernel_ns.abs_diff(mark.kernel_ns) < TWIN_NS
                 }
         };
-        let (mut kills, mut id) = (0, mark.request_ns);
-        for other in self.marks.iter().map(|(_, mark)| mark).filter(same) {
-            kills += 1;
-            if mark.request_ns == 0 {
-                id = if id == 0 { other.kernel_ns } else { id.min(other.kernel_ns) };
-            }
-        }
+        self.marks.iter().map(|(_, mark)| mark).filter(same)
+    }
+
+    /// The processes that were killed by the same decision, when there are several.
+    fn group_of(&self, mark: &Mark) -> Option<GroupKill> {
+        let kills = self.group_marks(mark).count();
+        let first = self.group_marks(mark).map(|mark| mark.kernel_ns).min();
+        let id = if mark.request_ns != 0 { mark.request_ns } else { first? };
         (kills > 1).then_some(GroupKill { id, kills })
     }
 

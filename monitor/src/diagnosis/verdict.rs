@@ -5,8 +5,8 @@
 
 use monitor_common::{
     record::{
-        EXIT_OOM_VICTIM, SENT_BY_NAMESPACE_END, SENT_BY_TRACER_END, SENT_TO_PROCESS, SENT_WITHOUT_INFO, SI_KERNEL,
-        Sender,
+        EXIT_OOM_VICTIM, SENT_AGAIN, SENT_BY_NAMESPACE_END, SENT_BY_TRACER_END, SENT_TO_PROCESS, SENT_WITHOUT_INFO,
+        SI_KERNEL, Sender,
     },
     status::{self, SIGKILL},
 };
@@ -101,6 +101,11 @@ fn oom_kill(evidence: &Evidence) -> OomKill {
         mark_to_exit_us: mark.map(|mark| evidence.exit.header.kernel_ns.saturating_sub(mark.kernel_ns) / 1000),
         memory: mark.and_then(|mark| mark.memory),
         group: evidence.group,
+        kernel_count: match (mark, evidence.sender()) {
+            (None, _) if evidence.twin.is_some() => 0,
+            (_, Some(sender)) if sender.flags & SENT_AGAIN != 0 => 2,
+            _ => 1,
+        },
         shared_with: if mark.is_none() { evidence.twin.as_ref().map(|twin| twin.tgid) } else { None },
     }
 }

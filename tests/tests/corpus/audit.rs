@@ -11,7 +11,7 @@ use tests::cgroup::memory_hierarchy;
 
 use crate::{
     case,
-    scene::is_counted_kill,
+    scene::kernel_count,
     stage::{Stage, kernel},
 };
 
@@ -68,6 +68,6 @@ pub(crate) fn judge(stage: &mut Stage) -> Result<(), Failed> {
 
 fn kills_seen(stage: &Stage) -> u64 {
     let (deaths, begin_ns) = stage.seen().expect("the watcher runs");
-    let ours = |death: &&Value| death["kernel_ns"].as_u64() >= Some(begin_ns) && is_counted_kill(death);
-    deaths.iter().filter(ours).count() as u64
+    let ours = |death: &&Value| death["kernel_ns"].as_u64() >= Some(begin_ns);
+    deaths.iter().filter(ours).map(kernel_count).sum()
 }

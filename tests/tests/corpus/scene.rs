@@ -182,7 +182,7 @@ impl<'a> Scene<'a> {
                 path.strip_prefix(&cgroup.path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             };
             let inside = |death: &&Value| death["cgroup"].as_str().is_some_and(is_inside);
-            let kills = seen.iter().filter(|death| is_counted_kill(death)).filter(inside).count() as u64;
+            let kills: u64 = seen.iter().filter(inside).map(kernel_count).sum();
             if counted != kills {
                 self.wrong.push(format!("{} counted {counted} OOM kills, seen were {kills}", cgroup.path));
             }
@@ -192,7 +192,7 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// An OOM kill that the kernel counts: a process that dies because it shares the memory of the chosen one is not.
-pub(crate) fn is_counted_kill(death: &Value) -> bool {
-    death["cause"]["kind"] == "oom_kill" && death["cause"]["shared_with"].is_null()
+/// How often the kernel counts a death as an OOM kill.
+pub(crate) fn kernel_count(death: &Value) -> u64 {
+    death["cause"]["kernel_count"].as_u64().unwrap_or(0)
 }

@@ -42,7 +42,7 @@ pub(crate) fn systemctl(words: &[&str]) -> String {
 /// Starts a victim as the service `unit`, without waiting for it to be ready.
 pub(crate) fn start(unit: &str, properties: &[&str], words: &[&str]) {
     let mut command = Command::new("systemd-run");
-    command.args(["--unit", unit, "--collect", "--quiet", "--no-block"]);
+    command.args(["--unit", unit, "--quiet", "--no-block"]);
     for property in properties {
         command.args(["-p", property]);
     }

@@ -20,8 +20,9 @@ use super::{
 };
 
 /// Kernel command line, without the nonce. `psi=1` and `swapaccount=1` turn on what some Debian kernels have off by
-/// default; a kernel bug ends the run (`oops=panic`, and qemu's `-no-reboot`) instead of leaving a half-dead guest.
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off psi=1 swapaccount=1 \
+/// default; an OOM report would hold the emulated serial port, and the thread that writes it, for a tenth of a second, so errors
+/// that are no bugs of the kernel stay out of the console (`loglevel=3`); a kernel bug ends the run (`oops=panic`, and qemu's `-no-reboot`) instead of leaving a half-dead guest.
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=3 panic=-1 oops=panic mitigations=off psi=1 swapaccount=1 \
      net.ifnames=0 systemd.unified_cgroup_hierarchy=1 systemd.show_status=false";
 
 /// A machine that is ready to start.
