@@ -153,6 +153,7 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<Report> {
     Ok(Report { cases: selection.cases, runs })
 }
 
+#[cfg_attr(not(test), expect(dead_code, reason = "for the test command, once the corpus is a step of it"))]
 impl Report {
     /// Prints the table and what is wrong.
     pub(crate) fn show(&self) {
