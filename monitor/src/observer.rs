@@ -29,8 +29,13 @@ use crate::{
 
 /// An unknown cgroup id costs a walk over the hierarchy, so at most one a second.
 const WALK_INTERVAL_NS: u64 = 1_000_000_000;
-/// Cgroups whose count of OOM kills is remembered.
+/// Cgroups whose count of OOM kills is remembered, and services whose main process failed.
 const COUNTED: usize = 4096;
+/// How long the workers of a failed main process are taken for what they are: 10 s. A supervisor ends what is left within
+/// seconds; what lives on is on its own.
+const ORPHANS_LIVE_NS: u64 = 10_000_000_000;
+/// Its pid.
+const INIT: u32 = 1;
 
 /// A decided death.
 #[derive(Clone, Debug)]
@@ -158,6 +163,8 @@ pub(crate) struct Observer {
     /// The kernel's own counts of OOM kills at the last look: of the host, and of cgroups by id.
     host_kills: Option<u64>,
     cgroup_kills: Recent<u64, u64>,
+    /// When the main process of a service last ended badly.
+    failed_ns: Recent<Arc<str>, u64>,
 }
 
 impl Observer {
@@ -173,6 +180,7 @@ impl Observer {
             page_size,
             host_kills: vmstat::oom_kills().ok(),
             cgroup_kills: Recent::new(COUNTED),
+            failed_ns: Recent::new(COUNTED),
         }
     }
 
@@ -287,9 +295,19 @@ impl Observer {
             (Some(place), Some(hierarchy)) if watched && abnormal => hierarchy.least_memory_limit(&place.path),
             _ => None,
         };
+        if abnormal && self.role(&exit.process, exit.header.kernel_ns, place.as_ref()) == Some(Role::Main) {
+            self.main_failed(place.as_ref(), exit.header.kernel_ns);
+        }
         let context = DeathContext { senders: self.senders(exit, place.as_ref()), place, watched, memory_limit };
         let question = self.docket.death(*exit, seen_ns, context)?;
         Some(Sight::Asked { process: identity(&exit.process), question })
+    }
+
+    /// Remembers that the other processes of this service have lost their parent.
+    fn main_failed(&mut self, place: Option<&Place>, kernel_ns: u64) {
+        let Some(place) = place else { return };
+        self.failed_ns.remove(&place.service);
+        self.failed_ns.insert(Arc::clone(&place.service), kernel_ns);
     }
 
     fn senders(&self, exit: &Exit, place: Option<&Place>) -> Senders {
@@ -316,7 +334,7 @@ impl Observer {
 
     fn alive(&mut self, life: &Life, seen_ns: u64) -> Option<Sight> {
         let place = self.place(life.process.cgroup, seen_ns)?;
-        let role = self.role(&life.process, Some(&place));
+        let role = self.role(&life.process, life.header.kernel_ns, Some(&place));
         Some(Sight::Alive {
             place,
             role,
@@ -352,7 +370,7 @@ impl Observer {
     fn death(&mut self, Finding { seen_ns, mut cause, evidence }: Finding, now_ns: u64) -> Death {
         let exit = &evidence.exit;
         let place = self.place(exit.process.cgroup, now_ns);
-        let role = self.role(&exit.process, place.as_ref());
+        let role = self.role(&exit.process, exit.header.kernel_ns, place.as_ref());
         // Where only the kernel's log names the limit's owner, its limit is read now.
         if let (Cause::OomKill(oom), Some(hierarchy)) = (&mut cause, &self.hierarchy)
             && let (Some(owner), None) = (&oom.limit_owner, oom.limit_bytes)
@@ -375,10 +393,20 @@ impl Observer {
         }
     }
 
-    fn role(&self, process: &Process, place: Option<&Place>) -> Option<Role> {
+    /// Main process or worker, by where the parent lives at `kernel_ns`.
+    ///
+    /// The workers of a main process that died get init for a parent, as many a main process has; they began before that
+    /// death. A main process that ended well proves nothing: daemons that fork leave their parent so.
+    fn role(&self, process: &Process, kernel_ns: u64, place: Option<&Place>) -> Option<Role> {
         let own = place?;
         if process.parent_cgroup == 0 {
             return None;
+        }
+        let lived_through = |failed_ns: &u64| {
+            process.start_ns < *failed_ns && *failed_ns < kernel_ns && kernel_ns - failed_ns < ORPHANS_LIVE_NS
+        };
+        if process.parent_tgid == INIT && self.failed_ns.get(&own.service).is_some_and(lived_through) {
+            return Some(Role::Worker);
         }
         if process.parent_cgroup == process.cgroup {
             return Some(Role::Worker);

@@ -30,6 +30,7 @@ use clap::ValueEnum as _;
 
 pub(crate) use self::{
     boot::Outcome,
+    host::missing,
     kernel::Kernel,
     programs::Program,
     run::{Harness, Job},

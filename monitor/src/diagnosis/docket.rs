@@ -31,8 +31,8 @@ use crate::{
 /// How long a death waits for evidence that could change its verdict: 100 ms. Marks follow the signal within 32 µs on
 /// the kernel's side; the rest is for a busy host.
 const EVIDENCE_WAIT_NS: u64 = 100_000_000;
-/// How long an OOM kill waits for what only adds to it, the kernel log's line and the other members of a group: 20 ms. The
-/// line is written before the signal is sent, so one that is not there by then was rate-limited away.
+/// How long an OOM kill waits for the kernel log's line, which only adds to it: 20 ms. It is written before the signal is
+/// sent, so one that is not there by then was rate-limited away.
 const ADDITION_WAIT_NS: u64 = 20_000_000;
 /// The thread that chose a victim kills those that share its memory right after; in between it may have to wait for a
 /// slow console. It can do nothing else meanwhile.
@@ -264,11 +264,8 @@ impl Docket {
         if verdict::is_oom_kill(evidence) {
             return match &evidence.mark {
                 None => whole,
-                // The others of a group are marked one after another.
-                Some(mark) if mark.in_group => {
-                    let last = self.group_marks(mark).map(|mark| mark.kernel_ns).max().unwrap_or(0);
-                    (last.max(death.seen_ns) + ADDITION_WAIT_NS).min(whole)
-                }
+                // The others of a group are marked one after another, with a line on the console for each.
+                Some(mark) if mark.in_group => whole,
                 // What the line would add is known.
                 Some(mark) if mark.scope.is_some() || evidence.line.is_some() => 0,
                 Some(_) => death.seen_ns + ADDITION_WAIT_NS,
@@ -530,7 +527,8 @@ mod tests {
         docket.mark(&OomMark { request_ns: 43, ..member(8) }, context());
         let dying = Header { flags: 0, ..mark(9).header };
         docket.mark(&OomMark { header: dying, ..member(9) }, context());
-        let found = docket.decide(20 * MS);
+        assert_eq!(docket.next_deadline(), Some(100 * MS));
+        let found = docket.decide(100 * MS);
         assert_eq!(found.len(), 2);
         for found in found {
             let Cause::OomKill(oom) = found.cause else { panic!("an OOM kill") };

@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use serde_json::Value;
@@ -81,56 +80,32 @@ fn python(scene: &mut Scene<'_>) {
     refused(scene, 512, &[python.to_str().expect("UTF-8"), "-c", program], &Ended::With(1));
 }
 
-/// A program beside the victim, for machines without its compiler.
-fn brought(name: &str) -> Option<PathBuf> {
-    let path = binary("victim").with_file_name(name);
-    path.exists().then_some(path)
+/// A program that `cargo xtask corpus` puts beside the victim, from `src/foreign`.
+fn foreign(name: &str) -> PathBuf {
+    binary("victim").with_file_name(name)
 }
 
-const CPP: &str = "#include <vector>\n#include <cstring>\nint main() {\n    std::vector<char *> taken;\n    for (;;) {\n        \
-     taken.push_back(new char[16 << 20]);\n        std::memset(taken.back(), 1, 16 << 20);\n    }\n}\n";
-const CPP_PROGRAM: &str = "bad-alloc";
+fn no_foreign(name: &str, compiler: &str) -> Option<String> {
+    let reason = format!("{compiler} was not installed where the corpus was built");
+    (!foreign(name).exists()).then_some(reason)
+}
 
 fn no_cpp() -> Option<String> {
-    if brought(CPP_PROGRAM).is_some() { None } else { facts::lacks(&["g++"]) }
+    no_foreign("bad-alloc", "g++")
 }
 
 fn cpp(scene: &mut Scene<'_>) {
-    let place = tempfile::tempdir().expect("a directory");
-    let program = brought(CPP_PROGRAM).unwrap_or_else(|| {
-        let (source, program) = (place.path().join("leak.cpp"), place.path().join(CPP_PROGRAM));
-        fs::write(&source, CPP).expect("the source can be written");
-        compile(Command::new("g++").args(["-O1", "-static", "-o"]).args([&program, &source]));
-        program
-    });
+    let program = foreign("bad-alloc");
     refused(scene, 256, &[program.to_str().expect("UTF-8")], &Ended::By(6));
 }
 
-const GO: &str = "package main\n\nvar taken [][]byte\n\nfunc main() {\n\tfor {\n\t\tpiece := make([]byte, 16<<20)\n\t\t\
-     for at := range piece {\n\t\t\tpiece[at] = 1\n\t\t}\n\t\ttaken = append(taken, piece)\n\t}\n}\n";
-const GO_PROGRAM: &str = "go-leak";
-
 fn no_go() -> Option<String> {
-    if brought(GO_PROGRAM).is_some() { None } else { facts::lacks(&["go"]) }
+    no_foreign("go-leak", "go")
 }
 
 fn go(scene: &mut Scene<'_>) {
-    let place = tempfile::tempdir().expect("a directory");
-    let program = brought(GO_PROGRAM).unwrap_or_else(|| {
-        let (source, program) = (place.path().join("leak.go"), place.path().join(GO_PROGRAM));
-        fs::write(&source, GO).expect("the source can be written");
-        let go = facts::program("go").expect("it is installed");
-        compile(
-            Command::new(go).env("GOCACHE", place.path().join("cache")).args(["build", "-o"]).args([&program, &source]),
-        );
-        program
-    });
+    let program = foreign("go-leak");
     refused(scene, 1024, &[program.to_str().expect("UTF-8")], &Ended::With(2));
-}
-
-fn compile(command: &mut Command) {
-    let output = command.output().expect("the compiler starts");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 const JAVA: &str = "public class Leak {\n    public static void main(String[] arguments) {\n        \

@@ -40,10 +40,12 @@ fn earlyoom(scene: &mut Scene<'_>, kill: bool, signal: i32) {
     let all = facts::memory_kib();
     let (memory, swap) = if kill { (format!("{all},{all}"), "99,99") } else { (format!("{all},1"), "99,1") };
     let cgroup = scene.cgroup(None);
+    let directory = cgroup.directory.display();
+    // earlyoom looks around once its victim is where it belongs.
     let script = format!(
-        "'{}' --cgroup '{}' idle & exec '{}' -M {memory} -s {swap} -r 0 --prefer '^victim$'",
+        "'{}' --cgroup '{directory}' idle & until grep -q . '{directory}/cgroup.procs'; do sleep 0.1; done; \
+         exec '{}' -M {memory} -s {swap} -r 0 --prefer '^victim$'",
         binary("victim").display(),
-        cgroup.directory.display(),
         facts::program("earlyoom").expect("it is installed").display(),
     );
     let namespace = Command::new("unshare")

@@ -245,19 +245,24 @@ fn no_freezer() -> Option<String> {
 }
 
 /// The OOM killer finds that its choice is dying already: it marks it, thaws it, and sends nothing.
+///
+/// A dying process is passed over as soon as its pages are unmapped, with up to 10,000 of them not given back yet
+/// (`exit_mmap`; MAX_GATHER_BATCH_COUNT): it holds three times as many, so that the bystander is never the next choice.
 fn already_dying(scene: &mut Scene<'_>) {
-    let cgroup = scene.cgroup(Some(LIMIT));
+    const HELD: u32 = 120;
+    const WANTED: u32 = 80;
+    let cgroup = scene.cgroup(Some(160 * MIB));
     let freezer = Freezer::new().expect("it was there a moment ago");
     let before = kernel_oom_kills();
-    let holding = Victim::start(Some(&cgroup), &["hold", "20"]);
+    let holding = Victim::start(Some(&cgroup), &["hold", &HELD.to_string()]);
     let pid = holding.pid();
-    has_taken(pid, 20);
+    has_taken(pid, HELD.into());
     freezer.freeze(pid);
     crate::signals::kill(pid, 9);
     // Both together are beyond the limit; alone, the second has room.
-    let second = Victim::start(Some(&cgroup), &["hold", "18"]);
+    let second = Victim::start(Some(&cgroup), &["hold", &WANTED.to_string()]);
     let bystander = second.pid();
-    has_taken(bystander, 18);
+    has_taken(bystander, WANTED.into());
     holding.wait_with_input_open();
     let death = scene.death_of(pid);
     scene.expected(&death);

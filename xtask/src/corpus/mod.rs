@@ -5,6 +5,7 @@
 //! test program `corpus` ─┬─▶ here, as root ──────────┐
 //!                        └─▶ in a machine of `vm` ───┴─▶ output ─▶ cells ─▶ verdict, table, documentation
 //! ```
+//! * [`foreign`]: builds what is not Rust
 //! * [`places`]: runs the program and keeps what it prints
 //! * [`cells`]: reads that
 //! * [`verdict`]: what must hold for it
@@ -13,6 +14,7 @@
 
 mod cells;
 mod document;
+mod foreign;
 mod matrix;
 mod places;
 #[cfg(test)]
@@ -21,7 +23,7 @@ mod verdict;
 
 use std::{process::ExitCode, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum as _;
 
 use self::{cells::Transcript, places::Selection};
@@ -126,6 +128,7 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<Report> {
     let mut built = artifacts::release()?;
     let defib = artifacts::program(&built, "defib")?.to_path_buf();
     let corpus = artifacts::live_test(TEST)?;
+    let foreign = foreign::build(defib.parent().context("a program is in a directory")?)?;
     let selection = Selection::ask(&corpus, plan.filters)?;
     let mut runs = Vec::new();
     if selection.cases.is_empty() {
@@ -138,7 +141,7 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<Report> {
     }
     if let Some(harness) = harness {
         built.push(corpus);
-        let programs: Vec<_> = built.into_iter().map(Program::from).collect();
+        let programs: Vec<_> = built.into_iter().map(Program::from).chain(foreign).collect();
         let script = places::script(&selection);
         let job = Job {
             programs: &programs,
@@ -153,7 +156,6 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<Report> {
     Ok(Report { cases: selection.cases, runs })
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "for the test command, once the corpus is a step of it"))]
 impl Report {
     /// Prints the table and what is wrong.
     pub(crate) fn show(&self) {

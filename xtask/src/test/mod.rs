@@ -4,7 +4,7 @@
 //! counts the tests. A live test that cannot run here (no root, no BTF) says why in a file, see [`skips`]: it counts as
 //! skipped, not as passed, and on a build server as a failure.
 //!
-//! The [`corpus`](crate::corpus) of deaths is a command of its own.
+//! The last step is the [`corpus`](crate::corpus): on this machine's kernel, and on a build server on two more.
 
 pub(crate) mod harness;
 pub(crate) mod live;
@@ -27,18 +27,19 @@ use skips::{Skip, SkipLog};
 use steps::Step;
 use summary::Outcome;
 
-/// Run all checks and tests: format, lints, unit tests, kernel object, live tests
+/// Run all checks and tests: format, lints, unit tests, kernel object, live tests, corpus of deaths
 ///
 /// Says what is missing on this machine and why it is needed, and installs it. The live tests kill real processes
 /// inside cgroups of their own and need root: they are built as the invoking user and only the finished test programs run
 /// as root, through sudo where that is possible. Without root each live test is skipped with its reason. With CI=true the
-/// kernel tool chain is installed as well, and a skip for lack of root or BTF is a failure.
+/// kernel tool chain and what the corpus needs are installed as well, the corpus also runs on the oldest and the newest
+/// kernel of `cargo xtask vm`, and a skip for lack of root or BTF is a failure.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Install nothing; where something is missing, list it with the commands that bring it, and fail
     #[arg(long)]
     no_install: bool,
-    /// Leave out the live tests and the build of what they run
+    /// Leave out the live tests, the corpus, and the build of what they run
     #[arg(long)]
     no_live: bool,
     /// Run only tests whose names contain one of these; the other checks run as always

@@ -7,19 +7,29 @@ use anyhow::Result;
 use crate::{
     ebpf::toolchain,
     needs::{self, Mend, Need, Step},
-    process, say, workspace,
+    process, say, vm, workspace,
 };
 
-/// Brings what is missing, or with `install` off fails with a list.
-pub(super) fn provide(install: bool) -> Result<()> {
-    let needs = missing()?;
+/// What the cases of the corpus run beside our own programs: program, package, and what it is for. A case whose program is
+/// missing does not run, so a build server gets them all; a person's machine is left as it is, since some begin to run.
+const CORPUS: [(&str, &str, &str); 5] = [
+    ("earlyoom", "earlyoom", "the corpus has it kill a process"),
+    ("g++", "g++", "the corpus has a C++ program run out of memory"),
+    ("go", "golang-go", "the corpus has a Go program run out of memory"),
+    ("java", "default-jre-headless", "the corpus has a Java program run out of memory"),
+    ("node", "nodejs", "the corpus has a JavaScript program run out of memory"),
+];
+
+/// Brings what is missing, for the live tests too if they are to run, or with `install` off fails with a list.
+pub(super) fn provide(install: bool, live: bool) -> Result<()> {
+    let needs = missing(live)?;
     if needs.is_empty() {
         say::line("nothing is missing");
     }
     needs::provide(&needs, install)
 }
 
-fn missing() -> Result<Vec<Need>> {
+fn missing(live: bool) -> Result<Vec<Need>> {
     let mut needs = Vec::new();
     needs.extend(c_compiler());
     for (component, subcommand, why) in [("rustfmt", "fmt", "the format check"), ("clippy", "clippy", "the lints")] {
@@ -30,18 +40,26 @@ fn missing() -> Result<Vec<Need>> {
     if workspace::in_ci() {
         // A build server rebuilds the kernel object; a person who has not got the tools only checks its hashes.
         needs.extend(toolchain::missing()?);
-        // A person's machine gets no Docker from us: it would begin to run there. Without it that test is skipped.
+    }
+    if workspace::in_ci() && live {
         needs.extend(docker());
+        needs.extend(corpus(|program| process::find(program).is_some()));
+        needs.extend(vm::missing()?);
     }
     Ok(needs)
 }
 
-/// The Docker engine that a live test starts for itself.
+fn corpus(present: impl Fn(&str) -> bool) -> impl Iterator<Item = Need> {
+    let missing = CORPUS.into_iter().filter(move |(program, ..)| !present(program));
+    missing.map(|(program, package, why)| Need { what: program.to_owned(), why, mend: Mend::Packages(vec![package]) })
+}
+
+/// The Docker engine that live tests start for themselves.
 fn docker() -> Option<Need> {
     let present = Path::new("/usr/sbin/dockerd").exists() && Path::new("/bin/busybox").exists();
     (!present).then(|| Need {
         what: "dockerd and a static busybox".to_owned(),
-        why: "a live test kills processes in real containers",
+        why: "live tests kill processes in real containers",
         mend: Mend::Packages(vec!["docker.io", "busybox-static"]),
     })
 }
@@ -68,4 +86,17 @@ fn component_mend(component: &'static str) -> Mend {
         (_, true) => "rust-web-clippy",
         (_, false) => "rust-clippy",
     }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_programs_that_are_not_there_are_asked_for() {
+        let needs: Vec<_> = corpus(|program| program == "java" || program == "g++").collect();
+        let names: Vec<_> = needs.iter().map(|need| need.what.as_str()).collect();
+        assert_eq!(names, ["earlyoom", "go", "node"]);
+        assert!(matches!(&needs[1].mend, Mend::Packages(names) if names == &["golang-go"]));
+    }
 }

@@ -1,11 +1,11 @@
 //! The steps of the test command, in their order: the cheap ones first.
 
-use std::{io, process::Command};
+use std::{io, process::Command, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::{Session, harness, live, setup, skips};
-use crate::{artifacts, ebpf, process, workspace};
+use crate::{artifacts, corpus, ebpf, process, vm::Kernel, workspace};
 
 /// One step.
 #[derive(Clone, Copy)]
@@ -18,7 +18,7 @@ pub(super) struct Step {
     pub(super) run: fn(&mut Session) -> Result<()>,
 }
 
-pub(super) const ALL: [Step; 7] = [
+pub(super) const ALL: [Step; 8] = [
     Step { name: "tools", what: "is everything here that the other steps need?", live: false, run: tools },
     Step { name: "format", what: "cargo fmt", live: false, run: format },
     Step { name: "clippy", what: "lints of the whole workspace, warnings are errors", live: false, run: clippy },
@@ -36,10 +36,16 @@ pub(super) const ALL: [Step; 7] = [
         live: true,
         run: live,
     },
+    Step { name: "corpus", what: "every way to die, with the cause that must be given", live: true, run: corpus },
 ];
 
+/// The kernels of the corpus on a build server beside its own: the oldest and the newest.
+const CORPUS_KERNELS: [Kernel; 2] = [Kernel::V5_10, Kernel::V7_2];
+/// Time for each of them. Half of it is a bad day's.
+const CORPUS_DEADLINE: Duration = Duration::from_secs(360);
+
 fn tools(session: &mut Session) -> Result<()> {
-    setup::provide(!session.args.no_install)
+    setup::provide(!session.args.no_install, !session.args.no_live)
 }
 
 fn format(_: &mut Session) -> Result<()> {
@@ -72,6 +78,24 @@ fn build(session: &mut Session) -> Result<()> {
 
 fn live(session: &mut Session) -> Result<()> {
     live::run(session)
+}
+
+fn corpus(session: &mut Session) -> Result<()> {
+    let report = corpus::run(&corpus::Plan {
+        host: true,
+        kernels: if workspace::in_ci() { &CORPUS_KERNELS } else { &[] },
+        filters: &session.args.filters,
+        deadline: CORPUS_DEADLINE,
+        install: !session.args.no_install,
+    })?;
+    report.show();
+    let faults = report.faults();
+    session.counts.add(report.counts());
+    let skips = report.into_skips();
+    let refused = live::refuse_skips(&skips);
+    session.skips.extend(skips);
+    ensure!(faults.is_empty(), "{}", faults.join("; "));
+    refused
 }
 
 /// Runs a test program (or a cargo that runs several) and books its tests and skips.

@@ -18,7 +18,9 @@ const SUITE: &str = "bookworm";
 const MIRROR: &str = "http://deb.debian.org/debian";
 /// systemd as PID 1 with dbus, what the tests call, and what dies in them: containers, and programs in other languages.
 /// Most of the size is Docker's (250 MiB), Java's (210) and Node's (90), beside 290 for the rest.
-const PACKAGES: [&str; 17] = [
+const PACKAGES: [&str; 18] = [
+    // Docker asks it for its containers' profile, and starts none without.
+    "apparmor",
     "busybox-static",
     "dbus",
     "default-jre-headless",

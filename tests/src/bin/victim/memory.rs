@@ -22,8 +22,10 @@ pub(crate) fn leak() -> ! {
     }
 }
 
-/// Takes this much and keeps it until the end of the input.
+/// Takes this much in small pages and keeps it until the end of the input.
 pub(crate) fn hold(mib: usize) {
+    // SAFETY: takes numbers only. It fails where there are no huge pages, which is as good.
+    unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
     let held = vec![1u8; mib * MIB];
     wait_for_input();
     drop(std::hint::black_box(held));
