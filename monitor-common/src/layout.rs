@@ -147,6 +147,10 @@ layout! {
     oom_control_constraint: "oom_control"."constraint" => "limit behind an OOM kill, where the kernel's log does not say it",
     /// A memory cgroup's own state.
     mem_cgroup_css: "mem_cgroup"."css" => "limit behind an OOM kill, where the kernel's log does not say it",
+    /// The memory that counts against a memory cgroup's limit.
+    mem_cgroup_memory: "mem_cgroup"."memory" => "size of the limit behind an OOM kill, when its cgroup is gone at once",
+    /// The limit of a counter in pages.
+    page_counter_max: "page_counter"."max" => "size of the limit behind an OOM kill, when its cgroup is gone at once",
     /// Signal handlers.
     task_sighand: "task_struct"."sighand" => "whether a signal was fatal",
     /// The table of handlers.

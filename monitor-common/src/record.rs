@@ -182,6 +182,8 @@ pub struct OomMark {
     pub trigger_cgroup: u64,
     /// Id of the cgroup whose limit fired, with [`SCOPE_MEMCG`].
     pub limit_owner: u64,
+    /// That limit in pages; 0 when it cannot be read. The cgroup may be gone before anybody can look it up.
+    pub limit_pages: u64,
     /// When the request to the OOM killer began, CLOCK_BOOTTIME nanoseconds; victims of one request have it in common.
     /// 0 where no program is let in there.
     pub request_ns: u64,
@@ -305,7 +307,7 @@ const _: () = {
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<Process>() == 56);
     assert!(size_of::<Sender>() == 64);
-    assert!(size_of::<OomMark>() == 176);
+    assert!(size_of::<OomMark>() == 184);
     assert!(size_of::<Exit>() == 248);
     assert!(size_of::<Life>() == 72);
     assert!(size_of::<Cgroup>() == 288);

@@ -97,6 +97,8 @@ pub(crate) struct OomRequest {
     pub(crate) control: u64,
     /// Id of the cgroup whose limit was met; 0: the host.
     pub(crate) limit_owner: u64,
+    /// That limit in pages; 0 when it cannot be read.
+    pub(crate) limit_pages: u64,
     pub(crate) sysrq: u64,
 }
 

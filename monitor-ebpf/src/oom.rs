@@ -58,6 +58,7 @@ fn oom_begins(ctx: FEntryContext) -> i32 {
         kernel_ns: task::now_ns(),
         control: ctx.arg(0),
         limit_owner,
+        limit_pages: if memcg.is_null() { 0 } else { limit_pages(memcg) },
         sysrq: u64::from(field!(control, oom_control_order: i32, else 0) == -1),
     };
     // Without room the log's line is the source.
@@ -65,31 +66,52 @@ fn oom_begins(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// What ran out, the cgroup whose limit fired, and when the request began.
 #[inline(always)]
-fn scope() -> (u32, u64, u64) {
+fn limit_pages(memcg: Kernel) -> u64 {
+    let (memory, max) = (offset!(mem_cgroup_memory), offset!(page_counter_max));
+    if memory == ABSENT || max == ABSENT {
+        return 0;
+    }
+    task::read(memcg, memory + max)
+}
+
+/// What is known of the request that this thread is in.
+struct Reason {
+    scope: u32,
+    limit_owner: u64,
+    limit_pages: u64,
+    request_ns: u64,
+}
+
+impl Reason {
+    const UNKNOWN: Self = Self { scope: SCOPE_UNKNOWN, limit_owner: 0, limit_pages: 0, request_ns: 0 };
+}
+
+#[inline(always)]
+fn reason() -> Reason {
     // SAFETY: read once, right after the look-up.
-    let Some(request) = (unsafe { OOM_REQUESTS.get(bpf_get_current_pid_tgid()) }) else { return (SCOPE_UNKNOWN, 0, 0) };
+    let Some(request) = (unsafe { OOM_REQUESTS.get(bpf_get_current_pid_tgid()) }) else { return Reason::UNKNOWN };
     let age = task::now_ns() - request.kernel_ns;
     if age > REQUEST_MAX_NS {
-        return (SCOPE_UNKNOWN, 0, 0);
+        return Reason::UNKNOWN;
     }
-    let began = request.kernel_ns;
+    let of_host = |scope| Reason { scope, request_ns: request.kernel_ns, ..Reason::UNKNOWN };
     if request.sysrq == 1 {
-        return (SCOPE_SYSRQ, 0, began);
+        return of_host(SCOPE_SYSRQ);
     }
     if request.limit_owner != 0 {
-        return (SCOPE_MEMCG, request.limit_owner, began);
+        let OomRequest { limit_owner, limit_pages, .. } = *request;
+        return Reason { limit_owner, limit_pages, ..of_host(SCOPE_MEMCG) };
     }
     let constraint = offset!(oom_control_constraint);
     if offset!(may_probe) == 0 || constraint == ABSENT {
-        return (SCOPE_UNKNOWN, 0, began);
+        return of_host(SCOPE_UNKNOWN);
     }
     // SAFETY: the helper checks the address. The structure is on this thread's stack, below the call that marks.
     match unsafe { bpf_probe_read_kernel((request.control + u64::from(constraint)) as *const u32) } {
-        Ok(CONSTRAINT_NONE) => (SCOPE_GLOBAL, 0, began),
-        Ok(CONSTRAINT_CPUSET | CONSTRAINT_MEMORY_POLICY) => (SCOPE_CPUSET, 0, began),
-        Ok(_) | Err(_) => (SCOPE_UNKNOWN, 0, began),
+        Ok(CONSTRAINT_NONE) => of_host(SCOPE_GLOBAL),
+        Ok(CONSTRAINT_CPUSET | CONSTRAINT_MEMORY_POLICY) => of_host(SCOPE_CPUSET),
+        Ok(_) | Err(_) => of_host(SCOPE_UNKNOWN),
     }
 }
 
@@ -141,7 +163,7 @@ fn was_killed(identity: Identity) -> bool {
 #[inline(always)]
 fn report(flags: u32, task: Address, describe: impl FnOnce(*mut Process)) {
     let kernel_ns = task::now_ns();
-    let (scope, limit_owner, request_ns) = scope();
+    let reason = reason();
     let trigger_cgroup = current::cgroup_id();
     let Some(mut entry) = Lane::Urgent.reserve::<OomMark>() else { return };
     let mark = entry.as_mut_ptr();
@@ -152,11 +174,12 @@ fn report(flags: u32, task: Address, describe: impl FnOnce(*mut Process)) {
         (*mark).trigger_tgid = (ids >> 32) as u32;
         (*mark).trigger_tid = ids as u32;
         (*mark).trigger_uid = bpf_get_current_uid_gid() as u32;
-        (*mark).scope = scope;
+        (*mark).scope = reason.scope;
         task::current_comm(&raw mut (*mark).trigger_comm);
         (*mark).trigger_cgroup = trigger_cgroup;
-        (*mark).limit_owner = limit_owner;
-        (*mark).request_ns = request_ns;
+        (*mark).limit_owner = reason.limit_owner;
+        (*mark).limit_pages = reason.limit_pages;
+        (*mark).request_ns = reason.request_ns;
         (*mark).reserved = 0;
         let known = figures(task, mark);
         (*mark).header = Header { kind: KIND_OOM_MARK, flags: flags | if known { MARK_MEMORY } else { 0 }, kernel_ns };

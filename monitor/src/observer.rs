@@ -36,6 +36,8 @@ const COUNTED: usize = 4096;
 const ORPHANS_LIVE_NS: u64 = 10_000_000_000;
 /// Its pid.
 const INIT: u32 = 1;
+/// A limit of this many bytes is none (PAGE_COUNTER_MAX, linux/page_counter.h).
+const UNLIMITED_BYTES: u64 = i64::MAX.cast_unsigned();
 
 /// A decided death.
 #[derive(Clone, Debug)]
@@ -264,7 +266,10 @@ impl Observer {
         context.counts.host = vmstat::oom_kills().ok().map(|now| Count { before: self.host_kills.replace(now), now });
         if let Some(hierarchy) = &self.hierarchy {
             // The cgroups may be gone with the last process, so this is looked up now.
-            context.limit_bytes = limit_owner.as_ref().and_then(|owner| hierarchy.memory_limit(&owner.path));
+            context.limit_bytes = match mark.limit_pages {
+                0 => limit_owner.as_ref().and_then(|owner| hierarchy.memory_limit(&owner.path)),
+                pages => (pages < UNLIMITED_BYTES / self.page_size).then(|| pages * self.page_size),
+            };
             if let Some(place) = &place {
                 let owner = limit_owner.as_ref().map(|owner| &*owner.path);
                 context.in_group = hierarchy.kills_groups(&place.path, owner);

@@ -1,14 +1,23 @@
 //! Names of containers: cgroups carry ids, people and configurations use names, which stay over restarts.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{
+    net::UnixStream,
+    time::{error::Elapsed, sleep, timeout},
+};
 
-/// One question may take this long; an engine that is slower is asked again when the container is seen again.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+/// One question may take this long.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A name is asked for so often, with this time in between: an engine that is being restarted, or is busy, answers later.
+const ASKED: u32 = 5;
+const ASKED_AGAIN: Duration = Duration::from_secs(2);
 /// An answer about one container is a few kilobytes; more is not read.
 const ANSWER_MAX: usize = 1024 * 1024;
 /// Where Podman keeps names when its service, and so its socket, is not running.
@@ -17,8 +26,20 @@ const PODMAN_STORE: &str = "/var/lib/containers/storage/overlay-containers/conta
 /// The name of a container by its full id; `None` when the engine has no such way to ask (containerd, CRI-O).
 ///
 /// # Errors
-/// When the engine does not answer, or does not know the container.
+/// When the engine does not answer for half a minute, or does not know the container.
 pub(crate) async fn name(engine: &str, id: &str) -> Result<Option<String>> {
+    for _ in 1..ASKED {
+        let name = name_at_once(engine, id).await;
+        // A name that the engine does not know will not come.
+        if !name.as_ref().is_err_and(|error| error.is::<Elapsed>() || error.is::<std::io::Error>()) {
+            return name;
+        }
+        sleep(ASKED_AGAIN).await;
+    }
+    name_at_once(engine, id).await
+}
+
+async fn name_at_once(engine: &str, id: &str) -> Result<Option<String>> {
     let name = match engine {
         "docker" => {
             let socket = socket("DOCKER_HOST", "/run/docker.sock");

@@ -11,6 +11,8 @@ const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
 const JOB: &str = "org.freedesktop.systemd1.Job";
+/// How systemd writes a time without end.
+const FOR_EVER: u64 = u64::MAX;
 
 /// A connection to the system bus.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub(crate) struct View {
     pub(crate) job: String,
     /// It has been active in its present run: it came up after it began to start.
     pub(crate) was_active: bool,
+    /// It was active for as long as it may be (`RuntimeMaxSec`), if that has an end.
+    pub(crate) ran_its_time: bool,
 }
 
 /// Why systemd ended a process.
@@ -74,7 +78,7 @@ impl Systemd {
                 Err(zbus::Error::MethodError(name, ..)) if name.as_str().ends_with(".NoSuchUnit") => return Ok(None),
                 Err(error) => return Err(error).with_context(|| format!("systemd does not tell about {unit}")),
             };
-        let (active_state, sub_state, result, job, began, active) = tokio::join!(
+        let (active_state, sub_state, result, job, began, active, left, most) = tokio::join!(
             self.property(&path, UNIT, "ActiveState"),
             self.property(&path, UNIT, "SubState"),
             // A scope has no result.
@@ -82,6 +86,9 @@ impl Systemd {
             self.property(&path, UNIT, "Job"),
             self.property(&path, UNIT, "InactiveExitTimestampMonotonic"),
             self.property(&path, UNIT, "ActiveEnterTimestampMonotonic"),
+            self.property(&path, UNIT, "ActiveExitTimestampMonotonic"),
+            // Neither has a scope before version 244.
+            self.property(&path, SERVICE, "RuntimeMaxUSec"),
         );
         let (_, job): (u32, OwnedObjectPath) = job?.try_into().context("the job of a unit is something else")?;
         let job = match job.as_str() {
@@ -90,12 +97,15 @@ impl Systemd {
             _ => self.property(&job, JOB, "JobType").await.and_then(text).unwrap_or_default(),
         };
         let moment = |value: Result<OwnedVariant>| anyhow::Ok(u64::try_from(value?)?);
+        let (began, active, left) = (moment(began)?, moment(active)?, moment(left)?);
+        let most = moment(most).unwrap_or(FOR_EVER);
         Ok(Some(View {
             active_state: text(active_state?)?,
             sub_state: text(sub_state?)?,
             result: result.and_then(text).unwrap_or_default(),
             job,
-            was_active: moment(active)? >= moment(began)?,
+            was_active: active >= began,
+            ran_its_time: most != FOR_EVER && left.saturating_sub(active) >= most,
         }))
     }
 
@@ -116,7 +126,8 @@ impl View {
     ///
     /// A service's result is set when systemd sends the first signal (`service_enter_signal`), so it is there by the death;
     /// a stop by job is a success until its time runs out. A start or run that took too long leaves `timeout` without a
-    /// job, since the start job fails as soon as the unit is on its way down (`unit_notify`).
+    /// job, since the start job fails as soon as the unit is on its way down (`unit_notify`); so does a stop that took too
+    /// long, once it is over.
     pub(crate) fn meaning(&self) -> Meaning {
         let stopping = matches!(self.job.as_str(), "stop" | "restart" | "try-restart" | "reload-or-start");
         match self.result.as_str() {
@@ -124,7 +135,8 @@ impl View {
             _ if self.sub_state.ends_with("-watchdog") => Meaning::Watchdog,
             "oom-kill" => Meaning::OomPolicy,
             "timeout" if stopping => Meaning::StopTimedOut,
-            "timeout" if self.was_active => Meaning::RuntimeLimit,
+            "timeout" if self.ran_its_time => Meaning::RuntimeLimit,
+            "timeout" if self.was_active => Meaning::StopTimedOut,
             "timeout" => Meaning::StartTimeout,
             _ if stopping => Meaning::Stop,
             _ if self.active_state == "deactivating" => Meaning::Stop,
@@ -154,6 +166,7 @@ mod tests {
     #[test]
     fn what_systemd_says_and_what_it_means() {
         let view = |active: &str, sub: &str, result: &str, job: &str, was_active| View {
+            ran_its_time: false,
             active_state: active.to_owned(),
             sub_state: sub.to_owned(),
             result: result.to_owned(),
@@ -166,7 +179,11 @@ mod tests {
             (view("deactivating", "stop-sigkill", "timeout", "stop", true), Meaning::StopTimedOut),
             (view("deactivating", "stop-sigterm", "timeout", "", false), Meaning::StartTimeout),
             (view("failed", "failed", "timeout", "", false), Meaning::StartTimeout),
-            (view("deactivating", "stop-sigterm", "timeout", "", true), Meaning::RuntimeLimit),
+            (view("failed", "failed", "timeout", "", true), Meaning::StopTimedOut),
+            (
+                View { ran_its_time: true, ..view("deactivating", "stop-sigterm", "timeout", "", true) },
+                Meaning::RuntimeLimit,
+            ),
             (view("deactivating", "stop-watchdog", "watchdog", "", true), Meaning::Watchdog),
             (view("failed", "failed", "watchdog", "", true), Meaning::Watchdog),
             (view("deactivating", "stop-sigterm", "oom-kill", "", true), Meaning::OomPolicy),
