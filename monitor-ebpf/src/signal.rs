@@ -32,6 +32,8 @@ const DELIVERED: i32 = 0;
 const LOSE_INFO: i32 = 4;
 /// `TRACE_SIGNAL_IGNORED`: by choice, by the first process of a pid namespace, or by one that is dying.
 const IGNORED: i32 = 1;
+/// `TRACE_SIGNAL_ALREADY_PENDING`: what 5.10 says of one that is dying.
+const PENDING: i32 = 2;
 /// `SIGNAL_GROUP_EXIT` (sched/signal.h): the process is dying.
 const DYING: u32 = 4;
 
@@ -74,7 +76,7 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     match result {
         DELIVERED | LOSE_INFO => {}
         // A stop that is ignored is followed by a kill, which is no accident then.
-        IGNORED if signal == SIGKILL && ctx.arg::<u64>(1) == PRIVATE && is_oom_victim(task) => {
+        IGNORED | PENDING if signal == SIGKILL && ctx.arg::<u64>(1) == PRIVATE && is_oom_victim(task) => {
             again(task);
             return 0;
         }
