@@ -3,10 +3,10 @@
 //! Nothing here decides: an answer that does not come in time, or says nothing, leaves the verdict to the rest of the
 //! evidence.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
-use tokio::{sync::Mutex, time::timeout};
+use tokio::time::timeout;
 
 use crate::{
     attribution::{Origin, Place},
@@ -20,18 +20,21 @@ use crate::{
 /// The verdict has been given long before.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// See the module. Cheap to clone; the clones share one connection.
+/// See the module. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Enquiry {
-    systemd: Arc<Mutex<Option<Systemd>>>,
+    systemd: Systemd,
 }
 
 impl Enquiry {
+    /// One that asks this systemd.
+    pub(crate) fn new(systemd: Systemd) -> Self {
+        Self { systemd }
+    }
+
     /// Connects to systemd now, so that the first question is not a slow one. Hosts without systemd are no error.
     pub(crate) async fn prepare(&self) {
-        if let Ok(systemd) = Systemd::connect().await {
-            *self.systemd.lock().await = Some(systemd);
-        }
+        self.systemd.connect().await.ok();
     }
 
     /// Asks; `output` is the file that the agent itself keeps of the service, if it does.
@@ -43,21 +46,8 @@ impl Enquiry {
     }
 
     async fn meaning(&self, unit: &str) -> Result<Meaning> {
-        let systemd = {
-            let mut shared = self.systemd.lock().await;
-            match &*shared {
-                Some(systemd) => systemd.clone(),
-                None => shared.insert(Systemd::connect().await?).clone(),
-            }
-        };
-        match systemd.view(unit).await {
-            Ok(view) => Ok(view.with_context(|| format!("{unit} is not known (any more)"))?.meaning()),
-            Err(error) => {
-                // The next one connects again.
-                *self.systemd.lock().await = None;
-                Err(error)
-            }
-        }
+        let view = self.systemd.view(unit).await?;
+        Ok(view.with_context(|| format!("{unit} is not known (any more)"))?.meaning())
     }
 }
 

@@ -16,7 +16,7 @@ use prometheus::{
 use crate::{
     attribution::{Origin, Place},
     diagnosis::{Cause, Scope},
-    healing::Action,
+    healing::{Action, Outcome},
     kernel::{Kernel, SOURCES},
     observer::Death,
 };
@@ -172,12 +172,15 @@ impl Metrics {
         self.incidents_open.with_label_values(&[self.label(service)]).set(1);
     }
 
-    /// It ended, by a restart of ours or by somebody else's.
-    pub(crate) fn outage_ended(&self, service: &str, outage_ns: u64, by_us: bool) {
+    /// It ended, by a restart of ours, by somebody else's, or because it was meant.
+    pub(crate) fn outage_ended(&self, service: &str, outage_ns: u64, outcome: Outcome) {
         let label = self.label(service);
         self.incidents_open.with_label_values(&[label]).set(0);
+        if outcome == Outcome::Intended {
+            return;
+        }
         self.outage.with_label_values(&[label]).observe(outage_ns as f64 / 1e9);
-        if by_us {
+        if outcome == Outcome::Restarted {
             self.restarts.with_label_values(&[label, "ok"]).inc();
         }
     }

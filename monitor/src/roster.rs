@@ -9,7 +9,7 @@ use crate::{
     config::{Budget, Health},
     healing::{Action, Engine, Input, Ledger},
     host::process::Identity,
-    supervisor::CommandSupervisor,
+    supervisor::Supervisor,
 };
 
 /// A service that Defib looks after.
@@ -17,15 +17,15 @@ pub(crate) struct Managed {
     engine: Engine,
     /// How its health is proven.
     pub(crate) health: Health,
-    /// Who starts it; `None`: Defib only watches.
-    pub(crate) supervisor: Option<CommandSupervisor>,
+    /// Who starts it.
+    pub(crate) supervisor: Arc<dyn Supervisor>,
     /// Path of its cgroup, the one that was seen last.
     pub(crate) cgroup: Arc<str>,
 }
 
 impl Managed {
     /// A service of which nothing is known yet.
-    pub(crate) fn new(engine: Engine, health: Health, supervisor: Option<CommandSupervisor>, cgroup: Arc<str>) -> Self {
+    pub(crate) fn new(engine: Engine, health: Health, supervisor: Arc<dyn Supervisor>, cgroup: Arc<str>) -> Self {
         Self { engine, health, supervisor, cgroup }
     }
 
@@ -37,6 +37,11 @@ impl Managed {
     /// True when nothing is under way: no deadline, no living process.
     pub(crate) fn is_left_alone(&self) -> bool {
         self.engine.process().is_none() && self.engine.deadline().is_none()
+    }
+
+    /// Its engine, to look at.
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 }
 

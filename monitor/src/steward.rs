@@ -19,22 +19,24 @@ use tokio::{
 use crate::{
     attribution::{Origin, Place, Role, ask_name},
     audit::Audit,
-    config::{Config, Mode, Service, Target},
+    config::{Config, Health, Mode, Service, Target},
     diagnosis::{Cause, Question, Reply},
     enquiry::Enquiry,
-    healing::{Action, Engine, Input, Policy},
-    health,
+    healing::{Action, Engine, Input, Outcome, Policy},
+    health::{self, Unproven},
     host::{
         cgroup::Hierarchy,
         clock,
         kmsg::OomLine,
+        pressure,
         process::{self, Identity},
+        systemd::Systemd,
     },
     kernel::{Event, Kernel},
     metrics::Metrics,
     observer::{Death, Observer, Sight},
     roster::{Managed, Roster},
-    supervisor::CommandSupervisor,
+    supervisor::{CommandSupervisor, ContainerSupervisor, Supervisor, SystemdSupervisor},
     text::Clean,
     timeline::{Timeline, What},
 };
@@ -42,14 +44,16 @@ use crate::{
 /// Events handled before anything else gets a turn.
 const BATCH: usize = 256;
 /// Answers on their way. A task whose answer finds no room waits.
-const OUTCOMES: usize = 1024;
+const WORDS: usize = 1024;
 /// A death whose record has not come this long after its cgroup was empty will not come: twice what a verdict may wait.
 const WORD_OF_DEATH: Duration = Duration::from_millis(200);
 /// How often what we believe is held against what is: OOM kills counted, services alive.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(10);
+/// `/proc` rounds start times down to this.
+const TICK_NS: u64 = 10_000_000;
 
 /// What comes back from a task.
-enum Outcome {
+enum Word {
     /// A supervisor's or a probe's answer, or a life that was found.
     Input(Arc<str>, Input),
     /// A container's cgroup and its name.
@@ -70,10 +74,11 @@ pub(crate) struct Steward {
     mode: Mode,
     rules: Vec<Service>,
     roster: Roster,
-    outcomes: (mpsc::Sender<Outcome>, mpsc::Receiver<Outcome>),
+    words: (mpsc::Sender<Word>, mpsc::Receiver<Word>),
     tasks: JoinSet<()>,
     audit: Audit,
     enquiry: Enquiry,
+    systemd: Systemd,
 }
 
 impl Steward {
@@ -86,6 +91,7 @@ impl Steward {
         timeline: Timeline,
         audit: Audit,
     ) -> Self {
+        let systemd = Systemd::default();
         Self {
             observer: Observer::new(hierarchy.clone()),
             hierarchy,
@@ -95,10 +101,11 @@ impl Steward {
             mode: config.agent.mode,
             rules: config.services(),
             roster: Roster::new(config.host_budget()),
-            outcomes: mpsc::channel(OUTCOMES),
+            words: mpsc::channel(WORDS),
             tasks: JoinSet::new(),
             audit,
-            enquiry: Enquiry::default(),
+            enquiry: Enquiry::new(systemd.clone()),
+            systemd,
         }
     }
 
@@ -119,7 +126,7 @@ impl Steward {
             let service: Arc<str> = name.as_str().into();
             self.observer.name(&command.cgroup, &service);
             let supervisor = CommandSupervisor::new(name, command.clone(), hierarchy, &config.agent.state_dir);
-            self.manage(Arc::clone(&service), &rule, Some(supervisor.clone()), command.cgroup.as_str().into());
+            self.manage(Arc::clone(&service), &rule, Arc::new(supervisor.clone()), command.cgroup.as_str().into());
             commands.push((service, supervisor));
         }
         let now = clock::boot_ns();
@@ -142,12 +149,12 @@ impl Steward {
         Ok(failures)
     }
 
-    fn manage(&mut self, service: Arc<str>, rule: &Service, supervisor: Option<CommandSupervisor>, cgroup: Arc<str>) {
+    fn manage(&mut self, service: Arc<str>, rule: &Service, supervisor: Arc<dyn Supervisor>, cgroup: Arc<str>) {
         let mut hasher = DefaultHasher::new();
         service.hash(&mut hasher);
         let policy = Policy {
             mode: self.mode,
-            restart: rule.restart && supervisor.is_some(),
+            restart: rule.restart,
             grace: rule.grace,
             backoff: rule.backoff,
             budget: rule.budget,
@@ -191,7 +198,7 @@ impl Steward {
                     self.metrics.sizes(self.observer.cgroups(), events.len());
                 }
                 Some(line) = lines.recv() => self.observer.line(line),
-                Some(outcome) = self.outcomes.1.recv() => self.outcome(outcome),
+                Some(word) = self.words.1.recv() => self.word(word),
                 Some(_) = self.tasks.join_next() => {}
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
                 () = sleep_until(next_audit) => {
@@ -242,16 +249,16 @@ impl Steward {
         }
     }
 
-    fn outcome(&mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Input(service, input) => self.step(&service, input, clock::boot_ns()),
-            Outcome::Named(cgroup, service) => {
+    fn word(&mut self, word: Word) {
+        match word {
+            Word::Input(service, input) => self.step(&service, input, clock::boot_ns()),
+            Word::Named(cgroup, service) => {
                 for (id, place) in self.observer.name(&cgroup, &service) {
                     self.consider(id, &place);
                 }
             }
-            Outcome::Replied(process, reply) => self.observer.reply(process, reply),
-            Outcome::Lost(service, process, at_ns) => self.lost(&service, process, at_ns),
+            Word::Replied(process, reply) => self.observer.reply(process, reply),
+            Word::Lost(service, process, at_ns) => self.lost(&service, process, at_ns),
         }
     }
 
@@ -261,15 +268,15 @@ impl Steward {
             Question::LastWords { place, .. } => self
                 .roster
                 .get(&place.service)
-                .and_then(|managed| managed.supervisor.as_ref())
-                .map(|supervisor| supervisor.output().to_owned()),
+                .and_then(|managed| managed.supervisor.output())
+                .map(ToOwned::to_owned),
             Question::Systemd { .. } => None,
         };
-        let (outcomes, enquiry) = (self.outcomes.0.clone(), self.enquiry.clone());
+        let (words, enquiry) = (self.words.0.clone(), self.enquiry.clone());
         self.tasks.spawn(async move {
             let reply = enquiry.ask(question, output).await;
             // Nobody receives only when the agent stops.
-            outcomes.send(Outcome::Replied(process, reply)).await.ok();
+            words.send(Word::Replied(process, reply)).await.ok();
         });
     }
 
@@ -278,11 +285,11 @@ impl Steward {
         match ask_name(place) {
             // Rules are for names; until the engine has answered there is none.
             Some(question) => {
-                let outcomes = self.outcomes.0.clone();
+                let words = self.words.0.clone();
                 self.tasks.spawn(async move {
                     if let Some((cgroup, service)) = question.await {
                         // Nobody receives only when the agent stops.
-                        outcomes.send(Outcome::Named(cgroup, service)).await.ok();
+                        words.send(Word::Named(cgroup, service)).await.ok();
                     }
                 });
             }
@@ -301,7 +308,14 @@ impl Steward {
                 _ => false,
             };
             let Some(rule) = self.rules.iter().find(wanted).cloned() else { return };
-            self.manage(Arc::clone(&place.service), &rule, None, Arc::clone(&place.path));
+            let supervisor: Arc<dyn Supervisor> = match &*place.origin {
+                Origin::Container { engine, .. } => Arc::new(ContainerSupervisor::new(engine, &place.service)),
+                _ => {
+                    let (systemd, hierarchy) = (self.systemd.clone(), self.hierarchy.clone());
+                    Arc::new(SystemdSupervisor::new(&place.service, systemd, hierarchy))
+                }
+            };
+            self.manage(Arc::clone(&place.service), &rule, supervisor, Arc::clone(&place.path));
         }
         if let Err(error) = self.kernel.watch(id) {
             tracing::error!(service = %Clean(&place.service), "its deaths may be lost in a storm: {error:#}");
@@ -343,10 +357,10 @@ impl Steward {
             return;
         }
         let service = Arc::clone(&place.service);
-        if managed.supervisor.is_none()
-            && let Some(process) = self.main_process(&place.path)
-        {
-            // A supervisor of its own may have been faster, and a forking daemon's first process ends at once.
+        // A supervisor may have been faster, and a forking daemon's first process ends at once and well. What a failed one
+        // leaves behind is no new incarnation.
+        let is_new = |process: &Identity| death.status == 0 || process.start_ns + TICK_NS > death.kernel_ns;
+        if let Some(process) = self.main_process(&place.path).filter(is_new) {
             self.step(&service, Input::Alive(process), clock::boot_ns());
         }
         let now = clock::boot_ns();
@@ -355,7 +369,8 @@ impl Steward {
         self.timeline.say(now, &service, What::Evidence(death.evidence.to_string()));
         self.name_site(&service, death);
         self.metrics.last_died(&service, clock::wall(death.kernel_ns));
-        self.step(&service, Input::Died { process: death.process, at_ns: death.kernel_ns }, now);
+        let intended = matches!(death.cause, Cause::Stopped { .. }).then(|| death.cause.to_string());
+        self.step(&service, Input::Died { process: death.process, at_ns: death.kernel_ns, intended }, now);
     }
 
     /// Finds the names of a crash site, beside everything else.
@@ -375,11 +390,11 @@ impl Steward {
     /// A service's cgroup has no process left. Should word of the main process's death be lost, this is a second witness.
     fn emptied(&mut self, place: &Place, kernel_ns: u64) {
         let Some(process) = self.roster.get(&place.service).and_then(Managed::process) else { return };
-        let (outcomes, service) = (self.outcomes.0.clone(), Arc::clone(&place.service));
+        let (words, service) = (self.words.0.clone(), Arc::clone(&place.service));
         self.tasks.spawn(async move {
             sleep(WORD_OF_DEATH).await;
             // Nobody receives only when the agent stops.
-            outcomes.send(Outcome::Lost(service, process, kernel_ns)).await.ok();
+            words.send(Word::Lost(service, process, kernel_ns)).await.ok();
         });
     }
 
@@ -390,7 +405,7 @@ impl Steward {
             let now = clock::boot_ns();
             self.timeline.say(at_ns, service, What::Died);
             self.timeline.say(now, service, What::Verdict("unknown: the record of its death was lost".to_owned()));
-            self.step(service, Input::Died { process, at_ns }, now);
+            self.step(service, Input::Died { process, at_ns, intended: None }, now);
         }
     }
 
@@ -411,13 +426,13 @@ impl Steward {
                 None => {}
             }
         }
-        let outcomes = self.outcomes.0.clone();
+        let words = self.words.0.clone();
         // Thousands of small reads: not on the threads that take events.
         self.tasks.spawn(async move {
             let found =
                 tokio::task::spawn_blocking(move || reconcile(&hierarchy, alive, down)).await.unwrap_or_default();
-            for outcome in found {
-                outcomes.send(outcome).await.ok();
+            for word in found {
+                words.send(word).await.ok();
             }
         });
     }
@@ -436,58 +451,86 @@ impl Steward {
         let Some(managed) = self.roster.get(service) else { return };
         match action {
             Action::Open { .. } => self.metrics.outage_began(service),
-            Action::Wait { until_ns, reason } => self.timeline.say(now, service, What::Waiting { until_ns, reason }),
-            Action::Restart { attempt } => {
-                self.timeline.say(now, service, What::RestartAsked { attempt });
-                if let Some(supervisor) = managed.supervisor.clone() {
-                    self.spawn(service, async move {
-                        let result = supervisor.start().await.map_err(|error| format!("{error:#}"));
-                        Input::Started { attempt, result }
-                    });
-                }
+            Action::Ask { question } => {
+                let supervisor = Arc::clone(&managed.supervisor);
+                self.spawn(service, async move {
+                    let plan = supervisor.plan().await.map_err(|error| format!("{error:#}"));
+                    Input::Planned { question, plan, exhausted: pressure::exhausted() }
+                });
+            }
+            Action::Wait { until_ns, reason, because } => {
+                self.timeline.say(now, service, What::Waiting { until_ns, reason, because });
+            }
+            Action::Restart { attempt, because } => {
+                self.timeline.say(now, service, What::RestartAsked { attempt, because });
+                let supervisor = Arc::clone(&managed.supervisor);
+                self.spawn(service, async move {
+                    let result = supervisor.start().await.map_err(|error| format!("{error:#}"));
+                    Input::Started { attempt, result }
+                });
             }
             Action::Probe { process } => {
                 self.timeline.say(now, service, What::Started { tgid: process.tgid });
-                let health = managed.health.clone();
-                self.spawn(service, async move {
-                    let result = health::prove(&health, process).await.map_err(|error| format!("{error:#}"));
-                    Input::Probed { process, result }
-                });
+                self.probe(service, managed.health.clone(), process, now);
             }
-            Action::Suppress { reason } => {
+            Action::Suppress { reason, because } => {
                 self.metrics.suppressed(service, reason);
-                self.timeline.say(now, service, What::Suppressed(reason));
+                self.timeline.say(now, service, What::Suppressed { reason, because });
             }
             Action::Failed { reason } => {
                 self.metrics.restart_failed(service);
                 self.timeline.say(now, service, What::Failed(reason));
             }
-            Action::Close { outage_ns, by_us } => {
-                self.metrics.outage_ended(service, outage_ns, by_us);
-                self.timeline.say(now, service, What::Healthy { outage_ns });
+            Action::Conclude { .. } => {}
+            Action::Close { outage_ns, outcome } => {
+                self.metrics.outage_ended(service, outage_ns, outcome);
+                if outcome != Outcome::Intended {
+                    self.timeline.say(now, service, What::Healthy { outage_ns });
+                }
             }
         }
     }
 
+    /// Has the health of an incarnation proven. One that is dead has a death of its own, which comes as such; should word of
+    /// it be lost, this is the second witness.
+    fn probe(&mut self, service: &Arc<str>, health: Health, process: Identity, now: u64) {
+        let (words, service) = (self.words.0.clone(), Arc::clone(service));
+        self.tasks.spawn(async move {
+            let word = match health::prove(&health, process).await {
+                Ok(()) => Word::Input(service, Input::Probed { process, result: Ok(()) }),
+                Err(Unproven::Sick(error)) => {
+                    let result = Err(format!("{error:#}"));
+                    Word::Input(service, Input::Probed { process, result })
+                }
+                Err(Unproven::Dead) => {
+                    sleep(WORD_OF_DEATH).await;
+                    Word::Lost(service, process, now)
+                }
+            };
+            // Nobody receives only when the agent stops.
+            words.send(word).await.ok();
+        });
+    }
+
     /// Runs `work` beside the steward; its input comes back in turn.
     fn spawn(&mut self, service: &Arc<str>, work: impl Future<Output = Input> + Send + 'static) {
-        let (outcomes, service) = (self.outcomes.0.clone(), Arc::clone(service));
+        let (words, service) = (self.words.0.clone(), Arc::clone(service));
         self.tasks.spawn(async move {
             let input = work.await;
             // Nobody receives only when the agent stops.
-            outcomes.send(Outcome::Input(service, input)).await.ok();
+            words.send(Word::Input(service, input)).await.ok();
         });
     }
 }
 
 /// Looks at the processes that are believed to live, and for those of services that are believed to be down.
-fn reconcile(hierarchy: &Hierarchy, alive: Vec<(Arc<str>, Identity)>, down: Vec<(Arc<str>, Arc<str>)>) -> Vec<Outcome> {
+fn reconcile(hierarchy: &Hierarchy, alive: Vec<(Arc<str>, Identity)>, down: Vec<(Arc<str>, Arc<str>)>) -> Vec<Word> {
     let now = clock::boot_ns();
     let lost = alive.into_iter().filter(|&(_, process)| !process::is_alive(process));
-    let mut found: Vec<_> = lost.map(|(service, process)| Outcome::Lost(service, process, now)).collect();
+    let mut found: Vec<_> = lost.map(|(service, process)| Word::Lost(service, process, now)).collect();
     for (service, cgroup) in down {
         if let Ok(Some(process)) = hierarchy.main_process(&cgroup) {
-            found.push(Outcome::Input(service, Input::Alive(process)));
+            found.push(Word::Input(service, Input::Alive(process)));
         }
     }
     found

@@ -37,11 +37,15 @@ pub(crate) enum What {
         until_ns: u64,
         /// Why so long.
         reason: &'static str,
+        /// What that rests on.
+        because: String,
     },
     /// The supervisor was asked to start it.
     RestartAsked {
         /// 1 for the first try.
         attempt: u32,
+        /// What that rests on.
+        because: String,
     },
     /// A new main process.
     Started {
@@ -49,7 +53,12 @@ pub(crate) enum What {
         tgid: u32,
     },
     /// No restart, and why.
-    Suppressed(&'static str),
+    Suppressed {
+        /// A label.
+        reason: &'static str,
+        /// What that rests on.
+        because: String,
+    },
     /// A try failed.
     Failed(String),
     /// Health is proven, the outage is over.
@@ -92,10 +101,10 @@ impl fmt::Display for What {
             Self::Verdict(cause) => write!(out, "cause: {cause}"),
             Self::Evidence(evidence) => write!(out, "evidence: {evidence}"),
             Self::CrashedAt(site) => write!(out, "crashed at {site}"),
-            Self::Waiting { reason, .. } => write!(out, "waiting: somebody else may bring it back ({reason})"),
-            Self::RestartAsked { attempt } => write!(out, "restart asked (try {attempt})"),
+            Self::Waiting { reason, because, .. } => write!(out, "waiting: {reason} ({because})"),
+            Self::RestartAsked { attempt, because } => write!(out, "restart asked, try {attempt} ({because})"),
             Self::Started { tgid } => write!(out, "started, pid {tgid}"),
-            Self::Suppressed(reason) => write!(out, "not restarted: {reason}"),
+            Self::Suppressed { reason, because } => write!(out, "not restarted: {reason} ({because})"),
             Self::Failed(reason) => write!(out, "failed: {reason}"),
             Self::Healthy { outage_ns } => write!(out, "healthy again; outage {:.3} s", *outage_ns as f64 / 1e9),
         }

@@ -191,7 +191,7 @@ impl Stage {
                 What::Waiting { .. } | What::RestartAsked { .. } | What::Started { .. } | What::Healthy { .. } => {
                     continue;
                 }
-                What::Suppressed(reason) => bail!("the agent decided against a restart: {reason}"),
+                What::Suppressed { because, .. } => bail!("the agent decided against a restart: {because}"),
                 // The story needs no more than the verdict.
                 What::Evidence(_) | What::CrashedAt(_) => continue,
             };
@@ -214,7 +214,7 @@ impl Stage {
     /// Removes all that the demo made.
     async fn clear(&self) -> Result<()> {
         if self.hierarchy.id_of(self.supervisor.cgroup())?.is_some() {
-            self.supervisor.fence().await?;
+            self.supervisor.clear().await?;
             self.remove_cgroup().await?;
         }
         remove_directory(&self.directory)

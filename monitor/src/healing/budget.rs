@@ -30,6 +30,16 @@ impl Ledger {
         (self.spent_ns.len() >= self.budget.count as usize).then(|| oldest.saturating_add(window))
     }
 
+    /// When the restarts of the window were spent, the oldest first.
+    pub(crate) fn spent(&self) -> &VecDeque<u64> {
+        &self.spent_ns
+    }
+
+    /// Takes over what an earlier agent spent.
+    pub(crate) fn restore(&mut self, spent_ns: VecDeque<u64>) {
+        self.spent_ns = spent_ns;
+    }
+
     /// Spends one.
     pub(crate) fn spend(&mut self, now_ns: u64) {
         self.spent_ns.push_back(now_ns);

@@ -1,28 +1,43 @@
 //! The states of one service, as a pure state machine.
 //!
 //! ```text
-//!   Unknown ──alive──▶ Running ──died──▶ Waiting ──respawned by its supervisor──▶ Proving
-//!      │                  ▲                │ deadline, budget left                  │ │
-//!      └──missing──▶ Waiting               ▼                                        │ │
-//!                         │             Restarting ──started──▶ Proving ──healthy───┘ │
-//!                         │                │ failed                                   │
-//!                         ▲                ▼                                          │
-//!                         └───────── Waiting (longer each time) ◀──died or unhealthy──┘
+//!   Unknown ──alive──▶ Running ──died──▶ Asking ◀──deadline── Waiting ◀─────────────────────────┐
+//!      │                  ▲               │ │ its supervisor restarts it, grace, back-off,       │
+//!      └──missing──▶ Asking               │ └─ pause, budget spent ──▶ Waiting                   │
+//!                         │               ├─ it is meant to be down ──▶ Stopped                  │
+//!                         │               ├─ it lives ──▶ Proving                                │
+//!                         │               └─ it stays dead ──▶ Restarting ──started──▶ Proving   │
+//!                         │                                        │ failed             │ │ died │
+//!                         │                                        └────────────────────┼─┴──────┘
+//!                         └──────────────────────────healthy────────────────────────────┘
 //! ```
 //!
-//! A service that dies is an outage from its death until its health is proven. While a service waits, its supervisor
-//! may bring it back, and then Defib does nothing. Each decision leaves as an action with its reason.
+//! A service that dies is an outage from its death until its health is proven; one that was meant to end is none. Its
+//! supervisor is asked before anything is decided, and again right before a restart. While it is at it, Defib does
+//! nothing. When the budget is spent the circuit is open: a try now and then, each within the budget, and no end to them.
+//! Every decision leaves as an action with its reason, and every death has exactly one [`Outcome`].
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
-use super::budget::Ledger;
+use serde::{Deserialize, Serialize};
+
+use super::{budget::Ledger, plan::Plan};
 use crate::{
     config::{Backoff, Budget, Mode},
     host::process::Identity,
 };
 
-/// A start that neither succeeds nor fails within this is failed: 30 s.
-const START_TIMEOUT_NS: u64 = 30_000_000_000;
+/// A supervisor that has not told its plan within this does not answer: 10 s. Longer than its own time-outs.
+const ASK_TIMEOUT_NS: u64 = 10_000_000_000;
+/// A start that neither succeeds nor fails within this is failed: 40 s. Longer than the supervisors' own time-outs.
+const START_TIMEOUT_NS: u64 = 40_000_000_000;
+/// Between questions to a supervisor that does not answer: 1 s, doubling up to a minute.
+const UNANSWERED_NS: u64 = 1_000_000_000;
+const UNANSWERED_MAX_NS: u64 = 60_000_000_000;
+/// Between looks at what forbids a restart and can change without a word: a masked unit, a host without memory. 5 s.
+const HELD_NS: u64 = 5_000_000_000;
+/// A supervisor that is at it is asked again no sooner than this: 20 ms.
+const BUSY_MIN_NS: u64 = 20_000_000;
 /// Doubling stops here; 2^16 times the initial back-off is beyond any maximum.
 const MAX_DOUBLINGS: u32 = 16;
 
@@ -33,7 +48,7 @@ pub(crate) struct Policy {
     pub(crate) mode: Mode,
     /// Bring the service back.
     pub(crate) restart: bool,
-    /// Least time for its own supervisor.
+    /// Least time for its own supervisor, from the death.
     pub(crate) grace: Duration,
     /// Times between tries.
     pub(crate) backoff: Backoff,
@@ -54,25 +69,57 @@ pub(crate) enum Input {
         process: Identity,
         /// When, CLOCK_BOOTTIME nanoseconds.
         at_ns: u64,
+        /// By what sign it was meant to end.
+        intended: Option<String>,
     },
-    /// At start-up the service was not running.
+    /// At start-up the service was not running, and it is one that always should.
     Missing,
-    /// The supervisor answered.
+    /// The supervisor told its plan.
+    Planned {
+        /// The question that this answers; answers may come late.
+        question: u32,
+        /// The plan, or why there is no answer.
+        plan: Result<Plan, String>,
+        /// Why the host has no memory for a restart.
+        exhausted: Option<String>,
+    },
+    /// The supervisor has started it, or not.
     Started {
         /// The try that this is the answer to; answers may come late.
         attempt: u32,
         /// The new main process, or why there is none.
         result: Result<Identity, String>,
     },
-    /// Health was proven, or not within its time.
+    /// Health was proven, or a living process was not healthy in its time.
     Probed {
         /// The incarnation that was asked.
         process: Identity,
         /// Why it is not healthy.
         result: Result<(), String>,
     },
+    /// An operator wants no restarts until then.
+    Pause {
+        /// CLOCK_BOOTTIME nanoseconds.
+        until_ns: u64,
+    },
+    /// The pause is over.
+    Resume,
     /// A deadline has come.
     Tick,
+}
+
+/// What became of a death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    /// It was meant.
+    Intended,
+    /// Somebody else started a new incarnation.
+    Respawned,
+    /// We did.
+    Restarted,
+    /// Nothing was to be done, by configuration.
+    LeftAlone,
 }
 
 /// What the owner of the engine shall do.
@@ -83,17 +130,26 @@ pub(crate) enum Action {
         /// When the service died.
         at_ns: u64,
     },
-    /// Its supervisor has the next move.
+    /// Ask its supervisor what it is going to do.
+    Ask {
+        /// Comes back with the answer.
+        question: u32,
+    },
+    /// The next move is not ours.
     Wait {
         /// Until when.
         until_ns: u64,
         /// Why so long.
         reason: &'static str,
+        /// What that rests on.
+        because: String,
     },
     /// Ask the supervisor to start it.
     Restart {
         /// 1 for the first try in a row.
         attempt: u32,
+        /// What that rests on.
+        because: String,
     },
     /// Find out whether this incarnation is healthy.
     Probe {
@@ -104,41 +160,92 @@ pub(crate) enum Action {
     Suppress {
         /// A label.
         reason: &'static str,
+        /// What that rests on.
+        because: String,
     },
     /// A try failed.
     Failed {
         /// Why.
         reason: String,
     },
+    /// What became of a death; once for each.
+    Conclude {
+        /// Who died; `None`: it was not running at start-up.
+        process: Option<Identity>,
+        /// What became of it.
+        outcome: Outcome,
+    },
     /// The outage is over.
     Close {
         /// From death to proven health, nanoseconds.
         outage_ns: u64,
-        /// Defib restarted it; otherwise its supervisor did.
-        by_us: bool,
+        /// How.
+        outcome: Outcome,
     },
 }
 
 impl Action {
     /// The reasons of [`Action::Suppress`], for series that exist from the start.
-    pub(crate) const SUPPRESSED: [&'static str; 6] =
-        ["respawned", "observe", "not_configured", "dry_run", "service_budget", "host_budget"];
+    pub(crate) const SUPPRESSED: [&'static str; 11] = [
+        "respawned",
+        "observe",
+        "not_configured",
+        "dry_run",
+        "service_budget",
+        "host_budget",
+        "maintenance",
+        "intended_stop",
+        "held",
+        "host_memory",
+        "supervisor_unreachable",
+    ];
 }
 
 #[derive(Clone, Debug, PartialEq)]
 enum State {
     Unknown,
     Running(Identity),
-    /// Until a deadline, somebody else may bring the service back.
+    /// Dead; the supervisor was asked.
+    Asking {
+        until_ns: u64,
+        question: u32,
+    },
+    /// Dead; until then the next move is not ours.
     Waiting {
         until_ns: u64,
+        reason: &'static str,
     },
     Restarting {
         until_ns: u64,
     },
     Proving(Identity),
+    /// Dead, as somebody wanted.
+    Stopped,
     /// Dead, and nothing will be done about it.
     Left,
+}
+
+/// What outlives the agent. Times are CLOCK_BOOTTIME nanoseconds, which whoever keeps it for longer than that converts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    /// The living main process.
+    pub(crate) process: Option<Identity>,
+    /// Begin of the outage.
+    pub(crate) down_ns: Option<u64>,
+    /// The last proof of health.
+    pub(crate) healthy_ns: Option<u64>,
+    /// Restarts in a row.
+    pub(crate) attempts: u32,
+    /// A restart was asked for, and there was no answer yet.
+    pub(crate) in_flight: bool,
+    /// When restarts were spent.
+    pub(crate) spent_ns: VecDeque<u64>,
+    /// The end of a pause.
+    pub(crate) paused_until_ns: Option<u64>,
+    /// The death that has no outcome yet.
+    pub(crate) pending: Option<Identity>,
+    /// It was meant to be down.
+    pub(crate) stopped: bool,
 }
 
 /// One service.
@@ -151,14 +258,24 @@ pub(crate) struct Engine {
     attempts: u32,
     /// Begin of the outage.
     down_ns: Option<u64>,
+    /// The death that counts for grace and back-off: that of the last incarnation.
+    died_ns: u64,
     healthy_ns: Option<u64>,
-    restarted: bool,
+    /// How the living incarnation came to be, in an outage.
+    revived: Outcome,
     /// A newer incarnation than the one that counts: word of its life came before that of the other's death.
     newer: Option<Identity>,
-    /// The incarnation that died or failed last: word of its life may come later than that of its death.
+    /// The incarnation that died last: word of its life may come later than that of its death.
     gone: Option<Identity>,
+    /// A death, or an absence at start-up, that has no outcome yet.
+    pending: Option<Option<Identity>>,
     /// This is the first start, not the answer to a death.
     first_start: bool,
+    paused_until_ns: Option<u64>,
+    question: u32,
+    unanswered: u32,
+    /// The last reason for doing nothing, which is said once.
+    said: Option<&'static str>,
 }
 
 impl Engine {
@@ -171,19 +288,61 @@ impl Engine {
             ledger,
             attempts: 0,
             down_ns: None,
+            died_ns: 0,
             healthy_ns: None,
-            restarted: false,
+            revived: Outcome::Respawned,
             newer: None,
             gone: None,
+            pending: None,
             first_start: false,
+            paused_until_ns: None,
+            question: 0,
+            unanswered: 0,
+            said: None,
+        }
+    }
+
+    /// Goes on where an earlier agent was: then tell it what is alive, or that nothing is. An outage goes on with a fresh
+    /// question to the supervisor, also when a restart was in flight: it may have succeeded.
+    pub(crate) fn remember(&mut self, memory: Memory, now_ns: u64) {
+        let Memory { process, down_ns, healthy_ns, attempts, in_flight, spent_ns, paused_until_ns, pending, stopped } =
+            memory;
+        self.ledger.restore(spent_ns);
+        (self.attempts, self.down_ns, self.healthy_ns) = (attempts, down_ns, healthy_ns);
+        (self.paused_until_ns, self.died_ns) = (paused_until_ns, down_ns.unwrap_or(0));
+        self.pending = pending.map(Some).or((down_ns.is_some() && process.is_none()).then_some(None));
+        self.revived = if in_flight { Outcome::Restarted } else { Outcome::Respawned };
+        self.state = match process {
+            Some(process) if down_ns.is_some() => State::Proving(process),
+            Some(process) => State::Running(process),
+            None if down_ns.is_some() => State::Waiting { until_ns: now_ns, reason: "agent restarted" },
+            None if stopped => State::Stopped,
+            None => State::Unknown,
+        };
+    }
+
+    /// What to keep for [`Self::remember`].
+    pub(crate) fn memory(&self) -> Memory {
+        Memory {
+            process: self.process(),
+            down_ns: self.down_ns,
+            healthy_ns: self.healthy_ns,
+            attempts: self.attempts,
+            in_flight: matches!(self.state, State::Restarting { .. }),
+            spent_ns: self.ledger.spent().clone(),
+            paused_until_ns: self.paused_until_ns,
+            pending: self.pending.flatten(),
+            stopped: self.state == State::Stopped,
         }
     }
 
     /// When [`Input::Tick`] is due; `None`: not without another input.
     pub(crate) fn deadline(&self) -> Option<u64> {
         match self.state {
-            State::Waiting { until_ns } | State::Restarting { until_ns } => Some(until_ns),
-            State::Unknown | State::Running(_) | State::Proving(_) | State::Left => None,
+            State::Waiting { until_ns, .. } | State::Restarting { until_ns } | State::Asking { until_ns, .. } => {
+                Some(until_ns)
+            }
+            State::Unknown | State::Running(_) | State::Proving(_) | State::Stopped | State::Left => None,
         }
     }
 
@@ -191,23 +350,66 @@ impl Engine {
     pub(crate) fn process(&self) -> Option<Identity> {
         match self.state {
             State::Running(process) | State::Proving(process) => Some(process),
-            State::Unknown | State::Waiting { .. } | State::Restarting { .. } | State::Left => None,
+            _ => None,
         }
+    }
+
+    /// The end of a pause that lasts, CLOCK_BOOTTIME nanoseconds.
+    pub(crate) fn paused_until(&self, now_ns: u64) -> Option<u64> {
+        self.paused_until_ns.filter(|&until_ns| until_ns > now_ns)
+    }
+
+    /// A word for the state, for people and programs.
+    pub(crate) fn state(&self) -> &'static str {
+        match self.state {
+            State::Unknown => "unknown",
+            State::Running(_) => "running",
+            State::Asking { .. } => "asking",
+            State::Waiting { reason, .. } => reason,
+            State::Restarting { .. } => "restarting",
+            State::Proving(_) => "proving",
+            State::Stopped => "stopped",
+            State::Left => "left_alone",
+        }
+    }
+
+    /// True while restarts are only tried now and then, because the budget is spent.
+    pub(crate) fn is_circuit_open(&self) -> bool {
+        matches!(self.state, State::Waiting { reason: CIRCUIT_OPEN, .. })
+    }
+
+    /// Begin of the outage, CLOCK_BOOTTIME nanoseconds.
+    pub(crate) fn down_since(&self) -> Option<u64> {
+        self.down_ns
     }
 
     /// Takes one input. `host` is the budget that all services share.
     pub(crate) fn step(&mut self, input: Input, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
         match input {
             Input::Alive(process) => self.alive(process),
-            Input::Died { process, at_ns } => self.died(process, at_ns, now_ns),
+            Input::Died { process, at_ns, intended } => self.died(process, at_ns, intended, now_ns),
             Input::Missing if self.state == State::Unknown => self.missing(now_ns),
             Input::Missing => Vec::new(),
+            Input::Planned { question, plan, exhausted } => match self.state {
+                State::Asking { question: asked, .. } if asked == question => {
+                    self.planned(plan, exhausted, host, now_ns)
+                }
+                _ => Vec::new(),
+            },
             Input::Started { attempt, result } => self.answered(attempt, result, now_ns),
             // The answer of an earlier incarnation's probe says nothing about this one.
             Input::Probed { process, .. } if self.state != State::Proving(process) => Vec::new(),
             Input::Probed { process, result: Ok(()) } => self.healthy(process, now_ns),
-            Input::Probed { result: Err(reason), .. } => self.failed(reason, now_ns),
-            Input::Tick => self.tick(host, now_ns),
+            // It lives: it is not ours to kill. Its outage goes on until it is healthy or dead.
+            Input::Probed { process, result: Err(reason) } => {
+                vec![Action::Failed { reason }, Action::Probe { process }]
+            }
+            Input::Pause { until_ns } => {
+                self.paused_until_ns = Some(until_ns);
+                Vec::new()
+            }
+            Input::Resume => self.resume(now_ns),
+            Input::Tick => self.tick(now_ns),
         }
     }
 
@@ -216,7 +418,7 @@ impl Engine {
             return Vec::new();
         }
         match self.state {
-            State::Unknown => {
+            State::Unknown | State::Stopped => {
                 self.state = State::Running(process);
                 Vec::new()
             }
@@ -228,94 +430,136 @@ impl Engine {
             }
             // The answer of the supervisor names the process.
             State::Restarting { .. } => Vec::new(),
-            State::Waiting { .. } | State::Left => self.respawned(process),
+            State::Waiting { .. } | State::Asking { .. } | State::Left => {
+                // After a restart of the agent, a start that was in flight is ours.
+                let outcome = self.revived;
+                self.revives(process, outcome)
+            }
         }
     }
 
-    /// Somebody else brought it back.
-    fn respawned(&mut self, process: Identity) -> Vec<Action> {
+    /// A new incarnation.
+    fn revives(&mut self, process: Identity, outcome: Outcome) -> Vec<Action> {
         self.state = State::Proving(process);
-        self.restarted = false;
-        vec![Action::Suppress { reason: "respawned" }, Action::Probe { process }]
+        self.revived = outcome;
+        self.said = None;
+        let mut actions = Vec::new();
+        if outcome == Outcome::Respawned {
+            actions.push(Action::Suppress { reason: "respawned", because: format!("pid {} lives", process.tgid) });
+        }
+        actions.extend(self.conclude(outcome));
+        actions.push(Action::Probe { process });
+        actions
     }
 
-    fn died(&mut self, process: Identity, at_ns: u64, now_ns: u64) -> Vec<Action> {
+    fn conclude(&mut self, outcome: Outcome) -> Option<Action> {
+        self.pending.take().map(|process| Action::Conclude { process, outcome })
+    }
+
+    fn died(&mut self, process: Identity, at_ns: u64, intended: Option<String>, now_ns: u64) -> Vec<Action> {
         if self.newer.is_some_and(|newer| newer.matches(process)) {
             self.newer = None;
         }
         // Only the incarnation that counts: an old one's death must not end a new one's life.
-        if self.process().is_some_and(|current| !current.matches(process)) {
+        let counts = match self.state {
+            State::Running(current) | State::Proving(current) => current.matches(process),
+            State::Unknown => true,
+            _ => false,
+        };
+        if !counts {
             return Vec::new();
         }
         self.gone = Some(process);
-        match self.state {
-            State::Running(_) | State::Unknown => {
-                let reset = u64::try_from(self.policy.backoff.reset_after.as_nanos()).unwrap_or(u64::MAX);
-                if self.healthy_ns.is_none_or(|healthy| at_ns.saturating_sub(healthy) >= reset) {
-                    self.attempts = 0;
-                }
-                let newer = self.newer.take();
-                let mut actions = self.down(at_ns, now_ns);
-                if let Some(newer) = newer {
-                    // Somebody was faster than word of the death.
-                    actions.retain(|action| !matches!(action, Action::Wait { .. }));
-                    actions.extend(self.respawned(newer));
-                }
-                actions
+        self.died_ns = at_ns;
+        self.pending = Some(Some(process));
+        let mut actions = Vec::new();
+        if let State::Proving(_) = self.state {
+            actions.push(Action::Failed { reason: "it died before its health was proven".to_owned() });
+        } else {
+            let reset = nanoseconds(self.policy.backoff.reset_after);
+            if self.healthy_ns.is_none_or(|healthy| at_ns.saturating_sub(healthy) >= reset) {
+                self.attempts = 0;
             }
-            State::Proving(_) => self.failed("it died before its health was proven".to_owned(), now_ns),
-            State::Waiting { .. } | State::Restarting { .. } | State::Left => Vec::new(),
         }
+        self.revived = Outcome::Respawned;
+        if let Some(newer) = self.newer.take() {
+            // Somebody was faster than word of the death.
+            if intended.is_none() {
+                actions.extend(self.open(at_ns));
+            }
+            actions.extend(self.revives(newer, Outcome::Respawned));
+            return actions;
+        }
+        if let Some(because) = intended {
+            actions.extend(self.intended(because, now_ns));
+            return actions;
+        }
+        actions.extend(self.open(at_ns));
+        actions.extend(self.consider(now_ns));
+        actions
+    }
+
+    fn open(&mut self, at_ns: u64) -> Option<Action> {
+        if self.down_ns.is_some() {
+            return None;
+        }
+        self.down_ns = Some(at_ns);
+        Some(Action::Open { at_ns })
+    }
+
+    /// It is down, and somebody wanted that.
+    fn intended(&mut self, because: String, now_ns: u64) -> Vec<Action> {
+        self.state = State::Stopped;
+        self.attempts = 0;
+        self.first_start = false;
+        let mut actions = vec![Action::Suppress { reason: "intended_stop", because }];
+        actions.extend(self.conclude(Outcome::Intended));
+        actions.extend(self.close(Outcome::Intended, now_ns));
+        actions
     }
 
     /// Not running at start-up: whoever might have brought it back has had the time for it.
     fn missing(&mut self, now_ns: u64) -> Vec<Action> {
-        let mut actions = self.down(now_ns, now_ns);
         self.first_start = true;
-        if let State::Waiting { .. } = self.state {
-            actions.retain(|action| !matches!(action, Action::Wait { .. }));
-            self.state = State::Waiting { until_ns: now_ns };
-        }
+        self.pending = Some(None);
+        // No grace: nobody has the next move.
+        self.died_ns = now_ns.saturating_sub(nanoseconds(self.policy.grace));
+        let mut actions: Vec<_> = self.open(now_ns).into_iter().collect();
+        actions.extend(self.consider(now_ns));
         actions
     }
 
-    fn down(&mut self, at_ns: u64, now_ns: u64) -> Vec<Action> {
-        let mut actions = Vec::new();
-        if self.down_ns.is_none() {
-            self.down_ns = Some(at_ns);
-            actions.push(Action::Open { at_ns });
+    /// Asks the supervisor, if there is anything to decide.
+    fn consider(&mut self, now_ns: u64) -> Vec<Action> {
+        for (is, reason, because) in [
+            (self.policy.mode == Mode::Observe, "observe", "mode = \"observe\""),
+            (!self.policy.restart, "not_configured", "restart = false"),
+        ] {
+            if is {
+                return self.leave(reason, because.to_owned());
+            }
         }
-        actions.extend(self.wait(now_ns));
+        self.ask(now_ns)
+    }
+
+    fn leave(&mut self, reason: &'static str, because: String) -> Vec<Action> {
+        self.state = State::Left;
+        let mut actions = vec![Action::Suppress { reason, because }];
+        actions.extend(self.conclude(Outcome::LeftAlone));
         actions
     }
 
-    /// Gives the supervisor its time, longer after every failed try.
-    fn wait(&mut self, now_ns: u64) -> Vec<Action> {
-        if self.policy.mode == Mode::Observe {
-            self.state = State::Left;
-            return vec![Action::Suppress { reason: "observe" }];
-        }
-        if !self.policy.restart {
-            self.state = State::Left;
-            return vec![Action::Suppress { reason: "not_configured" }];
-        }
-        let (grace, backoff) = (self.policy.grace, self.backoff());
-        let (wait, reason) = if backoff > grace { (backoff, "back-off") } else { (grace, "grace") };
-        let until_ns = now_ns.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
-        self.state = State::Waiting { until_ns };
-        vec![Action::Wait { until_ns, reason }]
+    fn ask(&mut self, now_ns: u64) -> Vec<Action> {
+        self.question = self.question.wrapping_add(1);
+        self.state = State::Asking { until_ns: now_ns.saturating_add(ASK_TIMEOUT_NS), question: self.question };
+        vec![Action::Ask { question: self.question }]
     }
 
-    fn tick(&mut self, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
+    fn tick(&mut self, now_ns: u64) -> Vec<Action> {
         match self.state {
-            State::Waiting { until_ns } if until_ns <= now_ns => {
-                for (ledger, reason) in [(&mut self.ledger, "service_budget"), (host, "host_budget")] {
-                    if let Some(until_ns) = ledger.blocked_until(now_ns) {
-                        self.state = State::Waiting { until_ns };
-                        return vec![Action::Suppress { reason }, Action::Wait { until_ns, reason: "budget" }];
-                    }
-                }
-                self.restart(host, now_ns)
+            State::Waiting { until_ns, .. } if until_ns <= now_ns => self.ask(now_ns),
+            State::Asking { until_ns, .. } if until_ns <= now_ns => {
+                self.unanswered("it has not answered in time".to_owned(), now_ns)
             }
             State::Restarting { until_ns } if until_ns <= now_ns => {
                 self.failed("its supervisor did not answer in time".to_owned(), now_ns)
@@ -324,40 +568,132 @@ impl Engine {
         }
     }
 
-    fn restart(&mut self, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
+    /// Waits; what is said again and again is said once.
+    fn wait(&mut self, until_ns: u64, reason: &'static str, because: String) -> Vec<Action> {
+        self.state = State::Waiting { until_ns, reason };
+        if self.said.replace(reason) == Some(reason) {
+            return Vec::new();
+        }
+        vec![Action::Wait { until_ns, reason, because }]
+    }
+
+    /// Waits, and counts it as a decision against a restart.
+    fn refuse(&mut self, until_ns: u64, label: &'static str, reason: &'static str, because: String) -> Vec<Action> {
+        let mut actions = self.wait(until_ns, reason, because.clone());
+        if !actions.is_empty() {
+            actions.insert(0, Action::Suppress { reason: label, because });
+        }
+        actions
+    }
+
+    fn unanswered(&mut self, error: String, now_ns: u64) -> Vec<Action> {
+        let wait = UNANSWERED_NS.saturating_mul(1 << self.unanswered.min(MAX_DOUBLINGS)).min(UNANSWERED_MAX_NS);
+        self.unanswered = self.unanswered.saturating_add(1);
+        self.refuse(now_ns.saturating_add(wait), "supervisor_unreachable", "supervisor unreachable", error)
+    }
+
+    fn planned(
+        &mut self,
+        plan: Result<Plan, String>,
+        exhausted: Option<String>,
+        host: &mut Ledger,
+        now_ns: u64,
+    ) -> Vec<Action> {
+        let plan = match plan {
+            Ok(plan) => plan,
+            Err(error) => return self.unanswered(error, now_ns),
+        };
+        self.unanswered = 0;
+        match plan {
+            // The one whose death is being handled: word of its end has not reached its supervisor.
+            Plan::Alive(process) if self.gone.is_some_and(|gone| gone.matches(process)) => {
+                self.wait(now_ns.saturating_add(BUSY_MIN_NS), "supervisor", "it has not noticed yet".to_owned())
+            }
+            Plan::Alive(process) => {
+                let outcome = self.revived;
+                self.revives(process, outcome)
+            }
+            Plan::Intended { why } => self.intended(why, now_ns),
+            Plan::Held { why } => self.refuse(now_ns.saturating_add(HELD_NS), "held", "held", why),
+            Plan::Restarts { within, why } => {
+                // Half as much again as it needs.
+                let needs = nanoseconds(within).saturating_mul(3) / 2;
+                self.wait(now_ns.saturating_add(needs.max(BUSY_MIN_NS)), "supervisor", why)
+            }
+            Plan::GivesUp { why } => self.stays_dead(why, exhausted, host, now_ns),
+        }
+    }
+
+    /// Its supervisor will not bring it back: everything else that may forbid a restart, then the restart.
+    fn stays_dead(
+        &mut self,
+        why: String,
+        exhausted: Option<String>,
+        host: &mut Ledger,
+        now_ns: u64,
+    ) -> Vec<Action> {
+        let (grace, backoff) = (self.policy.grace, self.backoff());
+        let (wait, reason) = if backoff > grace { (backoff, "back-off") } else { (grace, "grace") };
+        let until_ns = self.died_ns.saturating_add(nanoseconds(wait));
+        if until_ns > now_ns {
+            return self.wait(until_ns, reason, why);
+        }
+        if let Some(until_ns) = self.paused_until(now_ns) {
+            return self.refuse(until_ns, "maintenance", "maintenance", "paused by an operator".to_owned());
+        }
+        if let Some(because) = exhausted {
+            return self.refuse(now_ns.saturating_add(HELD_NS), "host_memory", "host memory", because);
+        }
+        if let Some(until_ns) = self.ledger.blocked_until(now_ns) {
+            let Budget { count, window } = self.policy.budget;
+            let because = format!("{count} restarts in {window:?} are spent");
+            let slow = now_ns.saturating_add(nanoseconds(self.policy.backoff.max));
+            return self.refuse(until_ns.max(slow), "service_budget", CIRCUIT_OPEN, because);
+        }
+        if let Some(until_ns) = host.blocked_until(now_ns) {
+            return self.refuse(until_ns, "host_budget", "host budget", "the host's restarts are spent".to_owned());
+        }
+        self.restart(why, host, now_ns)
+    }
+
+    fn restart(&mut self, because: String, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
         if self.policy.mode == Mode::DryRun {
-            self.state = State::Left;
-            return vec![Action::Suppress { reason: "dry_run" }];
+            return self.leave("dry_run", because);
         }
         self.ledger.spend(now_ns);
         host.spend(now_ns);
         self.attempts = self.attempts.saturating_add(1);
-        self.restarted = true;
+        self.said = None;
         self.state = State::Restarting { until_ns: now_ns.saturating_add(START_TIMEOUT_NS) };
-        vec![Action::Restart { attempt: self.attempts }]
+        vec![Action::Restart { attempt: self.attempts, because }]
     }
 
     fn answered(&mut self, attempt: u32, result: Result<Identity, String>, now_ns: u64) -> Vec<Action> {
         let current = attempt == self.attempts && matches!(self.state, State::Restarting { .. });
+        let late = matches!(self.state, State::Waiting { .. } | State::Asking { .. });
         match result {
-            // Also when the time for it was over: it lives, and a second start would end it.
-            Ok(process) if current || matches!(self.state, State::Waiting { .. }) => {
-                self.state = State::Proving(process);
-                vec![Action::Probe { process }]
-            }
+            // Also when the time for it was over: it lives, and a second start would be one too many.
+            Ok(process) if current || late && attempt == self.attempts => self.revives(process, Outcome::Restarted),
             Err(reason) if current => self.failed(reason, now_ns),
             Ok(_) | Err(_) => Vec::new(),
         }
     }
 
     fn failed(&mut self, reason: String, now_ns: u64) -> Vec<Action> {
-        if !matches!(self.state, State::Restarting { .. } | State::Proving(_)) {
-            return Vec::new();
-        }
-        self.gone = self.process().or(self.gone);
+        self.died_ns = now_ns;
         let mut actions = vec![Action::Failed { reason }];
-        actions.extend(self.wait(now_ns));
+        let backoff = self.backoff().max(self.policy.grace);
+        let until_ns = now_ns.saturating_add(nanoseconds(backoff));
+        actions.extend(self.wait(until_ns, "back-off", format!("try {} failed", self.attempts)));
         actions
+    }
+
+    fn resume(&mut self, now_ns: u64) -> Vec<Action> {
+        self.paused_until_ns = None;
+        if let State::Waiting { reason: "maintenance", .. } = self.state {
+            self.state = State::Waiting { until_ns: now_ns, reason: "maintenance" };
+        }
+        Vec::new()
     }
 
     fn healthy(&mut self, process: Identity, now_ns: u64) -> Vec<Action> {
@@ -367,8 +703,13 @@ impl Engine {
             // What it took to start it says nothing about how it will live.
             self.attempts = 0;
         }
-        let Some(down_ns) = self.down_ns.take() else { return Vec::new() };
-        vec![Action::Close { outage_ns: now_ns.saturating_sub(down_ns), by_us: self.restarted }]
+        self.close(self.revived, now_ns).into_iter().collect()
+    }
+
+    fn close(&mut self, outcome: Outcome, now_ns: u64) -> Option<Action> {
+        self.said = None;
+        let down_ns = self.down_ns.take()?;
+        Some(Action::Close { outage_ns: now_ns.saturating_sub(down_ns), outcome })
     }
 
     /// Nothing before the first try, then doubling, with jitter that is the same whenever the inputs are replayed.
@@ -383,6 +724,13 @@ impl Engine {
         let unit = (mixed >> 11) as f64 / (1u64 << 53) as f64;
         plain.mul_f64(1.0 + jitter * (2.0 * unit - 1.0))
     }
+}
+
+/// The reason of a wait for the next half-open try.
+const CIRCUIT_OPEN: &str = "circuit open";
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

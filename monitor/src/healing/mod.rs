@@ -1,10 +1,13 @@
 //! When to bring a service back. Pure: inputs and the time go in, actions come out.
 //!
 //! * [`engine`]: the states of one service
+//! * [`plan`]: what its supervisor is going to do
 //! * [`budget`]: how many restarts in how long, for a service and for the host
 
 mod budget;
 mod engine;
+mod plan;
 
 pub(crate) use budget::Ledger;
-pub(crate) use engine::{Action, Engine, Input, Policy};
+pub(crate) use engine::{Action, Engine, Input, Memory, Outcome, Policy};
+pub(crate) use plan::Plan;

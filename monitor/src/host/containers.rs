@@ -1,4 +1,5 @@
-//! Names of containers: cgroups carry ids, people and configurations use names, which stay over restarts.
+//! Container engines over their API: names (cgroups carry ids, people and configurations use names, which stay over
+//! restarts), output, states, starts.
 
 use std::{
     path::{Path, PathBuf},
@@ -6,22 +7,48 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use hyper_util::rt::TokioIo;
-use serde::Deserialize;
-use tokio::{
-    net::UnixStream,
-    time::{error::Elapsed, sleep, timeout},
+use bollard::{
+    API_DEFAULT_VERSION, Docker,
+    errors::Error,
+    models::{ContainerInspectResponse, ContainerStateStatusEnum, RestartPolicyNameEnum},
+    query_parameters::{ListContainersOptions, LogsOptions},
 };
+use futures_util::StreamExt as _;
+use serde::Deserialize;
+use tokio::time::{error::Elapsed, sleep, timeout};
 
 /// One question may take this long.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A start may take this long: volumes are mounted, networks made.
+const START_PATIENCE: Duration = Duration::from_secs(30);
 /// A name is asked for so often, with this time in between: an engine that is being restarted, or is busy, answers later.
 const ASKED: u32 = 5;
 const ASKED_AGAIN: Duration = Duration::from_secs(2);
-/// An answer about one container is a few kilobytes; more is not read.
-const ANSWER_MAX: usize = 1024 * 1024;
+/// Output that is read at most, bytes.
+const OUTPUT_MAX: usize = 1024 * 1024;
 /// Where Podman keeps names when its service, and so its socket, is not running.
 const PODMAN_STORE: &str = "/var/lib/containers/storage/overlay-containers/containers.json";
+
+/// What an engine says of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Container {
+    /// Its name, without the API's slash.
+    pub(crate) name: String,
+    /// `created`, `running`, `paused`, `restarting`, `removing`, `exited`, `dead`.
+    pub(crate) status: String,
+    /// The main process in the initial pid namespace; 0: none.
+    pub(crate) pid: u32,
+    /// How the last run ended.
+    pub(crate) exit_code: i64,
+    /// Restart policy: `no`, `always`, `unless-stopped`, `on-failure`.
+    pub(crate) policy: String,
+    /// Restarts that `on-failure` may do; 0: without end.
+    pub(crate) retries: i64,
+    /// Restarts by the engine since somebody started it.
+    pub(crate) restarts: i64,
+    /// When its present or last run began, as the engine writes it.
+    pub(crate) started_at: String,
+}
 
 /// The name of a container by its full id; `None` when the engine has no such way to ask (containerd, CRI-O).
 ///
@@ -31,7 +58,7 @@ pub(crate) async fn name(engine: &str, id: &str) -> Result<Option<String>> {
     for _ in 1..ASKED {
         let name = name_at_once(engine, id).await;
         // A name that the engine does not know will not come.
-        if !name.as_ref().is_err_and(|error| error.is::<Elapsed>() || error.is::<std::io::Error>()) {
+        if !name.as_ref().is_err_and(is_silence) {
             return name;
         }
         sleep(ASKED_AGAIN).await;
@@ -40,24 +67,65 @@ pub(crate) async fn name(engine: &str, id: &str) -> Result<Option<String>> {
 }
 
 async fn name_at_once(engine: &str, id: &str) -> Result<Option<String>> {
+    let of_state = |container: Option<Container>| {
+        let name = container.with_context(|| format!("{engine} does not know container {id}"))?.name;
+        ensure!(!name.is_empty(), "{engine} gives container {id} no name");
+        Ok(name)
+    };
     let name = match engine {
-        "docker" => {
-            let socket = socket("DOCKER_HOST", "/run/docker.sock");
-            timeout(PATIENCE, ask(&socket, id)).await.context("Docker does not answer")??
-        }
-        "podman" => match timeout(PATIENCE, ask(&socket("CONTAINER_HOST", "/run/podman/podman.sock"), id)).await {
-            Ok(Ok(name)) => name,
-            Ok(Err(_)) | Err(_) => stored(Path::new(PODMAN_STORE), id)?,
+        "docker" => state(engine, id).await.and_then(of_state)?,
+        "podman" => match state(engine, id).await.and_then(of_state) {
+            Ok(name) => name,
+            Err(_) => stored(Path::new(PODMAN_STORE), id)?,
         },
         _ => return Ok(None),
     };
     Ok(Some(name))
 }
 
-/// Where an engine listens: the variable that its own client honours, else its usual place.
-fn socket(variable: &str, usual: &str) -> PathBuf {
-    let named = std::env::var(variable).ok();
-    named.as_deref().and_then(|url| url.strip_prefix("unix://")).unwrap_or(usual).into()
+/// The engine did not answer at all.
+fn is_silence(error: &anyhow::Error) -> bool {
+    let refused = matches!(error.downcast_ref(), Some(Error::DockerResponseServerError { .. }));
+    error.is::<Elapsed>() || error.is::<Error>() && !refused
+}
+
+/// A container by id or name; `None` when the engine does not know it (any more).
+///
+/// # Errors
+/// When the engine does not answer, or cannot be asked (containerd, CRI-O).
+pub(crate) async fn state(engine: &str, id: &str) -> Result<Option<Container>> {
+    in_time(engine, PATIENCE, async |docker| match docker.inspect_container(id, None).await {
+        Ok(answer) => Ok(Some(answer.into())),
+        Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("{engine} does not tell about container {id}")),
+    })
+    .await
+}
+
+/// Starts a container that has ended.
+///
+/// # Errors
+/// With the engine's own words when it refuses.
+pub(crate) async fn start(engine: &str, name: &str) -> Result<()> {
+    in_time(engine, START_PATIENCE, async |docker| {
+        docker.start_container(name, None).await.with_context(|| format!("{engine} does not start {name}"))
+    })
+    .await
+}
+
+/// Names of all containers, those that have ended included.
+///
+/// # Errors
+/// When the engine does not answer.
+pub(crate) async fn list(engine: &str) -> Result<Vec<String>> {
+    in_time(engine, PATIENCE, async |docker| {
+        let options = ListContainersOptions { all: true, ..ListContainersOptions::default() };
+        let containers = docker.list_containers(Some(options)).await;
+        let containers = containers.with_context(|| format!("{engine} does not list its containers"))?;
+        let names = containers.into_iter().filter_map(|container| container.names?.into_iter().next());
+        Ok(names.map(|name| plain(&name)).collect())
+    })
+    .await
 }
 
 /// The last lines that a container wrote.
@@ -65,63 +133,73 @@ fn socket(variable: &str, usual: &str) -> PathBuf {
 /// # Errors
 /// When its engine does not answer, or has no such way to ask (containerd, CRI-O).
 pub(crate) async fn output(engine: &str, id: &str, lines: usize) -> Result<String> {
-    let socket = match engine {
-        "docker" => socket("DOCKER_HOST", "/run/docker.sock"),
-        "podman" => socket("CONTAINER_HOST", "/run/podman/podman.sock"),
-        _ => bail!("{engine} cannot be asked for what a container wrote"),
+    in_time(engine, PATIENCE, async |docker| {
+        let options = LogsOptions { stdout: true, stderr: true, tail: lines.to_string(), ..LogsOptions::default() };
+        let mut pieces = std::pin::pin!(docker.logs(id, Some(options)));
+        let mut text = String::new();
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.with_context(|| format!("{engine} does not tell what {id} wrote"))?;
+            text.push_str(&String::from_utf8_lossy(&piece.into_bytes()));
+            if text.len() > OUTPUT_MAX {
+                break;
+            }
+        }
+        Ok(text)
+    })
+    .await
+}
+
+/// True when the engine listens on this host.
+pub(crate) fn is_here(engine: &str) -> bool {
+    socket(engine).is_some_and(|socket| socket.exists())
+}
+
+/// Where an engine listens: the variable that its own client honours, else its usual place.
+fn socket(engine: &str) -> Option<PathBuf> {
+    let (variable, usual) = match engine {
+        "docker" => ("DOCKER_HOST", "/run/docker.sock"),
+        "podman" => ("CONTAINER_HOST", "/run/podman/podman.sock"),
+        _ => return None,
     };
-    let path = format!("/containers/{id}/logs?stdout=1&stderr=1&tail={lines}");
-    let body = timeout(PATIENCE, get(&socket, &path)).await.with_context(|| format!("{engine} does not answer"))??;
-    Ok(String::from_utf8_lossy(&unframed(&body)).into_owned())
+    let named = std::env::var(variable).ok();
+    Some(named.as_deref().and_then(|url| url.strip_prefix("unix://")).unwrap_or(usual).into())
 }
 
-/// Output without the frames that engines put around it: stream (0 to 2), three zero bytes, length in network order. A
-/// container with a terminal has none.
-fn unframed(mut bytes: &[u8]) -> Vec<u8> {
-    let mut text = Vec::new();
-    while let Some((&[0..=2, 0, 0, 0, a, b, c, d], rest)) = bytes.split_first_chunk() {
-        let (content, next) = rest.split_at(rest.len().min(u32::from_be_bytes([a, b, c, d]) as usize));
-        text.extend_from_slice(content);
-        bytes = next;
-    }
-    text.extend_from_slice(bytes);
-    text
+async fn in_time<T>(engine: &str, patience: Duration, ask: impl AsyncFnOnce(Docker) -> Result<T>) -> Result<T> {
+    let socket = socket(engine).with_context(|| format!("{engine} cannot be asked"))?;
+    let docker = connect(&socket, patience)?;
+    timeout(patience, ask(docker)).await.with_context(|| format!("{engine} does not answer"))?
 }
 
-/// Asks the engine for a container's name.
-async fn ask(socket: &Path, id: &str) -> Result<String> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Container {
-        name: String,
-    }
+/// The version is not sent (bollard's paths have none), so engines old and new answer in their own.
+fn connect(socket: &Path, patience: Duration) -> Result<Docker> {
     let shown = socket.display();
-    let body = get(socket, &format!("/containers/{id}/json")).await?;
-    // The API puts a slash before names.
-    let Container { name } =
-        serde_json::from_slice(&body).with_context(|| format!("{shown} answers with something else"))?;
-    let name = name.strip_prefix('/').unwrap_or(&name);
-    ensure!(!name.is_empty(), "{shown} gives container {id} no name");
-    Ok(name.to_owned())
+    let path = socket.to_str().with_context(|| format!("{shown} is no path that can be asked"))?;
+    let docker = Docker::connect_with_unix(path, patience.as_secs(), API_DEFAULT_VERSION);
+    docker.with_context(|| format!("cannot connect to {shown}"))
 }
 
-/// Asks the engine's HTTP API, which Docker and Podman share.
-async fn get(socket: &Path, path: &str) -> Result<Vec<u8>> {
-    let shown = socket.display();
-    let stream = UnixStream::connect(socket).await.with_context(|| format!("cannot connect to {shown}"))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let request = hyper::Request::get(path).header(hyper::header::HOST, "localhost").body(String::new())?;
-    let answer = async {
-        let answer = sender.send_request(request).await.with_context(|| format!("no answer from {shown}"))?;
-        ensure!(answer.status().is_success(), "{shown} answers {} to {path}", answer.status());
-        let body = axum::body::Body::new(answer.into_body());
-        let body = axum::body::to_bytes(body, ANSWER_MAX).await;
-        body.with_context(|| format!("cannot read the answer from {shown}"))
+/// The API puts a slash before names.
+fn plain(name: &str) -> String {
+    name.strip_prefix('/').unwrap_or(name).to_owned()
+}
+
+impl From<ContainerInspectResponse> for Container {
+    fn from(answer: ContainerInspectResponse) -> Self {
+        let state = answer.state.unwrap_or_default();
+        let policy = answer.host_config.and_then(|config| config.restart_policy).unwrap_or_default();
+        let name = policy.name.filter(|name| *name != RestartPolicyNameEnum::EMPTY);
+        Self {
+            name: plain(&answer.name.unwrap_or_default()),
+            status: state.status.unwrap_or(ContainerStateStatusEnum::EMPTY).to_string(),
+            pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
+            exit_code: state.exit_code.unwrap_or(0),
+            policy: name.map_or_else(|| "no".to_owned(), |name| name.to_string()),
+            retries: policy.maximum_retry_count.unwrap_or(0),
+            restarts: answer.restart_count.unwrap_or(0),
+            started_at: state.started_at.unwrap_or_default(),
+        }
     }
-    .await;
-    connection.abort();
-    Ok(answer?.into())
 }
 
 /// Looks into Podman's own list.
@@ -151,49 +229,46 @@ mod tests {
         net::UnixListener,
     };
 
-    #[test]
-    fn frames_around_output_are_taken_off() {
-        let framed = b"\x01\0\0\0\0\0\0\x03one\x02\0\0\0\0\0\0\x04 two";
-        assert_eq!(unframed(framed), b"one two");
-        assert_eq!(unframed(b"from a terminal"), b"from a terminal");
-        assert_eq!(unframed(b"\x01\0\0\0\0\0\xff\xffcut"), b"cut");
-        assert_eq!(unframed(b""), b"");
-    }
-
     /// An engine of a test's own; the live test with Docker itself stands beside it.
-    async fn engine(answer: &'static str) -> (tempfile::TempDir, PathBuf) {
+    async fn engine(status: &'static str, answer: &'static str) -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("engine.sock");
         let listener = UnixListener::bind(&socket).expect("a socket");
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.expect("a client");
-            let mut request = [0; 1024];
+            let mut request = [0; 4096];
             let len = stream.read(&mut request).await.expect("a request");
-            assert!(request[..len].starts_with(b"GET /containers/abc/json HTTP/1.1\r\n"));
+            assert!(request[..len].starts_with(b"GET /containers/abc/json"), "no version");
+            let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\n");
+            let answer = format!("{head}content-length: {}\r\n\r\n{answer}", answer.len());
             stream.write_all(answer.as_bytes()).await.expect("sent");
         });
         (directory, socket)
     }
 
     #[tokio::test]
-    async fn the_engine_s_name_comes_without_its_slash() {
-        let body = "HTTP/1.1 200 OK\r\ncontent-length: 28\r\n\r\n{\"Id\":\"abc\",\"Name\":\"/web-1\"}";
-        let (_directory, socket) = engine(body).await;
-        assert_eq!(ask(&socket, "abc").await.expect("named"), "web-1");
+    async fn what_an_engine_says_is_read() {
+        const ANSWER: &str =
+            "{\"Id\":\"abc\",\"Name\":\"/web-1\",\"State\":{\"Status\":\"exited\",\"ExitCode\":137}}";
+        let (_directory, socket) = engine("200 OK", ANSWER).await;
+        let docker = connect(&socket, PATIENCE).expect("connected");
+        let container = Container::from(docker.inspect_container("abc", None).await.expect("known"));
+        assert_eq!((container.name.as_str(), container.status.as_str()), ("web-1", "exited"));
+        assert_eq!((container.exit_code, container.policy.as_str(), container.pid), (137, "no", 0));
     }
 
     #[tokio::test]
-    async fn an_engine_that_knows_nothing_or_talks_nonsense_is_an_error_that_says_so() {
-        for (answer, want) in [
-            ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", "404"),
-            ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]", "something else"),
-            ("HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{\"Name\":\"/\"}", "no name"),
-        ] {
-            let (_directory, socket) = engine(answer).await;
-            let error = format!("{:#}", ask(&socket, "abc").await.expect_err("refused"));
-            assert!(error.contains(want), "{error}");
+    async fn only_an_engine_that_says_nothing_is_asked_again() {
+        for (status, answer, silent) in
+            [("404 Not Found", "{\"message\":\"No such container\"}", false), ("200 OK", "[", true)]
+        {
+            let (_directory, socket) = engine(status, answer).await;
+            let docker = connect(&socket, PATIENCE).expect("connected");
+            let error = docker.inspect_container("abc", None).await.expect_err("no container");
+            assert_eq!(is_silence(&anyhow::Error::from(error)), silent, "{status}");
         }
-        assert!(ask(Path::new("/nonexistent.sock"), "abc").await.is_err());
+        let error = format!("{:#}", connect(Path::new("/nonexistent.sock"), PATIENCE).expect_err("refused"));
+        assert!(error.contains("/nonexistent.sock"), "{error}");
     }
 
     #[test]

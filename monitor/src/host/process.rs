@@ -3,10 +3,10 @@
 use std::{fs, io};
 
 use anyhow::{Context as _, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A process: its pid and when it started. Pids are used again within minutes under load; the pair is not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Identity {
     /// Process id in the initial namespace.
     pub(crate) tgid: u32,

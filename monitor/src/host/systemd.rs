@@ -1,8 +1,10 @@
-//! systemd's view of a unit at the moment at which it ended one of its processes, over D-Bus.
+//! systemd over D-Bus: its view of a unit at the moment at which it ended one of its processes, the state that tells what
+//! it is going to do, and the calls that start one.
 
-use std::fmt;
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
+use tokio::{sync::Mutex, time::timeout};
 use zbus::{Connection, OwnedObjectPath, OwnedVariant};
 
 const DESTINATION: &str = "org.freedesktop.systemd1";
@@ -11,13 +13,54 @@ const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
 const JOB: &str = "org.freedesktop.systemd1.Job";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 /// How systemd writes a time without end.
 const FOR_EVER: u64 = u64::MAX;
 
-/// A connection to the system bus.
-#[derive(Clone, Debug)]
+/// systemd answers within milliseconds; one that is this slow is asked again later.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The host's systemd. Cheap to clone; the clones share one connection, which is made again when it was lost.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Systemd {
-    bus: Connection,
+    bus: Arc<Mutex<Option<Connection>>>,
+}
+
+/// What a unit is and does, in systemd's own words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unit {
+    /// `LoadState`.
+    pub(crate) load_state: String,
+    /// `ActiveState`.
+    pub(crate) active_state: String,
+    /// `SubState`.
+    pub(crate) sub_state: String,
+    /// `Result` of a service; empty for other units.
+    pub(crate) result: String,
+    /// `Restart` of a service; empty for other units.
+    pub(crate) restart: String,
+    /// `Type` of a service; empty for other units.
+    pub(crate) kind: String,
+    /// `KillMode`.
+    pub(crate) kill_mode: String,
+    /// `OOMPolicy`.
+    pub(crate) oom_policy: String,
+    /// Type of the job that is queued or running for it; empty without one.
+    pub(crate) job: String,
+    /// Changes with each start.
+    pub(crate) invocation: Vec<u8>,
+    /// `MainPID`; 0: none.
+    pub(crate) main_pid: u32,
+    /// Its cgroup; empty while it has none.
+    pub(crate) cgroup: String,
+    /// Time until the next automatic restart: `RestartUSecNext` (since 254), else `RestartUSec`.
+    pub(crate) restart_after: Duration,
+    /// `StartLimitBurst` and `StartLimitIntervalUSec`.
+    pub(crate) start_limit: (u32, Duration),
+    /// `RestartPreventExitStatus` names something.
+    pub(crate) prevents_restart: bool,
+    /// The host is going down.
+    pub(crate) host_stops: bool,
 }
 
 /// What systemd says of a unit, in its own words.
@@ -57,14 +100,38 @@ pub(crate) enum Meaning {
 }
 
 impl Systemd {
-    /// Connects to the system bus.
+    /// Connects to the system bus now, so that the first question is not a slow one.
     ///
     /// # Errors
     /// When there is none, as on hosts without systemd.
-    pub(crate) async fn connect() -> Result<Self> {
-        let bus =
-            Connection::system().await.context("cannot connect to the system bus; is dbus installed and running?")?;
-        Ok(Self { bus })
+    pub(crate) async fn connect(&self) -> Result<()> {
+        self.bus().await.map(drop)
+    }
+
+    async fn bus(&self) -> Result<Bus> {
+        let mut shared = self.bus.lock().await;
+        let connection = match &*shared {
+            Some(connection) => connection.clone(),
+            None => {
+                let connection = Connection::system().await;
+                shared.insert(connection.context("cannot connect to the system bus; is dbus installed and running?")?).clone()
+            }
+        };
+        Ok(Bus(connection))
+    }
+
+    /// Asks; after a failure the next question connects again.
+    async fn ask<T>(&self, question: impl AsyncFnOnce(&Bus) -> Result<T>) -> Result<T> {
+        let answer = async {
+            let bus = self.bus().await?;
+            question(&bus).await
+        };
+        let answer = timeout(PATIENCE, answer).await.context("systemd does not answer").flatten();
+        // What systemd refuses, it has answered.
+        if answer.as_ref().is_err_and(|error| !matches!(error.downcast_ref(), Some(zbus::Error::MethodError(..)))) {
+            *self.bus.lock().await = None;
+        }
+        answer
     }
 
     /// What systemd says of a unit; `None` when it does not know it (any more).
@@ -72,12 +139,148 @@ impl Systemd {
     /// # Errors
     /// When the bus or systemd does not answer.
     pub(crate) async fn view(&self, unit: &str) -> Result<Option<View>> {
-        let path: OwnedObjectPath =
-            match self.bus.call_method(Some(DESTINATION), MANAGER_PATH, Some(MANAGER), "GetUnit", &(unit,)).await {
-                Ok(reply) => reply.body().deserialize().context("systemd answers GetUnit with something else")?,
-                Err(zbus::Error::MethodError(name, ..)) if name.as_str().ends_with(".NoSuchUnit") => return Ok(None),
-                Err(error) => return Err(error).with_context(|| format!("systemd does not tell about {unit}")),
-            };
+        self.ask(async |bus| bus.view(unit).await).await
+    }
+
+    /// What a unit is and does. One that is not loaded is loaded for that.
+    ///
+    /// # Errors
+    /// When the bus or systemd does not answer.
+    pub(crate) async fn unit(&self, name: &str) -> Result<Unit> {
+        self.ask(async |bus| bus.unit(name).await).await
+    }
+
+    /// Names of all loaded services.
+    ///
+    /// # Errors
+    /// When the bus or systemd does not answer.
+    pub(crate) async fn services(&self) -> Result<Vec<String>> {
+        self.ask(async |bus| bus.services().await).await
+    }
+
+    /// Asks for a start; a job that is queued and contradicts it wins.
+    ///
+    /// # Errors
+    /// With systemd's own words when it refuses.
+    pub(crate) async fn start(&self, unit: &str) -> Result<()> {
+        self.ask(async |bus| {
+            bus.manager("StartUnit", &(unit, "fail")).await.with_context(|| format!("systemd refuses to start {unit}"))
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Forgets that a unit failed, and how often.
+    ///
+    /// # Errors
+    /// With systemd's own words when it refuses.
+    pub(crate) async fn reset_failed(&self, unit: &str) -> Result<()> {
+        self.ask(async |bus| {
+            bus.manager("ResetFailedUnit", &(unit,)).await.with_context(|| format!("systemd does not reset {unit}"))
+        })
+        .await
+        .map(drop)
+    }
+}
+
+/// A connection that holds.
+struct Bus(Connection);
+
+impl Bus {
+    async fn manager(
+        &self,
+        method: &str,
+        words: &(impl serde::Serialize + zbus::wire::Type),
+    ) -> zbus::Result<zbus::Message> {
+        self.0.call_method(Some(DESTINATION), MANAGER_PATH, Some(MANAGER), method, words).await
+    }
+
+    async fn services(&self) -> Result<Vec<String>> {
+        /// Name, description, load, active and sub state, unit that it follows, path, id and type of a job, its path.
+        type Listed =
+            (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+        let none: [&str; 0] = [];
+        let reply = self.manager("ListUnitsByPatterns", &(&none[..], &["*.service"][..])).await;
+        let listed: Vec<Listed> = reply
+            .context("systemd does not list its units")?
+            .body()
+            .deserialize()
+            .context("systemd lists its units in another way")?;
+        Ok(listed.into_iter().map(|unit| unit.0).collect())
+    }
+
+    async fn unit(&self, name: &str) -> Result<Unit> {
+        let reply = self.manager("LoadUnit", &(name,)).await;
+        let path: OwnedObjectPath = reply
+            .with_context(|| format!("systemd does not tell about {name}"))?
+            .body()
+            .deserialize()
+            .context("systemd answers LoadUnit with something else")?;
+        let manager = OwnedObjectPath::try_from(MANAGER_PATH).context("the manager's path is one")?;
+        let (unit, service, host) = tokio::join!(
+            self.properties(&path, UNIT),
+            // Other units have none of these.
+            self.properties(&path, SERVICE),
+            self.property(&manager, MANAGER, "SystemState"),
+        );
+        let (mut unit, mut service) = (unit?, service.unwrap_or_default());
+        let mut words = |name: &str| unit.remove(name).map(text).transpose().map(Option::unwrap_or_default);
+        let (load_state, active_state, sub_state) = (words("LoadState")?, words("ActiveState")?, words("SubState")?);
+        let mut about = |name: &str| service.remove(name).map(text).transpose().map(Option::unwrap_or_default);
+        let (result, restart, kind) = (about("Result")?, about("Restart")?, about("Type")?);
+        let (kill_mode, oom_policy, cgroup) = (about("KillMode")?, about("OOMPolicy")?, about("ControlGroup")?);
+        let span = |value: Option<OwnedVariant>| {
+            value.and_then(|value| u64::try_from(value).ok()).map(Duration::from_micros)
+        };
+        let next = span(service.remove("RestartUSecNext")).filter(|next| !next.is_zero());
+        let usual = span(service.remove("RestartUSec"));
+        let job = match unit.remove("Job").map(TryInto::<(u32, OwnedObjectPath)>::try_into).transpose()? {
+            Some((id, job)) if id != 0 => self.job(&job).await,
+            _ => String::new(),
+        };
+        // Two lists, of codes and of signals.
+        let prevents = service.remove("RestartPreventExitStatus");
+        let prevents = prevents.and_then(|lists| TryInto::<(Vec<i32>, Vec<i32>)>::try_into(lists).ok());
+        Ok(Unit {
+            load_state,
+            active_state,
+            sub_state,
+            result,
+            restart,
+            kind,
+            kill_mode,
+            oom_policy,
+            job,
+            cgroup,
+            invocation: unit.remove("InvocationID").and_then(|id| Vec::try_from(id).ok()).unwrap_or_default(),
+            main_pid: service.remove("MainPID").and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
+            restart_after: next.or(usual).unwrap_or_default(),
+            start_limit: (
+                unit.remove("StartLimitBurst").and_then(|burst| u32::try_from(burst).ok()).unwrap_or(0),
+                span(unit.remove("StartLimitIntervalUSec")).unwrap_or_default(),
+            ),
+            prevents_restart: prevents.is_some_and(|(codes, signals)| !codes.is_empty() || !signals.is_empty()),
+            host_stops: host.and_then(text).is_ok_and(|state| state == "stopping"),
+        })
+    }
+
+    async fn properties(&self, path: &OwnedObjectPath, interface: &str) -> Result<HashMap<String, OwnedVariant>> {
+        let reply = self.0.call_method(Some(DESTINATION), path, Some(PROPERTIES), "GetAll", &(interface,)).await;
+        let reply = reply.with_context(|| format!("systemd does not tell about {}", path.as_str()))?;
+        reply.body().deserialize().with_context(|| format!("systemd tells about {} in another way", path.as_str()))
+    }
+
+    /// The type of a job; nothing when it has ended meanwhile.
+    async fn job(&self, path: &OwnedObjectPath) -> String {
+        self.property(path, JOB, "JobType").await.and_then(text).unwrap_or_default()
+    }
+
+    async fn view(&self, unit: &str) -> Result<Option<View>> {
+        let path: OwnedObjectPath = match self.manager("GetUnit", &(unit,)).await {
+            Ok(reply) => reply.body().deserialize().context("systemd answers GetUnit with something else")?,
+            Err(zbus::Error::MethodError(name, ..)) if name.as_str().ends_with(".NoSuchUnit") => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("systemd does not tell about {unit}")),
+        };
         let (active_state, sub_state, result, job, began, active, left, most) = tokio::join!(
             self.property(&path, UNIT, "ActiveState"),
             self.property(&path, UNIT, "SubState"),
@@ -93,8 +296,7 @@ impl Systemd {
         let (_, job): (u32, OwnedObjectPath) = job?.try_into().context("the job of a unit is something else")?;
         let job = match job.as_str() {
             "/" => String::new(),
-            // It may end while we ask.
-            _ => self.property(&job, JOB, "JobType").await.and_then(text).unwrap_or_default(),
+            _ => self.job(&job).await,
         };
         let moment = |value: Result<OwnedVariant>| anyhow::Ok(u64::try_from(value?)?);
         let (began, active, left) = (moment(began)?, moment(active)?, moment(left)?);
@@ -110,8 +312,7 @@ impl Systemd {
     }
 
     async fn property(&self, path: &OwnedObjectPath, interface: &str, name: &str) -> Result<OwnedVariant> {
-        let properties = "org.freedesktop.DBus.Properties";
-        let reply = self.bus.call_method(Some(DESTINATION), path, Some(properties), "Get", &(interface, name)).await;
+        let reply = self.0.call_method(Some(DESTINATION), path, Some(PROPERTIES), "Get", &(interface, name)).await;
         let reply = reply.with_context(|| format!("systemd does not tell {name} of {}", path.as_str()))?;
         reply.body().deserialize().with_context(|| format!("systemd tells {name} in another way"))
     }

@@ -11,19 +11,16 @@ use std::{
     os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, setsid};
-use tokio::{
-    sync::Mutex,
-    task::spawn_blocking,
-    time::{Instant, sleep},
-};
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::setsid;
+use tokio::{sync::Mutex, task::spawn_blocking};
 
+use super::{Answer, Supervisor, fence};
 use crate::{
     config::Command,
+    healing::Plan,
     host::{
         cgroup::Hierarchy,
         process::{self, Identity},
@@ -32,8 +29,6 @@ use crate::{
 
 /// Output kept of each service; beyond it the file is set aside once at the next start.
 const OUTPUT_MAX: u64 = 1024 * 1024;
-/// What is left of an old incarnation has this long to go.
-const FENCE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a service manager tells the agent, and must not tell the agent's services.
 const OF_THE_AGENT: [&str; 7] =
@@ -62,11 +57,6 @@ impl CommandSupervisor {
         &self.command.cgroup
     }
 
-    /// The file that keeps what the service writes.
-    pub(crate) fn output(&self) -> &Path {
-        &self.output
-    }
-
     /// Its id, when it exists.
     pub(crate) fn cgroup_id(&self) -> Result<Option<u64>> {
         self.hierarchy.id_of(&self.command.cgroup)
@@ -85,15 +75,11 @@ impl CommandSupervisor {
         self.hierarchy.main_process(&self.command.cgroup)
     }
 
-    /// Starts a new incarnation, after nothing of the old one is left.
-    ///
-    /// # Errors
-    /// When the old incarnation cannot be cleared, or the program cannot be started.
-    pub(crate) async fn start(&self) -> Result<Identity> {
+    async fn start_alone(&self) -> Result<Identity> {
         let _alone = self.starting.lock().await;
         let program = self.command.start.first().context("there is no program to start")?;
         self.prepare()?;
-        self.fence().await?;
+        self.clear().await?;
         let output = self.open_output()?;
         // Held open by `launch` as its standard input until it has become the program; what it writes there is why not.
         let (mut refusal, held) = io::pipe().context("cannot make a pipe")?;
@@ -126,62 +112,12 @@ impl CommandSupervisor {
         identity.with_context(|| format!("{program} ended at once"))
     }
 
-    /// Ends what is left of the old incarnation, by pidfd, and waits until it has gone.
+    /// Ends what is left of an incarnation, and waits until it has gone.
     ///
     /// # Errors
-    /// When something is left after ten seconds.
-    pub(crate) async fn fence(&self) -> Result<()> {
-        let begin = Instant::now();
-        loop {
-            let left = self.members()?;
-            if left.is_empty() {
-                return Ok(());
-            }
-            // Should the cgroup be somebody else's after all: whatever holds these two is no left-over.
-            ensure!(
-                !left.contains(&1) && !left.contains(&std::process::id()),
-                "the cgroup {} of {} holds other processes than the service's; give it one of its own",
-                self.command.cgroup,
-                self.name
-            );
-            if begin.elapsed() > FENCE_TIMEOUT {
-                bail!("{} processes of the old incarnation of {} do not end: {left:?}", left.len(), self.name);
-            }
-            for pid in left {
-                self.kill(pid)?;
-            }
-            sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    /// Kills `pid` when it still is a member. The pidfd is opened first, so the process that is then found in the cgroup
-    /// is the one that the signal reaches, however fast pids are used again.
-    fn kill(&self, pid: u32) -> Result<()> {
-        let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
-        let Ok(fd) = pidfd_open(raw, PidfdFlags::empty()) else { return Ok(()) };
-        if !self.members()?.contains(&pid) {
-            return Ok(());
-        }
-        match pidfd_send_signal(&fd, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => {
-                Err(error).with_context(|| format!("cannot end process {pid} of the old incarnation of {}", self.name))
-            }
-        }
-    }
-
-    /// All processes of the service, those in cgroups below its own included.
-    fn members(&self) -> Result<Vec<u32>> {
-        let mut members = Vec::new();
-        let own = Hierarchy { mount: self.hierarchy.directory(&self.command.cgroup), ..self.hierarchy.clone() };
-        let mut error = None;
-        own.walk(|_, path| match own.processes(path) {
-            Ok(pids) => members.extend(pids),
-            Err(failed) => error = Some(failed),
-        })?;
-        // A zombie has ended; whoever shall reap it, it holds nothing.
-        members.retain(|&pid| !process::is_zombie(pid));
-        error.map_or(Ok(members), Err)
+    /// When something is left after ten seconds, or the cgroup holds others than the service.
+    pub(crate) async fn clear(&self) -> Result<()> {
+        fence::clear(&self.hierarchy, &self.command.cgroup, &self.name).await
     }
 
     fn open_output(&self) -> Result<File> {
@@ -202,6 +138,25 @@ impl CommandSupervisor {
             .custom_flags(no_follow)
             .open(&self.output)
             .with_context(|| format!("cannot open {shown}"))
+    }
+}
+
+impl Supervisor for CommandSupervisor {
+    fn plan(&self) -> Answer<'_, Plan> {
+        Box::pin(async {
+            Ok(match self.main_process()? {
+                Some(process) => Plan::Alive(process),
+                None => Plan::GivesUp { why: "nobody else starts it".to_owned() },
+            })
+        })
+    }
+
+    fn start(&self) -> Answer<'_, Identity> {
+        Box::pin(self.start_alone())
+    }
+
+    fn output(&self) -> Option<&Path> {
+        Some(&self.output)
     }
 }
 

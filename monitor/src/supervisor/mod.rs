@@ -1,5 +1,37 @@
-//! Those that start services. So far [`command`], for services without an owner.
+//! Those that start services, behind one trait: [`systemd`] for units, [`container`] for containers of Docker and Podman,
+//! [`command`] for services without an owner.
+//!
+//! A supervisor is asked for its [`Plan`] before anything is decided, and starts only what has an end behind it: nothing
+//! of the old incarnation is left ([`fence`]).
 
 mod command;
+mod container;
+mod fence;
+mod systemd;
+
+use std::{fmt, path::Path, pin::Pin};
+
+use anyhow::Result;
 
 pub(crate) use command::{CommandSupervisor, Launch};
+pub(crate) use container::ContainerSupervisor;
+pub(crate) use systemd::SystemdSupervisor;
+
+use crate::{healing::Plan, host::process::Identity};
+
+/// An answer on its way.
+pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+/// The owner of one service.
+pub(crate) trait Supervisor: fmt::Debug + Send + Sync {
+    /// What it is going to do about the service. Fails when it does not answer.
+    fn plan(&self) -> Answer<'_, Plan>;
+
+    /// Starts a new incarnation, once nothing of the old one is left; its main process. Fails with the owner's own words.
+    fn start(&self) -> Answer<'_, Identity>;
+
+    /// The file in which it keeps what the service writes, if it does.
+    fn output(&self) -> Option<&Path> {
+        None
+    }
+}

@@ -8,7 +8,7 @@ fn policy() -> Policy {
         mode: Mode::Act,
         restart: true,
         grace: Duration::from_secs(2),
-        backoff: Backoff { jitter: 0.0, ..Backoff::default() },
+        backoff: Backoff { jitter: 0.0, max: Duration::from_secs(60), ..Backoff::default() },
         budget: Budget { count: 3, window: Duration::from_secs(600) },
         seed: 1,
     }
@@ -23,192 +23,424 @@ fn who(tgid: u32) -> Identity {
 }
 
 fn died(tgid: u32, at_ns: u64) -> Input {
-    Input::Died { process: who(tgid), at_ns }
+    Input::Died { process: who(tgid), at_ns, intended: None }
 }
 
-fn started(attempt: u32, tgid: u32) -> Input {
-    Input::Started { attempt, result: Ok(who(tgid)) }
+fn gives_up() -> Plan {
+    Plan::GivesUp { why: "Restart=no".to_owned() }
 }
 
-fn probed(tgid: u32, result: Result<(), String>) -> Input {
-    Input::Probed { process: who(tgid), result }
+/// An engine with its host, driven by hand.
+struct Bench {
+    engine: Engine,
+    host: Ledger,
+}
+
+impl Bench {
+    fn new(policy: Policy) -> Self {
+        Self { engine: Engine::new(policy), host: host() }
+    }
+
+    /// A service that lives as process 1.
+    fn alive(policy: Policy) -> Self {
+        let mut bench = Self::new(policy);
+        assert_eq!(bench.step(Input::Alive(who(1)), 0), []);
+        bench
+    }
+
+    fn step(&mut self, input: Input, now_ns: u64) -> Vec<Action> {
+        self.engine.step(input, &mut self.host, now_ns)
+    }
+
+    /// Answers the question that was asked last.
+    fn plan(&mut self, plan: Plan, now_ns: u64) -> Vec<Action> {
+        self.answer(Ok(plan), None, now_ns)
+    }
+
+    fn answer(&mut self, plan: Result<Plan, String>, exhausted: Option<&str>, now_ns: u64) -> Vec<Action> {
+        let exhausted = exhausted.map(str::to_owned);
+        self.step(Input::Planned { question: self.engine.question, plan, exhausted }, now_ns)
+    }
+
+    fn started(&mut self, tgid: u32, now_ns: u64) -> Vec<Action> {
+        self.step(Input::Started { attempt: self.engine.attempts, result: Ok(who(tgid)) }, now_ns)
+    }
+
+    /// The deadline, reached, and the supervisor's plan for it.
+    fn due(&mut self, plan: Plan) -> (u64, Vec<Action>) {
+        let at = self.engine.deadline().expect("something is due");
+        let asked = self.step(Input::Tick, at);
+        assert!(matches!(asked[..], [Action::Ask { .. }]), "{asked:?}");
+        (at, self.plan(plan, at))
+    }
+}
+
+/// Only what is done, and the labels.
+fn short(actions: &[Action]) -> Vec<String> {
+    actions
+        .iter()
+        .map(|action| match action {
+            Action::Open { .. } => "open".to_owned(),
+            Action::Ask { .. } => "ask".to_owned(),
+            Action::Wait { until_ns, reason, .. } => format!("{reason} until {}", until_ns / S),
+            Action::Restart { attempt, .. } => format!("restart {attempt}"),
+            Action::Probe { process } => format!("probe {}", process.tgid),
+            Action::Suppress { reason, .. } => format!("not: {reason}"),
+            Action::Failed { .. } => "failed".to_owned(),
+            Action::Conclude { process, outcome } => format!("{:?} {outcome:?}", process.map(|process| process.tgid)),
+            Action::Close { outage_ns, outcome } => format!("close after {} {outcome:?}", outage_ns / S),
+        })
+        .collect()
 }
 
 #[test]
-fn answers_about_earlier_incarnations_and_tries_change_nothing() {
-    let (mut engine, mut host) = (Engine::new(policy()), host());
-    engine.step(Input::Missing, &mut host, 0);
-    engine.step(Input::Tick, &mut host, 0);
-    engine.step(started(1, 7), &mut host, 1);
-    engine.step(died(7, 2), &mut host, 2);
-    engine.step(Input::Tick, &mut host, 3 * S);
-    let late = Input::Started { attempt: 1, result: Err("no".to_owned()) };
-    assert_eq!(engine.step(late, &mut host, 3 * S), vec![], "of the first try");
-    engine.step(started(2, 8), &mut host, 3 * S);
-    assert_eq!(engine.step(probed(7, Err("it died".to_owned())), &mut host, 3 * S), vec![]);
-    assert_eq!(engine.process(), Some(who(8)));
+fn a_death_that_its_supervisor_leaves_is_restarted_after_the_grace_and_closed_when_healthy() {
+    let mut bench = Bench::alive(policy());
+    assert_eq!(short(&bench.step(died(1, 10 * S), 10 * S)), ["open", "ask"]);
+    assert_eq!(short(&bench.plan(gives_up(), 10 * S)), ["grace until 12"]);
+    assert_eq!(bench.step(Input::Tick, 12 * S - 1), [], "inside the grace");
+    let (at, actions) = bench.due(gives_up());
+    assert_eq!((at, short(&actions)), (12 * S, vec!["restart 1".to_owned()]));
+    assert_eq!(bench.step(Input::Tick, 13 * S), [], "one restart in flight");
+    assert_eq!(short(&bench.started(2, 13 * S)), ["Some(1) Restarted", "probe 2"]);
+    let healthy = Input::Probed { process: who(2), result: Ok(()) };
+    assert_eq!(short(&bench.step(healthy, 14 * S)), ["close after 4 Restarted"]);
+    assert_eq!(bench.engine.process(), Some(who(2)));
 }
 
 #[test]
-fn a_death_without_respawn_is_restarted_after_the_grace_and_closed_when_healthy() {
-    let (mut engine, mut host) = (Engine::new(policy()), host());
-    assert_eq!(engine.step(Input::Alive(who(1)), &mut host, 0), vec![]);
-    assert_eq!(
-        engine.step(died(1, 10 * S), &mut host, 10 * S),
-        vec![Action::Open { at_ns: 10 * S }, Action::Wait { until_ns: 12 * S, reason: "grace" }]
-    );
-    assert_eq!(engine.step(Input::Tick, &mut host, 12 * S - 1), vec![], "inside the grace");
-    assert_eq!(engine.step(Input::Tick, &mut host, 12 * S), vec![Action::Restart { attempt: 1 }]);
-    assert_eq!(engine.step(Input::Tick, &mut host, 13 * S), vec![], "one restart in flight");
-    assert_eq!(engine.step(started(1, 2), &mut host, 13 * S), vec![Action::Probe { process: who(2) }]);
-    assert_eq!(
-        engine.step(probed(2, Ok(())), &mut host, 14 * S),
-        vec![Action::Close { outage_ns: 4 * S, by_us: true }]
-    );
-    assert_eq!(engine.process(), Some(who(2)));
+fn without_a_grace_the_first_answer_is_enough() {
+    let mut bench = Bench::alive(Policy { grace: Duration::ZERO, ..policy() });
+    bench.step(died(1, S), S);
+    assert_eq!(short(&bench.plan(gives_up(), S)), ["restart 1"]);
+}
+
+#[test]
+fn a_supervisor_that_is_at_it_gets_half_as_much_again_as_it_needs_and_is_never_overtaken() {
+    let mut bench = Bench::alive(Policy { grace: Duration::ZERO, ..policy() });
+    bench.step(died(1, S), S);
+    let at_it = || Plan::Restarts { within: Duration::from_secs(10), why: "auto-restart".to_owned() };
+    assert_eq!(short(&bench.plan(at_it(), S)), ["supervisor until 16"]);
+    for _ in 0..10 {
+        assert_eq!(bench.due(at_it()).1, [], "said once");
+    }
+    let (at, actions) = bench.due(Plan::Alive(who(2)));
+    assert_eq!(short(&actions), ["not: respawned", "Some(1) Respawned", "probe 2"]);
+    let healthy = Input::Probed { process: who(2), result: Ok(()) };
+    assert_eq!(short(&bench.step(healthy, at)), [format!("close after {} Respawned", (at - S) / S)]);
+}
+
+#[test]
+fn a_supervisor_that_does_not_know_of_the_death_yet_is_asked_again_soon() {
+    let mut bench = Bench::alive(Policy { grace: Duration::ZERO, ..policy() });
+    bench.step(died(1, S), S);
+    bench.plan(Plan::Alive(who(1)), S);
+    assert_eq!(bench.engine.deadline(), Some(S + BUSY_MIN_NS));
+    assert_eq!(short(&bench.due(gives_up()).1), ["restart 1"]);
 }
 
 #[test]
 fn a_respawn_that_is_heard_of_before_the_death_is_left_alone() {
-    let (mut engine, mut host) = (Engine::new(policy()), host());
-    engine.step(Input::Alive(who(1)), &mut host, 0);
-    assert_eq!(engine.step(Input::Alive(who(2)), &mut host, S), vec![]);
-    assert_eq!(
-        engine.step(died(1, S), &mut host, S),
-        vec![Action::Open { at_ns: S }, Action::Suppress { reason: "respawned" }, Action::Probe { process: who(2) }]
-    );
-    assert_eq!((engine.process(), engine.deadline()), (Some(who(2)), None));
+    let mut bench = Bench::alive(policy());
+    assert_eq!(bench.step(Input::Alive(who(2)), S), []);
+    let actions = bench.step(died(1, S), S);
+    assert_eq!(short(&actions), ["open", "not: respawned", "Some(1) Respawned", "probe 2"]);
+    assert_eq!((bench.engine.process(), bench.engine.deadline()), (Some(who(2)), None));
 }
 
 #[test]
 fn a_newer_process_that_has_died_too_is_no_respawn() {
-    let (mut engine, mut host) = (Engine::new(policy()), host());
-    engine.step(Input::Alive(who(1)), &mut host, 0);
-    engine.step(Input::Alive(who(2)), &mut host, S);
-    assert_eq!(engine.step(died(2, S), &mut host, S), vec![]);
-    let actions = engine.step(died(1, S), &mut host, S);
-    assert_eq!(actions, vec![Action::Open { at_ns: S }, Action::Wait { until_ns: 3 * S, reason: "grace" }]);
-}
-
-#[test]
-fn a_respawn_within_the_grace_is_left_alone() {
-    let (mut engine, mut host) = (Engine::new(policy()), host());
-    engine.step(Input::Alive(who(1)), &mut host, 0);
-    engine.step(died(1, S), &mut host, S);
-    assert_eq!(
-        engine.step(Input::Alive(who(2)), &mut host, 2 * S),
-        vec![Action::Suppress { reason: "respawned" }, Action::Probe { process: who(2) }]
-    );
-    assert_eq!(engine.step(Input::Tick, &mut host, 9 * S), vec![]);
-    assert_eq!(
-        engine.step(probed(2, Ok(())), &mut host, 9 * S),
-        vec![Action::Close { outage_ns: 8 * S, by_us: false }]
-    );
+    let mut bench = Bench::alive(policy());
+    bench.step(Input::Alive(who(2)), S);
+    assert_eq!(bench.step(died(2, S), S), []);
+    assert_eq!(short(&bench.step(died(1, S), S)), ["open", "ask"]);
 }
 
 #[test]
 fn the_death_of_an_earlier_incarnation_ends_nothing() {
-    let (mut engine, mut host) = (Engine::new(policy()), host());
-    engine.step(Input::Alive(who(2)), &mut host, 0);
-    assert_eq!(engine.step(died(1, S), &mut host, S), vec![]);
-    assert_eq!(engine.process(), Some(who(2)));
+    let mut bench = Bench::new(policy());
+    bench.step(Input::Alive(who(2)), 0);
+    assert_eq!(bench.step(died(1, S), S), []);
+    assert_eq!(bench.engine.process(), Some(who(2)));
 }
 
 #[test]
-fn late_word_of_a_dead_incarnation_s_life_is_no_respawn() {
-    let (mut engine, mut host) = (Engine::new(policy()), host());
-    engine.step(Input::Missing, &mut host, 0);
-    engine.step(Input::Tick, &mut host, 0);
-    engine.step(started(1, 7), &mut host, 1);
-    engine.step(probed(7, Err("it died".to_owned())), &mut host, 2);
-    assert_eq!(engine.step(Input::Alive(who(7)), &mut host, 3), vec![]);
-    assert_eq!(engine.process(), None);
+fn late_word_changes_nothing() {
+    let mut bench = Bench::alive(policy());
+    bench.step(died(1, S), S);
+    assert_eq!(bench.step(Input::Alive(who(1)), S), [], "of a dead incarnation's life");
+    let question = bench.engine.question;
+    bench.plan(gives_up(), S);
+    bench.due(gives_up());
+    let late = Input::Planned { question, plan: Ok(Plan::Intended { why: String::new() }), exhausted: None };
+    assert_eq!(bench.step(late, 4 * S), [], "of an earlier question");
+    let late = Input::Started { attempt: 7, result: Err("no".to_owned()) };
+    assert_eq!(bench.step(late, 4 * S), [], "of another try");
+    bench.started(2, 4 * S);
+    assert_eq!(bench.step(Input::Probed { process: who(1), result: Ok(()) }, 4 * S), [], "of another's health");
+}
+
+#[test]
+fn what_was_meant_is_no_outage() {
+    let mut bench = Bench::alive(policy());
+    let stop = Input::Died { process: who(1), at_ns: S, intended: Some("systemctl stop".to_owned()) };
+    assert_eq!(short(&bench.step(stop, S)), ["not: intended_stop", "Some(1) Intended"]);
+    assert_eq!(bench.engine.deadline(), None);
+    assert_eq!(bench.step(Input::Alive(who(2)), 9 * S), [], "and neither is its start");
+
+    // The supervisor knows of an intention that the death did not show.
+    bench.step(died(2, 10 * S), 10 * S);
+    let actions = bench.plan(Plan::Intended { why: "a stop job".to_owned() }, 11 * S);
+    assert_eq!(short(&actions), ["not: intended_stop", "Some(2) Intended", "close after 1 Intended"]);
+}
+
+#[test]
+fn what_holds_a_restart_is_looked_at_until_it_is_gone() {
+    let mut bench = Bench::alive(policy());
+    bench.step(died(1, S), S);
+    let masked = || Plan::Held { why: "masked".to_owned() };
+    assert_eq!(short(&bench.plan(masked(), S)), ["not: held", "held until 6"]);
+    assert_eq!(bench.due(masked()).1, []);
+    assert_eq!(short(&bench.due(gives_up()).1), ["restart 1"]);
+}
+
+#[test]
+fn a_host_without_memory_gets_no_more_processes() {
+    let mut bench = Bench::alive(Policy { grace: Duration::ZERO, ..policy() });
+    bench.step(died(1, S), S);
+    let actions = bench.answer(Ok(gives_up()), Some("90 % of the time"), S);
+    assert_eq!(short(&actions), ["not: host_memory", "host memory until 6"]);
+    assert_eq!(short(&bench.due(gives_up()).1), ["restart 1"]);
+}
+
+#[test]
+fn a_pause_holds_restarts_until_its_end_or_its_recall() {
+    let mut bench = Bench::alive(Policy { grace: Duration::ZERO, ..policy() });
+    bench.step(Input::Pause { until_ns: 100 * S }, 0);
+    bench.step(died(1, S), S);
+    let actions = bench.plan(gives_up(), S);
+    assert_eq!(short(&actions), ["not: maintenance", "maintenance until 100"]);
+    let mut recalled = Bench { engine: bench.engine.clone(), host: host() };
+    recalled.step(Input::Resume, 9 * S);
+    for (bench, at) in [(&mut bench, 100 * S), (&mut recalled, 9 * S)] {
+        let (due, actions) = bench.due(gives_up());
+        assert_eq!((due, short(&actions)), (at, vec!["restart 1".to_owned()]));
+    }
+}
+
+#[test]
+fn a_supervisor_that_does_not_answer_is_asked_less_and_less_often() {
+    let mut bench = Bench::alive(policy());
+    bench.step(died(1, S), S);
+    let actions = bench.answer(Err("no bus".to_owned()), None, S);
+    assert_eq!(short(&actions), ["not: supervisor_unreachable", "supervisor unreachable until 2"]);
+    bench.step(Input::Tick, 2 * S);
+    let silent = bench.engine.deadline().expect("a deadline for the answer");
+    assert_eq!(bench.step(Input::Tick, silent), [], "said once");
+    assert_eq!(bench.engine.deadline(), Some(silent + 2 * S));
+    bench.step(Input::Tick, silent + 2 * S);
+    assert_eq!(short(&bench.plan(gives_up(), silent + 2 * S)), ["restart 1"]);
 }
 
 #[test]
 fn modes_and_settings_that_restart_nothing_say_so() {
     for (change, reason) in [
-        (Policy { mode: Mode::Observe, ..policy() }, "observe"),
-        (Policy { restart: false, ..policy() }, "not_configured"),
+        (Policy { mode: Mode::Observe, ..policy() }, "not: observe"),
+        (Policy { restart: false, ..policy() }, "not: not_configured"),
     ] {
-        let (mut engine, mut host) = (Engine::new(change), host());
-        engine.step(Input::Alive(who(1)), &mut host, 0);
-        let actions = engine.step(died(1, S), &mut host, S);
-        assert_eq!(actions, vec![Action::Open { at_ns: S }, Action::Suppress { reason }]);
-        assert_eq!(engine.deadline(), None);
+        let mut bench = Bench::alive(change);
+        assert_eq!(short(&bench.step(died(1, S), S)), ["open", reason, "Some(1) LeftAlone"]);
+        assert_eq!(bench.engine.deadline(), None);
+        assert_eq!(short(&bench.step(Input::Alive(who(2)), 2 * S)), ["not: respawned", "probe 2"]);
     }
-    let (mut engine, mut host) = (Engine::new(Policy { mode: Mode::DryRun, ..policy() }), host());
-    engine.step(Input::Alive(who(1)), &mut host, 0);
-    engine.step(died(1, S), &mut host, S);
-    assert_eq!(engine.step(Input::Tick, &mut host, 3 * S), vec![Action::Suppress { reason: "dry_run" }]);
+    let mut bench = Bench::alive(Policy { mode: Mode::DryRun, grace: Duration::ZERO, ..policy() });
+    bench.step(died(1, S), S);
+    assert_eq!(short(&bench.plan(gives_up(), S)), ["not: dry_run", "Some(1) LeftAlone"]);
 }
 
 #[test]
-fn failed_tries_wait_longer_each_time_and_stop_at_the_budget() {
-    let (mut engine, mut host) = (Engine::new(policy()), host());
-    engine.step(Input::Missing, &mut host, 0);
-    let mut waits = Vec::new();
-    let mut restarts = 0;
-    let mut now = 0;
+fn failed_tries_wait_longer_each_time_and_the_circuit_opens_for_good_but_not_for_ever() {
+    let mut bench = Bench::new(policy());
+    bench.step(Input::Missing, 1000 * S);
+    let mut actions = bench.plan(gives_up(), 1000 * S);
+    let mut seen = Vec::new();
     for _ in 0..8 {
-        let Some(deadline) = engine.deadline() else { panic!("it never gives up silently") };
-        waits.push((deadline - now) / S);
-        now = deadline;
-        for action in engine.step(Input::Tick, &mut host, now) {
-            if let Action::Restart { attempt } = action {
-                restarts += 1;
-                engine.step(Input::Started { attempt, result: Err("no".to_owned()) }, &mut host, now);
-            }
+        seen.extend(short(&actions));
+        if matches!(actions.last(), Some(Action::Restart { .. })) {
+            let now = 1000 * S + seen.len() as u64;
+            let now = bench.engine.deadline().map_or(now, |deadline| deadline - START_TIMEOUT_NS);
+            let attempt = bench.engine.attempts;
+            actions = bench.step(Input::Started { attempt, result: Err("no".to_owned()) }, now);
+        } else {
+            (_, actions) = bench.due(gives_up());
         }
     }
-    // At once, grace (the back-off of 1 s is less), 2 s, 4 s; then the budget of 3 in 600 s holds.
-    assert_eq!(&waits[..5], &[0, 2, 2, 4, 592], "{waits:?}");
-    assert!(restarts >= 4, "half-open tries go on: {restarts}");
+    assert_eq!(
+        seen,
+        [
+            "restart 1",
+            "failed",
+            "back-off until 1002",
+            "restart 2",
+            "failed",
+            "back-off until 1004",
+            "restart 3",
+            "failed",
+            "back-off until 1008",
+            "not: service_budget",
+            "circuit open until 1600",
+            "restart 4",
+        ]
+    );
 }
 
-fn input() -> impl Strategy<Value = Input> {
+#[test]
+fn an_unhealthy_process_that_lives_is_not_ours_to_kill() {
+    let mut bench = Bench::alive(Policy { grace: Duration::ZERO, ..policy() });
+    bench.step(died(1, S), S);
+    bench.plan(gives_up(), S);
+    bench.started(2, S);
+    let sick = Input::Probed { process: who(2), result: Err("HTTP 500".to_owned()) };
+    assert_eq!(short(&bench.step(sick, 60 * S)), ["failed", "probe 2"]);
+    assert_eq!(short(&bench.step(died(2, 61 * S), 61 * S)), ["failed", "ask"], "the same outage");
+}
+
+#[test]
+fn what_an_earlier_agent_knew_is_gone_on_with() {
+    // In the middle of a restart.
+    let mut bench = Bench::alive(Policy { grace: Duration::ZERO, ..policy() });
+    bench.step(died(1, S), S);
+    bench.plan(gives_up(), S);
+    let memory = bench.engine.memory();
+    assert!(memory.in_flight);
+    let restored = || {
+        let mut bench = Bench::new(policy());
+        bench.engine.remember(memory.clone(), 5 * S);
+        bench
+    };
+    let mut succeeded = restored();
+    assert_eq!(short(&succeeded.step(Input::Alive(who(2)), 5 * S)), ["Some(1) Restarted", "probe 2"]);
+    let healthy = Input::Probed { process: who(2), result: Ok(()) };
+    assert_eq!(short(&succeeded.step(healthy, 6 * S)), ["close after 5 Restarted"]);
+    let mut lost = restored();
+    let (_, actions) = lost.due(gives_up());
+    assert_eq!(short(&actions), ["restart 2"], "the first one is not forgotten");
+    assert_eq!(lost.engine.memory().spent_ns.len(), 2, "and neither is the budget");
+
+    // A living service that died meanwhile.
+    let mut bench = Bench::new(policy());
+    bench.engine.remember(Memory { process: Some(who(1)), ..Memory::default() }, 5 * S);
+    assert_eq!(short(&bench.step(died(1, 4 * S), 5 * S)), ["open", "ask"]);
+    // One that was stopped, and stays so.
+    let mut bench = Bench::new(policy());
+    bench.engine.remember(Memory { stopped: true, ..Memory::default() }, 5 * S);
+    assert_eq!(bench.step(Input::Missing, 5 * S), []);
+}
+
+fn plan() -> impl Strategy<Value = Result<Plan, String>> {
     prop_oneof![
-        (1u32..6).prop_map(|tgid| Input::Alive(who(tgid))),
-        (1u32..6).prop_map(|tgid| died(tgid, 0)),
-        Just(Input::Missing),
-        (1u32..6, 1u32..6).prop_map(|(attempt, tgid)| started(attempt, tgid)),
-        (1u32..6).prop_map(|attempt| Input::Started { attempt, result: Err("no".to_owned()) }),
-        (1u32..6).prop_map(|tgid| probed(tgid, Ok(()))),
-        (1u32..6).prop_map(|tgid| probed(tgid, Err("no".to_owned()))),
-        Just(Input::Tick),
+        4 => Just(Ok(gives_up())),
+        2 => (0u64..20).prop_map(|s| Ok(Plan::Restarts { within: Duration::from_secs(s), why: String::new() })),
+        1 => (1u32..6).prop_map(|tgid| Ok(Plan::Alive(who(tgid)))),
+        1 => Just(Ok(Plan::Held { why: String::new() })),
+        1 => Just(Ok(Plan::Intended { why: String::new() })),
+        1 => Just(Err("no".to_owned())),
+    ]
+}
+
+/// Inputs with small numbers, so that many fit. Numbers of questions and tries count back from the last one.
+#[derive(Clone, Debug)]
+enum Word {
+    Plain(Input),
+    Died(u32, bool),
+    Planned(u32, Result<Plan, String>, bool),
+    Started(u32, Result<u32, ()>),
+    Pause(u64),
+    Agent,
+}
+
+fn word() -> impl Strategy<Value = Word> {
+    prop_oneof![
+        2 => (1u32..6).prop_map(|tgid| Word::Plain(Input::Alive(who(tgid)))),
+        3 => (1u32..6, any::<bool>()).prop_map(|(tgid, intended)| Word::Died(tgid, intended)),
+        1 => Just(Word::Plain(Input::Missing)),
+        8 => (0u32..2, plan(), prop::bool::weighted(0.1)).prop_map(|(back, plan, no)| Word::Planned(back, plan, no)),
+        4 => (0u32..2, 1u32..6).prop_map(|(back, tgid)| Word::Started(back, Ok(tgid))),
+        2 => (0u32..2).prop_map(|back| Word::Started(back, Err(()))),
+        2 => (1u32..6).prop_map(|tgid| Word::Plain(Input::Probed { process: who(tgid), result: Ok(()) })),
+        1 => (1u32..6).prop_map(|tgid| Word::Plain(Input::Probed { process: who(tgid), result: Err(String::new()) })),
+        1 => (0u64..60).prop_map(Word::Pause),
+        1 => Just(Word::Plain(Input::Resume)),
+        1 => Just(Word::Agent),
+        8 => Just(Word::Plain(Input::Tick)),
     ]
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
     #[test]
-    fn whatever_comes_budget_grace_and_single_flight_hold(
-        steps in proptest::collection::vec((input(), 0u64..5 * S), 1..300)
-    ) {
+    fn whatever_comes_the_promises_hold(steps in prop::collection::vec((word(), 0u64..5 * S), 1..300)) {
         let (mut engine, mut host) = (Engine::new(policy()), host());
         let (mut replay, mut replay_host) = (Engine::new(policy()), self::host());
-        let mut now = 0;
+        let mut now = 1000 * S;
         let mut restarts: Vec<u64> = Vec::new();
-        let mut in_flight = false;
-        let mut open = false;
-        let mut waits_until = Some(0);
-        for (input, pause) in steps {
+        let (mut open, mut paused_until, mut pending) = (false, 0, 0i32);
+        for (word, pause) in steps {
             now += pause;
-            let ends_flight = matches!(input, Input::Started { .. }) || matches!(input, Input::Tick);
+            let mut allowed = false;
+            let input = match word {
+                Word::Plain(input) => input,
+                Word::Died(tgid, intended) => Input::Died {
+                    process: who(tgid),
+                    at_ns: now,
+                    intended: intended.then(|| "stop".to_owned()),
+                },
+                Word::Planned(back, plan, no) => {
+                    allowed = plan == Ok(gives_up()) && back == 0 && !no;
+                    let question = engine.question.wrapping_sub(back);
+                    Input::Planned { question, plan, exhausted: no.then(|| "no".to_owned()) }
+                }
+                Word::Started(back, result) => Input::Started {
+                    attempt: engine.attempts.wrapping_sub(back),
+                    result: result.map(who).map_err(|()| "no".to_owned()),
+                },
+                Word::Pause(seconds) => {
+                    paused_until = now + seconds * S;
+                    Input::Pause { until_ns: paused_until }
+                }
+                Word::Agent => {
+                    // Killed and started again: what it kept is all that it knows.
+                    for engine in [&mut engine, &mut replay] {
+                        let (memory, question) = (engine.memory(), engine.question);
+                        *engine = Engine::new(policy());
+                        engine.remember(memory, now);
+                        engine.question = question;
+                    }
+                    continue;
+                }
+            };
+            if input == Input::Resume {
+                paused_until = 0;
+            }
+            let in_flight = matches!(engine.state, State::Restarting { .. });
+            let before = engine.pending;
             let actions = engine.step(input.clone(), &mut host, now);
             prop_assert_eq!(&actions, &replay.step(input, &mut replay_host, now), "replay differs");
-            if ends_flight && !actions.iter().any(|action| matches!(action, Action::Restart { .. })) && !actions.is_empty() {
-                in_flight = false;
+            let concluded = actions.iter().filter(|action| matches!(action, Action::Conclude { .. })).count() as i32;
+            if engine.pending.is_some() && engine.pending != before || concluded > 0 && before.is_none() {
+                pending += 1;
             }
+            pending -= concluded;
+            prop_assert!((0..=1).contains(&pending), "an outcome for each death: {pending}");
+            prop_assert_eq!(pending == 1, engine.pending.is_some(), "and none is forgotten");
             for action in actions {
-                if let Action::Suppress { reason } = action {
-                    prop_assert!(Action::SUPPRESSED.contains(&reason), "{reason} has no series");
-                }
                 match action {
-                    Action::Wait { until_ns, .. } => waits_until = Some(until_ns),
                     Action::Restart { .. } => {
+                        prop_assert!(allowed, "only when its supervisor has given up");
                         prop_assert!(!in_flight, "two restarts in flight");
-                        prop_assert!(waits_until.is_some_and(|until| until <= now), "inside the supervisor's time");
-                        in_flight = true;
+                        prop_assert!(engine.died_ns + 2 * S <= now, "inside the grace");
+                        prop_assert!(now >= paused_until, "during maintenance");
                         restarts.push(now);
                         let recent = restarts.iter().filter(|&&at| at + 600 * S > now).count();
                         prop_assert!(recent <= 3, "over budget");
@@ -221,9 +453,16 @@ proptest! {
                         prop_assert!(open, "an outage closed that was not open");
                         open = false;
                     }
-                    Action::Probe { .. } | Action::Suppress { .. } | Action::Failed { .. } => {}
+                    Action::Suppress { reason, .. } => {
+                        prop_assert!(Action::SUPPRESSED.contains(&reason), "{reason} has no series");
+                    }
+                    _ => {}
                 }
             }
+            let idle = matches!(engine.state, State::Running(_) | State::Stopped);
+            prop_assert!(!idle || !open, "an outage is forgotten");
+            let waits = matches!(engine.state, State::Asking { .. } | State::Waiting { .. } | State::Restarting { .. });
+            prop_assert_eq!(engine.deadline().is_some(), waits, "whoever waits has a deadline");
         }
     }
 }

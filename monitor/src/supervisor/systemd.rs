@@ -1,0 +1,209 @@
+//! systemd as the owner of a unit.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::{sync::Mutex, time::sleep};
+
+use super::{Answer, Supervisor, fence};
+use crate::{
+    healing::Plan,
+    host::{
+        cgroup::Hierarchy,
+        process::{self, Identity},
+        systemd::{Systemd, Unit},
+    },
+};
+
+/// A start has this long to give a main process; what `ExecStartPre=` does counts.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between looks at a unit that is being started: 5 ms, growing by half up to 200 ms.
+const LOOK: Duration = Duration::from_millis(5);
+const LOOK_MAX: Duration = Duration::from_millis(200);
+/// systemd hears of a death by SIGCHLD, within milliseconds.
+const NOTICES: Duration = Duration::from_millis(20);
+/// A step on a unit's way down or up, after which it is asked again: half of this was enough for most.
+const STEP: Duration = Duration::from_millis(100);
+
+/// Keeps one unit.
+#[derive(Debug)]
+pub(crate) struct SystemdSupervisor {
+    unit: String,
+    systemd: Systemd,
+    hierarchy: Option<Hierarchy>,
+    /// One start at a time.
+    starting: Mutex<()>,
+}
+
+impl SystemdSupervisor {
+    /// The supervisor of `unit`; what is left of an incarnation is looked for in `hierarchy`.
+    pub(crate) fn new(unit: &str, systemd: Systemd, hierarchy: Option<Hierarchy>) -> Self {
+        Self { unit: unit.to_owned(), systemd, hierarchy, starting: Mutex::default() }
+    }
+
+    async fn start_alone(&self) -> Result<Identity> {
+        let _alone = self.starting.lock().await;
+        let before = self.systemd.unit(&self.unit).await?;
+        if before.result == START_LIMIT {
+            self.systemd.reset_failed(&self.unit).await?;
+        }
+        // What another kill mode leaves running is meant to run on.
+        if let (Some(hierarchy), false, "control-group" | "mixed") =
+            (&self.hierarchy, before.cgroup.is_empty(), before.kill_mode.as_str())
+        {
+            fence::clear(hierarchy, &before.cgroup, &self.unit).await?;
+        }
+        self.systemd.start(&self.unit).await?;
+        let begin = Instant::now();
+        let mut pause = LOOK;
+        loop {
+            let now = self.systemd.unit(&self.unit).await?;
+            let is_new = now.invocation != before.invocation;
+            if is_new && let Some(process) = main_process(&now)? {
+                return Ok(process);
+            }
+            if is_new && now.job.is_empty() && matches!(now.active_state.as_str(), "failed" | "inactive") {
+                bail!("{} was started and ended at once: {}", self.unit, now.result);
+            }
+            if !is_new && now.job.is_empty() && begin.elapsed() > STEP {
+                bail!("systemd dropped the start of {} without a new invocation; see journalctl -u {0}", self.unit);
+            }
+            if begin.elapsed() > START_TIMEOUT {
+                bail!("{} has no main process {} s after its start", self.unit, START_TIMEOUT.as_secs());
+            }
+            sleep(pause).await;
+            pause = pause.mul_f64(1.5).min(LOOK_MAX);
+        }
+    }
+}
+
+impl Supervisor for SystemdSupervisor {
+    fn plan(&self) -> Answer<'_, Plan> {
+        Box::pin(async {
+            let unit = self.systemd.unit(&self.unit).await?;
+            Ok(plan(&unit, main_process(&unit)?))
+        })
+    }
+
+    fn start(&self) -> Answer<'_, Identity> {
+        Box::pin(self.start_alone())
+    }
+
+    fn output(&self) -> Option<&Path> {
+        None
+    }
+}
+
+fn main_process(unit: &Unit) -> Result<Option<Identity>> {
+    if unit.main_pid == 0 || process::is_zombie(unit.main_pid) {
+        return Ok(None);
+    }
+    process::identity(unit.main_pid).with_context(|| format!("cannot look at process {}", unit.main_pid))
+}
+
+/// `Result` of a unit that has failed too often in too short a time.
+const START_LIMIT: &str = "start-limit-hit";
+
+/// What systemd is going to do about a unit whose main process we believe dead; `main` is the one that it has alive.
+fn plan(unit: &Unit, main: Option<Identity>) -> Plan {
+    let soon = |within: Duration, why: String| Plan::Restarts { within, why };
+    match unit.job.as_str() {
+        "stop" => return Plan::Intended { why: "a stop job".to_owned() },
+        "" => {}
+        job => return soon(STEP, format!("a {job} job")),
+    }
+    if unit.host_stops {
+        return Plan::Held { why: "the host is going down".to_owned() };
+    }
+    if unit.load_state != "loaded" {
+        return Plan::Held { why: format!("its unit file is {}", unit.load_state) };
+    }
+    match unit.active_state.as_str() {
+        // In its own words: auto-restart, and auto-restart-queued since 254.
+        "activating" if unit.sub_state.starts_with("auto-restart") => {
+            soon(unit.restart_after, format!("{} after {:?}", unit.sub_state, unit.restart_after))
+        }
+        "active" | "reloading" | "refreshing" | "activating" => match main {
+            Some(process) => Plan::Alive(process),
+            None if unit.main_pid != 0 => soon(NOTICES, "it has not noticed yet".to_owned()),
+            None if unit.sub_state == "exited" => {
+                Plan::Intended { why: "it has done its work and remains (RemainAfterExit)".to_owned() }
+            }
+            None if unit.active_state == "activating" => soon(STEP, format!("it is in {}", unit.sub_state)),
+            None => Plan::Held { why: format!("systemd holds it for {} without a main process", unit.sub_state) },
+        },
+        "deactivating" => soon(STEP, format!("it is in {}", unit.sub_state)),
+        // A state for a moment, since 254.
+        _ if unit.sub_state.ends_with("-before-auto-restart") => soon(NOTICES, unit.sub_state.clone()),
+        _ if unit.kind == "oneshot" => Plan::Intended { why: "a oneshot unit ends by itself".to_owned() },
+        _ if unit.result == START_LIMIT => {
+            let (burst, interval) = unit.start_limit;
+            Plan::GivesUp { why: format!("start limit: {burst} starts in {interval:?}") }
+        }
+        _ => Plan::GivesUp { why: format!("Restart={}, result {}", unit.restart, unit.result) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(active: &str, sub: &str) -> Unit {
+        Unit {
+            load_state: "loaded".to_owned(),
+            active_state: active.to_owned(),
+            sub_state: sub.to_owned(),
+            result: "oom-kill".to_owned(),
+            restart: "no".to_owned(),
+            kind: "simple".to_owned(),
+            restart_after: Duration::from_millis(100),
+            start_limit: (5, Duration::from_secs(10)),
+            ..Unit::default()
+        }
+    }
+
+    fn kind(plan: &Plan) -> &'static str {
+        match plan {
+            Plan::Alive(_) => "alive",
+            Plan::Restarts { .. } => "restarts",
+            Plan::GivesUp { .. } => "gives up",
+            Plan::Held { .. } => "held",
+            Plan::Intended { .. } => "intended",
+        }
+    }
+
+    #[test]
+    fn each_state_has_its_plan() {
+        let process = Identity { tgid: 7, start_ns: 1 };
+        let named = |name: &str| name.to_owned();
+        let table: [(Unit, Option<Identity>, &str); 18] = [
+            (unit("failed", "failed"), None, "gives up"),
+            (Unit { result: named(START_LIMIT), ..unit("failed", "failed") }, None, "gives up"),
+            (Unit { restart: named("on-abort"), ..unit("failed", "failed") }, None, "gives up"),
+            (Unit { result: named("success"), ..unit("inactive", "dead") }, None, "gives up"),
+            (Unit { kind: named("oneshot"), ..unit("inactive", "dead") }, None, "intended"),
+            (Unit { job: named("stop"), ..unit("deactivating", "stop-sigterm") }, None, "intended"),
+            (Unit { job: named("start"), ..unit("inactive", "dead") }, None, "restarts"),
+            (Unit { job: named("restart"), ..unit("deactivating", "stop") }, None, "restarts"),
+            (Unit { load_state: named("masked"), ..unit("failed", "failed") }, None, "held"),
+            (Unit { load_state: named("not-found"), ..unit("failed", "failed") }, None, "held"),
+            (Unit { host_stops: true, ..unit("failed", "failed") }, None, "held"),
+            (unit("activating", "auto-restart"), None, "restarts"),
+            (unit("failed", "failed-before-auto-restart"), None, "restarts"),
+            (unit("deactivating", "stop-post"), None, "restarts"),
+            (unit("active", "running"), Some(process), "alive"),
+            (Unit { main_pid: 7, ..unit("active", "running") }, None, "restarts"),
+            (unit("active", "exited"), None, "intended"),
+            (unit("active", "running"), None, "held"),
+        ];
+        for (unit, main, expected) in table {
+            let plan = plan(&unit, main);
+            assert_eq!(kind(&plan), expected, "{unit:?}: {plan:?}");
+        }
+        let Plan::Restarts { within, .. } = plan(&unit("activating", "auto-restart"), None) else { panic!("at it") };
+        assert_eq!(within, Duration::from_millis(100), "as long as systemd says");
+    }
+}
