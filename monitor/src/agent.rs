@@ -20,14 +20,16 @@ use tokio::{
 use crate::{
     audit::Audit,
     config::Config,
+    control,
     host::{
         self,
         cgroup::Hierarchy,
         kmsg::{self, Kmsg},
     },
     kernel::{self, Kernel, RingStats},
-    metrics::{KernelMetrics, Metrics},
+    metrics::{KernelMetrics, Metrics, StoreMetrics},
     steward::Steward,
+    store::Store,
     timeline::Timeline,
     web::{self, Readiness, Web},
 };
@@ -61,7 +63,15 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     }
     let listener = web::bind(config.http.listen).await?;
     let address = listener.local_addr().context("the HTTP listener has no address")?;
+    let control = control::bind(&config.agent.control_socket)?;
+    let (store, left) = Store::open(&config.agent.state_dir)?;
+    if let Some(trouble) = &left.trouble {
+        tracing::error!("state and incidents: {trouble}");
+    }
     let readiness = Arc::new(Readiness::new(&[PROGRAMS, SCAN]));
+    if let Some(aside) = left.trouble.clone().filter(|_| store.trouble().is_none()) {
+        readiness.note(format!("earlier state and incidents ({aside})"));
+    }
     let registry = Registry::new();
     let metrics = Metrics::new(&registry, config.agent.max_services)?;
     let mut tasks = JoinSet::new();
@@ -70,13 +80,19 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     let stats = [Arc::new(RingStats::default()), Arc::new(RingStats::default())];
     let refresh = {
         let (attached, stats, metrics) = (Arc::clone(&attached), stats.clone(), KernelMetrics::new(&registry)?);
+        let (store, store_metrics) = (store.clone(), StoreMetrics::new(&registry)?);
         Box::new(move || {
+            store_metrics.refresh(&store);
             let malformed = stats.iter().map(|stats| stats.malformed()).sum();
             attached.get().map_or(Ok(()), |kernel| metrics.refresh(kernel, malformed, log_lines_lost()))
         })
     };
     let (stop_web, web_stopped) = oneshot::channel::<()>();
-    let web = Web { registry, readiness: Arc::clone(&readiness), refresh };
+    let trouble = {
+        let store = store.clone();
+        Box::new(move || store.trouble().map(|trouble| format!("writing down state and incidents ({trouble})")))
+    };
+    let web = Web { registry, readiness: Arc::clone(&readiness), refresh, trouble };
     tasks.spawn(web::serve(listener, web, async move { drop(web_stopped.await) }));
 
     let hierarchy = Hierarchy::detect()
@@ -117,7 +133,10 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         tasks.spawn(async move { kernel::follow(ring, events, &stats).await });
     }
     drop(events_in);
-    let mut steward = Steward::new(&config, hierarchy, Arc::clone(&kernel), metrics, timeline, audit);
+    let (commands_in, commands) = mpsc::channel(control::WAITING);
+    tasks.spawn(control.serve(commands_in));
+    let mut steward =
+        Steward::new(&config, hierarchy, Arc::clone(&kernel), metrics, timeline, audit, (store, left));
     for failure in steward.scan(&config)? {
         tracing::error!("a service cannot be looked after: {failure}");
         readiness.note(format!("a service: {failure}"));
@@ -134,7 +153,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     );
 
     let outcome = tokio::select! {
-        outcome = steward.run(events, lines) => outcome,
+        outcome = steward.run(events, lines, commands) => outcome,
         () = shutdown => Ok(()),
         Some(ended) = tasks.join_next() => match ended {
             Ok(Ok(())) => Err(anyhow::anyhow!("a part of the agent ended by itself")),
@@ -142,6 +161,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
             Err(error) => Err(error).context("a part of the agent failed"),
         },
     };
+    steward.end().await;
     drop(stop_web);
     tasks.shutdown().await;
     outcome

@@ -12,7 +12,7 @@ use std::{
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::kernel::Watched;
+use crate::{control, kernel::Watched};
 
 pub(crate) use values::{Budget, Health, Pattern};
 use values::{cgroup_path, optional_duration, program, share};
@@ -71,6 +71,8 @@ pub(crate) struct AgentConfig {
     pub(crate) state_dir: PathBuf,
     /// How much the agent may do.
     pub(crate) mode: Mode,
+    /// Where `defib status`, `pause` and `resume` reach the agent.
+    pub(crate) control_socket: PathBuf,
     /// Services that get a metric label of their own; the rest share `other`.
     pub(crate) max_services: usize,
     /// Whether requests for memory that the kernel refuses are watched, as evidence of an application's own want of memory.
@@ -82,6 +84,7 @@ impl Default for AgentConfig {
         Self {
             state_dir: "/var/lib/defib".into(),
             mode: Mode::default(),
+            control_socket: control::DEFAULT_PATH.into(),
             max_services: 1000,
             failed_allocations: Watched::default(),
         }
@@ -357,11 +360,6 @@ impl Config {
         warn(pool, "pool");
         let drain = self.defaults.drain_at.is_some() || raws().any(|raw| raw.drain_at.is_some());
         warn(drain, "drain_at");
-        let foreign = self
-            .services()
-            .iter()
-            .any(|service| service.restart && matches!(service.target, Target::Unit(_) | Target::Container(_)));
-        warn(foreign, "restart = true for a unit or container");
         warnings
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     healing::{Action, Outcome},
     kernel::{Kernel, SOURCES},
     observer::Death,
+    store::Store,
 };
 
 /// The label of services beyond the cap, and of all that has no stable name (sessions, plain cgroups).
@@ -38,6 +39,8 @@ pub(crate) struct Metrics {
     suppressed: IntCounterVec,
     outage: HistogramVec,
     incidents_open: IntGaugeVec,
+    circuit_open: IntGaugeVec,
+    covered: IntGaugeVec,
     services: Services,
 }
 
@@ -115,6 +118,18 @@ impl Metrics {
             )?,
             outage: register(registry, HistogramVec::new(outage, &["service"])?)?,
             incidents_open: gauges(registry, "defib_incidents_open", "Outages that are not over.", &["service"])?,
+            circuit_open: gauges(
+                registry,
+                "defib_circuit_open",
+                "1 while restarts are only tried now and then, because the budget is spent.",
+                &["service"],
+            )?,
+            covered: gauges(
+                registry,
+                "defib_unit_oom_restart_covered",
+                "1 when systemd would bring the unit back after an OOM kill, 0 when it would stay dead (see defib audit).",
+                &["service"],
+            )?,
             services: Services { known: HashSet::new(), cap },
         };
         metrics.start_series(OTHER);
@@ -139,6 +154,7 @@ impl Metrics {
         self.up.with_label_values(&[label]).set(0);
         self.last_death.with_label_values(&[label]).set(0.0);
         self.incidents_open.with_label_values(&[label]).set(0);
+        self.circuit_open.with_label_values(&[label]).set(0);
         self.outage.with_label_values(&[label]);
         for result in ["ok", "failed"] {
             self.restarts.with_label_values(&[label, result]);
@@ -160,6 +176,16 @@ impl Metrics {
     /// Says whether a service that Defib looks after is up.
     pub(crate) fn is_up(&self, service: &str, up: bool) {
         self.up.with_label_values(&[self.label(service)]).set(i64::from(up));
+    }
+
+    /// Says whether its circuit is open.
+    pub(crate) fn circuit(&self, service: &str, open: bool) {
+        self.circuit_open.with_label_values(&[self.label(service)]).set(i64::from(open));
+    }
+
+    /// Says whether systemd would bring a unit back after an OOM kill.
+    pub(crate) fn covered(&self, service: &str, covered: bool) {
+        self.covered.with_label_values(&[self.label(service)]).set(i64::from(covered));
     }
 
     /// Says when it died.
@@ -313,6 +339,36 @@ impl KernelMetrics {
             seconds.inc_by((program.time.as_secs_f64() - seconds.get()).max(0.0));
         }
         Ok(())
+    }
+}
+
+/// What the store counts, brought up to date before each scrape.
+pub(crate) struct StoreMetrics {
+    ok: IntGauge,
+    failed: IntCounter,
+    dropped: IntCounter,
+}
+
+impl StoreMetrics {
+    /// Registers everything.
+    pub(crate) fn new(registry: &Registry) -> Result<Self> {
+        let counter = |name, help| register(registry, IntCounter::new(name, help)?);
+        Ok(Self {
+            ok: register(
+                registry,
+                IntGauge::new("defib_store_ok", "1 while state and incidents are on disk, 0 while only in memory.")?,
+            )?,
+            failed: counter("defib_store_write_errors_total", "Writes of state and incidents that failed; each is tried again.")?,
+            dropped: counter("defib_incidents_dropped_total", "Incidents that were lost because they could not be written.")?,
+        })
+    }
+
+    /// Reads the store's counts.
+    pub(crate) fn refresh(&self, store: &Store) {
+        let (failed, dropped) = store.losses();
+        self.ok.set(i64::from(store.trouble().is_none()));
+        self.failed.inc_by(failed.saturating_sub(self.failed.get()));
+        self.dropped.inc_by(dropped.saturating_sub(self.dropped.get()));
     }
 }
 

@@ -7,8 +7,9 @@ use std::{
 
 use crate::{
     config::{Budget, Health},
-    healing::{Action, Engine, Input, Ledger},
+    healing::{Action, Engine, Input, Ledger, Memory},
     host::process::Identity,
+    memory::Recorder,
     supervisor::Supervisor,
 };
 
@@ -21,12 +22,16 @@ pub(crate) struct Managed {
     pub(crate) supervisor: Arc<dyn Supervisor>,
     /// Path of its cgroup, the one that was seen last.
     pub(crate) cgroup: Arc<str>,
+    /// Its memory in the last minutes.
+    pub(crate) recorder: Recorder,
+    /// What the store has of its engine.
+    kept: Memory,
 }
 
 impl Managed {
     /// A service of which nothing is known yet.
     pub(crate) fn new(engine: Engine, health: Health, supervisor: Arc<dyn Supervisor>, cgroup: Arc<str>) -> Self {
-        Self { engine, health, supervisor, cgroup }
+        Self { engine, health, supervisor, cgroup, recorder: Recorder::default(), kept: Memory::default() }
     }
 
     /// The living main process, when there is one.
@@ -80,6 +85,34 @@ impl Roster {
     /// All services.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Managed)> {
         self.services.iter()
+    }
+
+    /// Goes on where an earlier agent was with a service.
+    pub(crate) fn remember(&mut self, name: &Arc<str>, memory: Memory, now_ns: u64) {
+        let Some(managed) = self.services.get_mut(name) else { return };
+        self.host.borrow(&memory.spent_ns);
+        managed.engine.remember(memory, now_ns);
+        if let Some(deadline) = managed.engine.deadline() {
+            self.deadlines.insert((deadline, Arc::clone(name)));
+        }
+    }
+
+    /// What is to be kept of a service, if it differs from what was kept last.
+    pub(crate) fn changed(&mut self, name: &str) -> Option<Memory> {
+        let managed = self.services.get_mut(name)?;
+        let memory = managed.engine.memory();
+        if memory == managed.kept {
+            return None;
+        }
+        managed.kept.clone_from(&memory);
+        Some(memory)
+    }
+
+    /// Adds a measurement to a service's recorder.
+    pub(crate) fn sampled(&mut self, name: &str, at_ns: u64, bytes: u64, limit: Option<u64>) {
+        if let Some(managed) = self.services.get_mut(name) {
+            managed.recorder.add(at_ns, bytes, limit);
+        }
     }
 
     /// Number of services.

@@ -4,38 +4,44 @@
 //! comes back as an input. They end with the steward.
 
 use std::{
+    collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Result, ensure};
+use jiff::Timestamp;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{
     attribution::{Origin, Place, Role, ask_name},
     audit::Audit,
     config::{Config, Health, Mode, Service, Target},
+    control::{Command, Pause, Resume, Status},
     diagnosis::{Cause, Question, Reply},
     enquiry::Enquiry,
-    healing::{Action, Engine, Input, Outcome, Policy},
+    healing::{Action, Engine, Input, Memory, Outcome, Policy},
     health::{self, Unproven},
     host::{
         cgroup::Hierarchy,
-        clock,
+        clock, containers,
         kmsg::OomLine,
         pressure,
         process::{self, Identity},
         systemd::Systemd,
     },
+    incident::{self, Book},
     kernel::{Event, Kernel},
+    memory,
     metrics::Metrics,
     observer::{Death, Observer, Sight},
     roster::{Managed, Roster},
+    store::{Left, Store},
     supervisor::{CommandSupervisor, ContainerSupervisor, Supervisor, SystemdSupervisor},
     text::Clean,
     timeline::{Timeline, What},
@@ -49,8 +55,8 @@ const WORDS: usize = 1024;
 const WORD_OF_DEATH: Duration = Duration::from_millis(200);
 /// How often what we believe is held against what is: OOM kills counted, services alive.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(10);
-/// `/proc` rounds start times down to this.
-const TICK_NS: u64 = 10_000_000;
+/// How long a restart waits until it is written down: committed within a millisecond or two on a disk that works.
+const KEEPING: Duration = Duration::from_millis(100);
 
 /// What comes back from a task.
 enum Word {
@@ -62,6 +68,12 @@ enum Word {
     Replied(Identity, Reply),
     /// That incarnation is believed to live and does not; word of its death should have come by now.
     Lost(Arc<str>, Identity, u64),
+    /// A moment that was found out beside.
+    Moment(Arc<str>, u64, What),
+    /// Memory of services: bytes, and the least limit.
+    Measured(Vec<(Arc<str>, u64, Option<u64>)>),
+    /// Whether a unit would be brought back by systemd after an OOM kill.
+    Covered(Arc<str>, bool),
 }
 
 /// See the module.
@@ -79,6 +91,10 @@ pub(crate) struct Steward {
     audit: Audit,
     enquiry: Enquiry,
     systemd: Systemd,
+    store: Store,
+    book: Book,
+    /// What an earlier agent knew of services that have not been met yet.
+    left: HashMap<String, Memory>,
 }
 
 impl Steward {
@@ -90,6 +106,7 @@ impl Steward {
         metrics: Metrics,
         timeline: Timeline,
         audit: Audit,
+        (store, left): (Store, Left),
     ) -> Self {
         let systemd = Systemd::default();
         Self {
@@ -106,6 +123,9 @@ impl Steward {
             audit,
             enquiry: Enquiry::new(systemd.clone()),
             systemd,
+            store,
+            book: Book::new(left.open, left.next_id),
+            left: left.services,
         }
     }
 
@@ -142,11 +162,72 @@ impl Steward {
         }
         for (service, supervisor) in &commands {
             match supervisor.main_process() {
-                Ok(process) => self.step(service, process.map_or(Input::Missing, Input::Alive), now),
+                Ok(process) => self.meet(service, process),
                 Err(error) => failures.push(format!("{service}: {error:#}")),
             }
+            self.step(service, Input::Missing, now);
         }
+        self.meet_the_dead();
         Ok(failures)
+    }
+
+    /// Goes on with services that an earlier agent knew and that have no cgroup now.
+    fn meet_the_dead(&mut self) {
+        let names: Vec<Arc<str>> = self.left.keys().map(|name| name.as_str().into()).collect();
+        for service in names {
+            let wanted = |rule: &&Service| match &rule.target {
+                Target::Unit(pattern) => is_unit(&service) && pattern.matches(&service),
+                Target::Container(pattern) => !is_unit(&service) && pattern.matches(&service),
+                Target::Command { .. } => false,
+            };
+            let Some(rule) = self.rules.iter().find(wanted).cloned() else { continue };
+            let supervisor = match rule.target {
+                Target::Unit(_) => self.systemd_supervisor(&service),
+                _ => Arc::new(ContainerSupervisor::new(
+                    if containers::is_here("docker") { "docker" } else { "podman" },
+                    &service,
+                )),
+            };
+            self.manage(Arc::clone(&service), &rule, supervisor, "".into());
+            self.meet(&service, None);
+        }
+        for service in self.book.open_services() {
+            let engine = self.roster.get(&service).map(Managed::engine);
+            let why = match engine {
+                None => "it is no longer configured",
+                Some(engine) if engine.down_since().is_none() => "the host was started again",
+                Some(_) => {
+                    self.metrics.outage_began(&service);
+                    self.say(clock::boot_ns(), &service, What::AgentStarted);
+                    continue;
+                }
+            };
+            self.say(clock::boot_ns(), &service, What::Over(why));
+            self.book.close(&service, Timestamp::now(), Duration::ZERO, Outcome::LeftAlone);
+        }
+        self.left.clear();
+        self.keep_incidents();
+    }
+
+    /// Holds what an earlier agent knew of a service against the main process that it has.
+    fn meet(&mut self, service: &Arc<str>, found: Option<Identity>) {
+        let Some(managed) = self.roster.get(service) else { return };
+        let now = clock::boot_ns();
+        if let Some(believed) = managed.process()
+            && !found.is_some_and(|found| found.matches(believed))
+            && !process::is_alive(believed)
+        {
+            self.say(now, service, What::Died);
+            self.say(now, service, What::Verdict("unknown: it died while no agent was watching".to_owned()));
+            self.step(service, Input::Died { process: believed, at_ns: now, intended: None }, now);
+        }
+        if let Some(found) = found {
+            self.step(service, Input::Alive(found), now);
+        }
+    }
+
+    fn systemd_supervisor(&self, unit: &str) -> Arc<dyn Supervisor> {
+        Arc::new(SystemdSupervisor::new(unit, self.systemd.clone(), self.hierarchy.clone()))
     }
 
     fn manage(&mut self, service: Arc<str>, rule: &Service, supervisor: Arc<dyn Supervisor>, cgroup: Arc<str>) {
@@ -161,7 +242,28 @@ impl Steward {
             seed: hasher.finish(),
         };
         self.metrics.add_managed(&service);
-        self.roster.add(service, Managed::new(Engine::new(policy), rule.health.clone(), supervisor, cgroup));
+        self.roster.add(Arc::clone(&service), Managed::new(Engine::new(policy), rule.health.clone(), supervisor, cgroup));
+        if is_unit(&service) {
+            self.look_at_coverage(&service);
+        }
+        let Some(memory) = self.left.remove(&*service) else { return };
+        self.roster.remember(&service, memory, clock::boot_ns());
+        let Some(process) = self.roster.get(&service).and_then(Managed::process) else { return };
+        if self.book.open_id(&service).is_some() && process::is_alive(process) {
+            let health = rule.health.clone();
+            self.probe(&service, health, process, clock::boot_ns());
+        }
+    }
+
+    /// Finds out whether systemd would bring a unit back after an OOM kill.
+    fn look_at_coverage(&mut self, service: &Arc<str>) {
+        let (systemd, words, service) = (self.systemd.clone(), self.words.0.clone(), Arc::clone(service));
+        self.tasks.spawn(async move {
+            if let Ok(unit) = systemd.unit(&service).await {
+                // Nobody receives only when the agent stops.
+                words.send(Word::Covered(service, unit.gap().is_none())).await.ok();
+            }
+        });
     }
 
     /// Number of known cgroups.
@@ -182,11 +284,13 @@ impl Steward {
         &mut self,
         mut events: mpsc::Receiver<Event>,
         mut lines: mpsc::Receiver<OomLine>,
+        mut commands: mpsc::Receiver<Command>,
     ) -> Result<()> {
         let enquiry = self.enquiry.clone();
         self.tasks.spawn(async move { enquiry.prepare().await });
         let mut batch = Vec::with_capacity(BATCH);
         let mut next_audit = Instant::now() + AUDIT_INTERVAL;
+        let mut next_measurement = Instant::now();
         loop {
             let deadline = self.deadline();
             tokio::select! {
@@ -201,6 +305,11 @@ impl Steward {
                 Some(word) = self.words.1.recv() => self.word(word),
                 Some(_) = self.tasks.join_next() => {}
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+                Some(command) = commands.recv() => self.command(command),
+                () = sleep_until(next_measurement) => {
+                    next_measurement = Instant::now() + memory::interval(self.roster.len());
+                    self.measure();
+                }
                 () = sleep_until(next_audit) => {
                     next_audit = Instant::now() + AUDIT_INTERVAL;
                     self.look_again();
@@ -216,7 +325,103 @@ impl Steward {
             for (id, place) in self.observer.take_discovered() {
                 self.appeared(id, &place);
             }
+            self.keep_incidents();
         }
+    }
+
+    /// Tells what has not been said, for a clean end.
+    pub(crate) async fn end(&mut self) {
+        self.keep_incidents();
+        self.store.close().await;
+    }
+
+    /// Hands changed incidents to the store.
+    fn keep_incidents(&mut self) {
+        for incident in self.book.take_changed() {
+            self.store.keep_incident(incident);
+        }
+    }
+
+    /// Says a moment, and notes it in the service's record.
+    fn say(&mut self, at_ns: u64, service: &Arc<str>, what: What) {
+        if self.roster.get(service).is_some() {
+            self.book.note(service, clock::wall(at_ns), what.word(), what.to_string());
+        }
+        self.timeline.say(at_ns, service, what);
+    }
+
+    /// An operator wants something.
+    fn command(&mut self, command: Command) {
+        let now = clock::boot_ns();
+        match command {
+            // Whoever asked may have gone.
+            Command::Status(reply) => {
+                let mut all: Vec<_> = self.roster.iter().map(|(name, managed)| self.status(name, managed)).collect();
+                all.sort_by(|a, b| a.service.cmp(&b.service));
+                drop(reply.send(all));
+            }
+            Command::Pause(Pause { service, seconds, reason }, reply) => {
+                let until_ns = now.saturating_add(Duration::from_secs(seconds).as_nanos() as u64);
+                let what = What::Paused { until: clock::wall(until_ns), reason };
+                drop(reply.send(self.told(&service, what, Input::Pause { until_ns })));
+            }
+            Command::Resume(Resume { service }, reply) => {
+                drop(reply.send(self.told(&service, What::Resumed, Input::Resume)));
+            }
+        }
+    }
+
+    fn told(&mut self, service: &str, what: What, input: Input) -> Result<Status, String> {
+        let Some((name, _)) = self.roster.iter().find(|(name, _)| ***name == *service) else {
+            let mut known: Vec<_> = self.roster.iter().map(|(name, _)| Clean(name).to_string()).collect();
+            known.sort();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(format!("no service {service:?} is looked after; those that are: {known}"));
+        };
+        let name = Arc::clone(name);
+        let now = clock::boot_ns();
+        self.say(now, &name, what);
+        self.step(&name, input, now);
+        let managed = self.roster.get(&name).ok_or("it has gone")?;
+        Ok(self.status(&name, managed))
+    }
+
+    fn status(&self, name: &Arc<str>, managed: &Managed) -> Status {
+        let engine = managed.engine();
+        let process = managed.process();
+        Status {
+            service: name.to_string(),
+            state: engine.state().to_owned(),
+            pid: process.map(|process| process.tgid),
+            started: process.map(|process| clock::wall(process.start_ns)),
+            down_since: engine.down_since().map(clock::wall),
+            incident: self.book.open_id(name),
+            paused_until: engine.paused_until(clock::boot_ns()).map(clock::wall),
+            memory_bytes: managed.recorder.last(),
+            memory_limit_bytes: managed.recorder.limit(),
+        }
+    }
+
+    /// Measures the memory of all services, beside everything else.
+    fn measure(&mut self) {
+        let Some(hierarchy) = self.hierarchy.clone() else { return };
+        let alive = self.roster.iter().filter(|(_, managed)| managed.process().is_some());
+        let alive: Vec<_> = alive.map(|(name, managed)| (Arc::clone(name), Arc::clone(&managed.cgroup))).collect();
+        if alive.is_empty() {
+            return;
+        }
+        let words = self.words.0.clone();
+        self.tasks.spawn(async move {
+            let measure = move || {
+                let one = |(name, cgroup): (Arc<str>, Arc<str>)| {
+                    Some((name, hierarchy.memory_used(&cgroup)?, hierarchy.least_memory_limit(&cgroup)))
+                };
+                alive.into_iter().filter_map(one).collect()
+            };
+            let measured = tokio::task::spawn_blocking(measure).await.unwrap_or_default();
+            // Nobody receives only when the agent stops.
+            words.send(Word::Measured(measured)).await.ok();
+        });
     }
 
     /// The next moment at which something is due without an input.
@@ -235,7 +440,8 @@ impl Steward {
                 if let Some(place) = &marked.place
                     && self.roster.get(&place.service).is_some()
                 {
-                    self.timeline.say(marked.kernel_ns, &place.service, What::Marked);
+                    let service = Arc::clone(&place.service);
+                    self.say(marked.kernel_ns, &service, What::Marked);
                 }
             }
             // A worker that executes something is no new incarnation.
@@ -259,6 +465,14 @@ impl Steward {
             }
             Word::Replied(process, reply) => self.observer.reply(process, reply),
             Word::Lost(service, process, at_ns) => self.lost(&service, process, at_ns),
+            Word::Moment(service, at_ns, what) => self.say(at_ns, &service, what),
+            Word::Measured(measured) => {
+                let now = clock::boot_ns();
+                for (service, bytes, limit) in measured {
+                    self.roster.sampled(&service, now, bytes, limit);
+                }
+            }
+            Word::Covered(service, covered) => self.metrics.covered(&service, covered),
         }
     }
 
@@ -310,10 +524,7 @@ impl Steward {
             let Some(rule) = self.rules.iter().find(wanted).cloned() else { return };
             let supervisor: Arc<dyn Supervisor> = match &*place.origin {
                 Origin::Container { engine, .. } => Arc::new(ContainerSupervisor::new(engine, &place.service)),
-                _ => {
-                    let (systemd, hierarchy) = (self.systemd.clone(), self.hierarchy.clone());
-                    Arc::new(SystemdSupervisor::new(&place.service, systemd, hierarchy))
-                }
+                _ => self.systemd_supervisor(&place.service),
             };
             self.manage(Arc::clone(&place.service), &rule, supervisor, Arc::clone(&place.path));
         }
@@ -321,9 +532,8 @@ impl Steward {
             tracing::error!(service = %Clean(&place.service), "its deaths may be lost in a storm: {error:#}");
         }
         self.roster.moved(&place.service, &place.path);
-        if let Some(process) = self.main_process(&place.path) {
-            self.step(&place.service, Input::Alive(process), clock::boot_ns());
-        }
+        let main = self.main_process(&place.path);
+        self.meet(&place.service, main);
     }
 
     fn main_process(&self, cgroup: &str) -> Option<Identity> {
@@ -347,8 +557,16 @@ impl Steward {
             None => death.role == Some(Role::Main),
         };
         if !is_main {
-            // Not an outage; that a worker was killed for want of memory is worth a line all the same.
+            // Not an outage; that a worker was killed for want of memory is worth a line all the same, and a record.
             match &death.cause {
+                Cause::OomKill(_)
+                | Cause::UserspaceOomKill { .. }
+                | Cause::AppOomProbable { .. }
+                | Cause::Crash { .. } => {
+                    let text = format!("a worker ({}): {}", death.comm, death.cause);
+                    tracing::info!(service = %Clean(&place.service), "{text}");
+                    self.book.near_miss(&place.service, clock::wall(death.kernel_ns), text, record_of(death));
+                }
                 Cause::CleanExit | Cause::Exit { .. } | Cause::Stopped { .. } => {
                     tracing::debug!(service = %Clean(&place.service), "a worker ({}) {}", death.comm, death.cause);
                 }
@@ -359,14 +577,15 @@ impl Steward {
         let service = Arc::clone(&place.service);
         // A supervisor may have been faster, and a forking daemon's first process ends at once and well. What a failed one
         // leaves behind is no new incarnation.
-        let is_new = |process: &Identity| death.status == 0 || process.start_ns + TICK_NS > death.kernel_ns;
+        let is_new = |process: &Identity| death.status == 0 || process.begins_after(death.kernel_ns);
         if let Some(process) = self.main_process(&place.path).filter(is_new) {
             self.step(&service, Input::Alive(process), clock::boot_ns());
         }
         let now = clock::boot_ns();
-        self.timeline.say(death.kernel_ns, &service, What::Died);
-        self.timeline.say(now, &service, What::Verdict(death.cause.to_string()));
-        self.timeline.say(now, &service, What::Evidence(death.evidence.to_string()));
+        self.say(death.kernel_ns, &service, What::Died);
+        self.say(now, &service, What::Verdict(death.cause.to_string()));
+        self.say(now, &service, What::Evidence(death.evidence.to_string()));
+        self.book.death(&service, record_of(death));
         self.name_site(&service, death);
         self.metrics.last_died(&service, clock::wall(death.kernel_ns));
         let intended = matches!(death.cause, Cause::Stopped { .. }).then(|| death.cause.to_string());
@@ -378,11 +597,13 @@ impl Steward {
         if death.cause.site().is_none() {
             return;
         }
-        let (mut death, service, timeline) = (death.clone(), Arc::clone(service), self.timeline.clone());
+        let (mut death, service, words) = (death.clone(), Arc::clone(service), self.words.0.clone());
         self.tasks.spawn(async move {
             death.name_site().await;
             if let Some(site) = death.cause.site() {
-                timeline.say(clock::boot_ns(), &service, What::CrashedAt(site.to_string()));
+                let word = Word::Moment(service, clock::boot_ns(), What::CrashedAt(site.to_string()));
+                // Nobody receives only when the agent stops.
+                words.send(word).await.ok();
             }
         });
     }
@@ -403,8 +624,8 @@ impl Steward {
         let believed = self.roster.get(service).and_then(Managed::process);
         if believed == Some(process) && !process::is_alive(process) {
             let now = clock::boot_ns();
-            self.timeline.say(at_ns, service, What::Died);
-            self.timeline.say(now, service, What::Verdict("unknown: the record of its death was lost".to_owned()));
+            self.say(at_ns, service, What::Died);
+            self.say(now, service, What::Verdict("unknown: the record of its death was lost".to_owned()));
             self.step(service, Input::Died { process, at_ns, intended: None }, now);
         }
     }
@@ -441,6 +662,10 @@ impl Steward {
         let actions = self.roster.step(service, input, now);
         if let Some(managed) = self.roster.get(service) {
             self.metrics.is_up(service, managed.process().is_some());
+            self.metrics.circuit(service, managed.engine().is_circuit_open());
+        }
+        if let Some(memory) = self.roster.changed(service) {
+            self.store.keep_service(service, memory);
         }
         for action in actions {
             self.act(service, action, now);
@@ -450,43 +675,55 @@ impl Steward {
     fn act(&mut self, service: &Arc<str>, action: Action, now: u64) {
         let Some(managed) = self.roster.get(service) else { return };
         match action {
-            Action::Open { .. } => self.metrics.outage_began(service),
-            Action::Ask { question } => {
+            Action::Open { at_ns } => {
+                self.metrics.outage_began(service);
+                let (memory, limit) = (managed.recorder.samples(), managed.recorder.limit());
+                self.book.open(service, clock::wall(at_ns), memory, limit);
+            }
+            Action::Ask { question, died_ns } => {
                 let supervisor = Arc::clone(&managed.supervisor);
                 self.spawn(service, async move {
-                    let plan = supervisor.plan().await.map_err(|error| format!("{error:#}"));
+                    let plan = supervisor.plan(died_ns).await.map_err(|error| format!("{error:#}"));
                     Input::Planned { question, plan, exhausted: pressure::exhausted() }
                 });
             }
             Action::Wait { until_ns, reason, because } => {
-                self.timeline.say(now, service, What::Waiting { until_ns, reason, because });
+                self.say(now, service, What::Waiting { until_ns, reason, because });
             }
             Action::Restart { attempt, because } => {
-                self.timeline.say(now, service, What::RestartAsked { attempt, because });
                 let supervisor = Arc::clone(&managed.supervisor);
+                self.say(now, service, What::RestartAsked { attempt, because });
+                // Whoever comes after us must know of it before it can have happened.
+                self.keep_incidents();
+                let kept = timeout(KEEPING, self.store.flush());
                 self.spawn(service, async move {
+                    // A disk that takes nothing must not keep a service down.
+                    kept.await.ok();
                     let result = supervisor.start().await.map_err(|error| format!("{error:#}"));
                     Input::Started { attempt, result }
                 });
             }
             Action::Probe { process } => {
-                self.timeline.say(now, service, What::Started { tgid: process.tgid });
-                self.probe(service, managed.health.clone(), process, now);
+                let health = managed.health.clone();
+                self.say(now, service, What::Started { tgid: process.tgid });
+                self.probe(service, health, process, now);
             }
             Action::Suppress { reason, because } => {
                 self.metrics.suppressed(service, reason);
-                self.timeline.say(now, service, What::Suppressed { reason, because });
+                self.say(now, service, What::Suppressed { reason, because });
             }
             Action::Failed { reason } => {
                 self.metrics.restart_failed(service);
-                self.timeline.say(now, service, What::Failed(reason));
+                self.say(now, service, What::Failed(reason));
             }
-            Action::Conclude { .. } => {}
+            Action::Conclude { outcome, .. } => self.book.conclude(service, outcome),
             Action::Close { outage_ns, outcome } => {
                 self.metrics.outage_ended(service, outage_ns, outcome);
-                if outcome != Outcome::Intended {
-                    self.timeline.say(now, service, What::Healthy { outage_ns });
-                }
+                self.say(now, service, match outcome {
+                    Outcome::Intended => What::Over("it was meant to be down"),
+                    _ => What::Healthy { outage_ns },
+                });
+                self.book.close(service, clock::wall(now), Duration::from_nanos(outage_ns), outcome);
             }
         }
     }
@@ -520,6 +757,21 @@ impl Steward {
             // Nobody receives only when the agent stops.
             words.send(Word::Input(service, input)).await.ok();
         });
+    }
+}
+
+fn is_unit(service: &str) -> bool {
+    service.ends_with(".service") || service.ends_with(".scope")
+}
+
+/// What an incident keeps of a death.
+fn record_of(death: &Death) -> incident::Death {
+    let value = |value: serde_json::Result<serde_json::Value>| value.unwrap_or_default();
+    incident::Death {
+        cause: value(serde_json::to_value(&death.cause)),
+        cause_text: death.cause.to_string(),
+        evidence: value(serde_json::to_value(death.evidence.items())),
+        missing: value(serde_json::to_value(&death.evidence.missing)),
     }
 }
 

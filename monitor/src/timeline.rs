@@ -61,11 +61,47 @@ pub(crate) enum What {
     },
     /// A try failed.
     Failed(String),
+    /// An operator wants no restarts for a while.
+    Paused {
+        /// Until when, wall clock.
+        until: jiff::Timestamp,
+        /// In the operator's words.
+        reason: String,
+    },
+    /// The operator wants them again.
+    Resumed,
+    /// An agent took over from an earlier one in the middle of it.
+    AgentStarted,
+    /// The outage is over in another way than by health.
+    Over(&'static str),
     /// Health is proven, the outage is over.
     Healthy {
         /// From death to health, nanoseconds.
         outage_ns: u64,
     },
+}
+
+impl What {
+    /// A stable word for it, for programs.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Marked => "oom_mark",
+            Self::Died => "died",
+            Self::Verdict(_) => "verdict",
+            Self::Evidence(_) => "evidence",
+            Self::CrashedAt(_) => "crash_site",
+            Self::Waiting { .. } => "waiting",
+            Self::RestartAsked { .. } => "restart_asked",
+            Self::Started { .. } => "started",
+            Self::Suppressed { .. } => "not_restarted",
+            Self::Failed(_) => "failed",
+            Self::Paused { .. } => "paused",
+            Self::Resumed => "resumed",
+            Self::AgentStarted => "agent_started",
+            Self::Healthy { .. } => "healthy",
+            Self::Over(_) => "over",
+        }
+    }
 }
 
 /// Says moments to the log and to whoever listens.
@@ -106,6 +142,11 @@ impl fmt::Display for What {
             Self::Started { tgid } => write!(out, "started, pid {tgid}"),
             Self::Suppressed { reason, because } => write!(out, "not restarted: {reason} ({because})"),
             Self::Failed(reason) => write!(out, "failed: {reason}"),
+            Self::Paused { until, reason } if reason.is_empty() => write!(out, "paused until {until:.0}"),
+            Self::Paused { until, reason } => write!(out, "paused until {until:.0}: {}", crate::text::Clean(reason)),
+            Self::Resumed => out.write_str("resumed"),
+            Self::AgentStarted => out.write_str("a new agent goes on with it"),
+            Self::Over(why) => write!(out, "over: {why}"),
             Self::Healthy { outage_ns } => write!(out, "healthy again; outage {:.3} s", *outage_ns as f64 / 1e9),
         }
     }

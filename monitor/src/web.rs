@@ -70,6 +70,8 @@ pub(crate) struct Web {
     pub(crate) readiness: Arc<Readiness>,
     /// Brings counters up to date before a scrape.
     pub(crate) refresh: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    /// What does not work just now, and did or will.
+    pub(crate) trouble: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
 /// Binds the listener, so that a taken port is known before anything else begins.
@@ -114,7 +116,10 @@ async fn metrics(State(web): State<Arc<Web>>) -> Response {
 }
 
 async fn ready(State(web): State<Arc<Web>>) -> Response {
-    let (ready, text) = web.readiness.describe();
+    let (ready, mut text) = web.readiness.describe();
+    if let Some(trouble) = (web.trouble)() {
+        text.push_str(&format!("not working: {trouble}\n"));
+    }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, text).into_response()
 }

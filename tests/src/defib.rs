@@ -130,7 +130,15 @@ impl Agent {
     /// # Panics
     /// When it does not become ready.
     pub fn start_with(arguments: &[&str], config: &str) -> Self {
-        Self::launch(scratch(), arguments, config)
+        Self::launch(scratch(), &[], arguments, config)
+    }
+
+    /// Likewise, with these variables.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub fn start_among(variables: &[(&str, &str)], config: &str) -> Self {
+        Self::launch(scratch(), variables, &[], config)
     }
 
     /// Starts an agent with the state that another has left.
@@ -138,10 +146,10 @@ impl Agent {
     /// # Panics
     /// When it does not become ready.
     pub fn start_in(state: tempfile::TempDir, config: &str) -> Self {
-        Self::launch(state, &[], config)
+        Self::launch(state, &[], &[], config)
     }
 
-    fn launch(state: tempfile::TempDir, arguments: &[&str], config: &str) -> Self {
+    fn launch(state: tempfile::TempDir, variables: &[(&str, &str)], arguments: &[&str], config: &str) -> Self {
         let address = free_address();
         let file = state.path().join("defib.toml");
         std::fs::write(&file, config).expect("the configuration can be written");
@@ -151,9 +159,12 @@ impl Agent {
             .arg(&file)
             .arg("--state-dir")
             .arg(state.path())
+            .arg("--control-socket")
+            .arg(state.path().join("control.sock"))
             .arg("--listen")
             .arg(address.to_string())
             .args(arguments)
+            .envs(variables.iter().copied())
             .stderr(File::create(state.path().join("agent.log")).expect("the agent's log can be made"))
             .spawn()
             .expect("defib starts");
@@ -175,6 +186,34 @@ impl Agent {
         let (status, text) = self.try_get("/metrics").expect("the agent answers");
         assert_eq!(status, 200, "{text}");
         Metrics(text)
+    }
+
+    /// Runs `defib COMMAND…` of those that talk to the agent.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn control(&self, words: &[&str]) -> Output {
+        let socket = self.state.path().join("control.sock");
+        run(&[words, &["--socket", socket.to_str().expect("UTF-8")]].concat())
+    }
+
+    /// The incidents of a service, the oldest first, as far as they are written.
+    ///
+    /// # Panics
+    /// When they cannot be listed.
+    pub fn incidents(&self, service: &str) -> Vec<Value> {
+        let state = self.state.path().to_str().expect("UTF-8");
+        let output =
+            run(&["incidents", "--json", "--limit", "100000", "--service", service, "--state-dir", state]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mut incidents: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+        incidents.reverse();
+        incidents
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.state.path().join("agent.log")).unwrap_or_default()
     }
 
     /// Kills it, as a crash would, and leaves its state.

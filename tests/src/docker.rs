@@ -89,6 +89,27 @@ impl Engine {
         engine
     }
 
+    /// Lets the engine stand still: it takes questions and answers none.
+    ///
+    /// # Panics
+    /// When it cannot be stopped.
+    pub fn stand_still(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Panics
+    /// When it cannot be continued.
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
+        kill_process(pid, signal).expect("the engine is ours");
+    }
+
     /// `DOCKER_HOST` for its clients.
     pub fn host(&self) -> String {
         host(self.directory.path())
@@ -119,13 +140,12 @@ impl Drop for Engine {
         if std::thread::panicking() {
             println!("{}", fs::read_to_string(self.directory.path().join("log")).unwrap_or_default());
         }
+        self.go_on();
         let left = self.try_run(&["ps", "-aq"]);
         for id in String::from_utf8_lossy(&left.stdout).split_whitespace() {
             self.try_run(&["rm", "-f", id]);
         }
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            kill_process(pid, Signal::TERM).ok();
-        }
+        self.signal(Signal::TERM);
         self.child.wait().ok();
         for path in &self.made {
             // Most were not made; one that another engine uses by now is not empty, and stays.

@@ -145,6 +145,7 @@ impl Stage {
 
         let mut config = Config::with_command(SERVICE, self.command.clone(), grace, Health::Tcp(self.address));
         config.agent.state_dir.clone_from(&self.directory);
+        config.agent.control_socket = self.directory.join("control.sock");
         config.http.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let timeline = Timeline::new();
         let moments = timeline.listen();
@@ -194,6 +195,8 @@ impl Stage {
                 What::Suppressed { because, .. } => bail!("the agent decided against a restart: {because}"),
                 // The story needs no more than the verdict.
                 What::Evidence(_) | What::CrashedAt(_) => continue,
+                // Nobody pauses it, and no agent was before this one.
+                What::Paused { .. } | What::Resumed | What::AgentStarted | What::Over(_) => continue,
             };
             debug_assert_eq!(&*service, SERVICE);
             story.push(Step { at_ns, what, detail });

@@ -1,8 +1,12 @@
 //! The command line: one file for each command. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
+mod audit;
 mod check;
+mod config_arg;
+mod control;
 mod demo;
 mod doctor;
+mod incidents;
 mod output;
 mod run;
 mod watch;
@@ -39,6 +43,16 @@ enum Command {
     Demo(demo::Args),
     /// Says what works on this machine, what does not, and how to mend it
     Doctor(doctor::Args),
+    /// Finds units and containers that would stay dead after an OOM kill, and the mend for each
+    Audit(audit::Args),
+    /// Shows the services that the running agent looks after
+    Status(control::Agent),
+    /// Shows what happened: list, one record, or a root-cause report in Markdown
+    Incidents(incidents::Args),
+    /// Maintenance: no restarts of a service by Defib, until the time runs out
+    Pause(control::PauseArgs),
+    /// Ends a pause
+    Resume(control::ResumeArgs),
     /// Validates a configuration file
     Check(check::Args),
     /// Enters a cgroup and becomes a program; the agent starts its command services through this
@@ -100,6 +114,14 @@ fn dispatch(command: Command) -> Result<()> {
             let _log = log_to_stderr("warn");
             doctor::run(&args)
         }
+        Command::Audit(args) => {
+            let _log = log_to_stderr("warn");
+            runtime()?.block_on(audit::run(args))
+        }
+        Command::Status(agent) => runtime()?.block_on(control::status(&agent)),
+        Command::Incidents(args) => incidents::run(&args),
+        Command::Pause(args) => runtime()?.block_on(control::pause(args)),
+        Command::Resume(args) => runtime()?.block_on(control::resume(args)),
         Command::Check(args) => check::run(&args),
         Command::Launch { cgroup, command } => Launch { cgroup, command }.exec(),
         Command::Locate => symbols::locate(),

@@ -25,6 +25,11 @@ pub(crate) fn line(text: impl std::fmt::Display) -> Result<()> {
     writeln!(out, "{text}").and_then(|()| out.flush()).context("cannot write to standard output")
 }
 
+/// Writes a value as JSON on one line.
+pub(crate) fn json(value: &impl serde::Serialize) -> Result<()> {
+    line(serde_json::to_string(value).context("cannot write JSON")?)
+}
+
 /// Colour for people at a terminal who did not ask for none (no-color.org).
 pub(crate) fn colours() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())

@@ -24,6 +24,9 @@ pub(super) struct Args {
     /// Where state is kept, over what the configuration says
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Where 'defib status', 'pause' and 'resume' reach it, over what the configuration says
+    #[arg(long, value_name = "PATH")]
+    control_socket: Option<PathBuf>,
     /// Type information of the running kernel, when it is not at /sys/kernel/btf/vmlinux
     #[arg(long, value_name = "PATH")]
     btf: Option<PathBuf>,
@@ -36,6 +39,9 @@ pub(super) async fn run(args: Args) -> Result<()> {
     }
     if let Some(state_dir) = args.state_dir {
         config.agent.state_dir = state_dir;
+    }
+    if let Some(control_socket) = args.control_socket {
+        config.agent.control_socket = control_socket;
     }
     let options = agent::Options { config, btf: args.btf.as_deref(), timeline: Timeline::new(), log_lines_lost };
     agent::run(options, asked_to_stop()?).await

@@ -86,5 +86,5 @@ fn what_is_not_acted_on_is_said() {
     let text =
         "[pool]\nagent_check = '127.0.0.1:9670'\n[[service]]\nunit = 'a.service'\nrestart = true\ndrain_at = 0.9\n";
     let warnings = Config::parse(Path::new("x"), text).expect("valid").warnings();
-    assert_eq!(warnings.len(), 3, "{warnings:?}");
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
 }

@@ -40,6 +40,12 @@ impl Ledger {
         self.spent_ns = spent_ns;
     }
 
+    /// Counts what one of those that share this budget has spent earlier.
+    pub(crate) fn borrow(&mut self, spent_ns: &VecDeque<u64>) {
+        self.spent_ns.extend(spent_ns);
+        self.spent_ns.make_contiguous().sort_unstable();
+    }
+
     /// Spends one.
     pub(crate) fn spend(&mut self, now_ns: u64) {
         self.spent_ns.push_back(now_ns);

@@ -134,6 +134,8 @@ pub(crate) enum Action {
     Ask {
         /// Comes back with the answer.
         question: u32,
+        /// When the last incarnation died: what began before is what it left behind.
+        died_ns: u64,
     },
     /// The next move is not ours.
     Wait {
@@ -242,10 +244,27 @@ pub(crate) struct Memory {
     pub(crate) spent_ns: VecDeque<u64>,
     /// The end of a pause.
     pub(crate) paused_until_ns: Option<u64>,
-    /// The death that has no outcome yet.
-    pub(crate) pending: Option<Identity>,
+    /// The incarnation that died last.
+    pub(crate) gone: Option<Identity>,
+    /// Its death, or its absence at a start, has no outcome yet.
+    pub(crate) pending: bool,
     /// It was meant to be down.
     pub(crate) stopped: bool,
+}
+
+impl Memory {
+    /// What it means after the host was started again: nothing of what ran lives, and the boot begins all anew; budgets and
+    /// pauses go on. `shift_ns` is what to add to an old moment; one before this boot becomes its beginning.
+    pub(crate) fn after_reboot(self, shift_ns: i64) -> Self {
+        let moved = |at_ns: u64| at_ns.saturating_add_signed(shift_ns);
+        Self {
+            healthy_ns: self.healthy_ns.map(moved),
+            attempts: self.attempts,
+            spent_ns: self.spent_ns.into_iter().map(moved).collect(),
+            paused_until_ns: self.paused_until_ns.map(moved),
+            ..Self::default()
+        }
+    }
 }
 
 /// One service.
@@ -305,16 +324,19 @@ impl Engine {
     /// Goes on where an earlier agent was: then tell it what is alive, or that nothing is. An outage goes on with a fresh
     /// question to the supervisor, also when a restart was in flight: it may have succeeded.
     pub(crate) fn remember(&mut self, memory: Memory, now_ns: u64) {
-        let Memory { process, down_ns, healthy_ns, attempts, in_flight, spent_ns, paused_until_ns, pending, stopped } =
+        let Memory { process, down_ns, healthy_ns, attempts, in_flight, spent_ns, paused_until_ns, gone, pending, stopped } =
             memory;
         self.ledger.restore(spent_ns);
         (self.attempts, self.down_ns, self.healthy_ns) = (attempts, down_ns, healthy_ns);
         (self.paused_until_ns, self.died_ns) = (paused_until_ns, down_ns.unwrap_or(0));
-        self.pending = pending.map(Some).or((down_ns.is_some() && process.is_none()).then_some(None));
+        self.gone = gone;
+        self.pending = pending.then_some(gone);
         self.revived = if in_flight { Outcome::Restarted } else { Outcome::Respawned };
         self.state = match process {
             Some(process) if down_ns.is_some() => State::Proving(process),
             Some(process) => State::Running(process),
+            // Nothing was to be done then, or is now.
+            None if down_ns.is_some() && (!pending || !self.may_restart()) => State::Left,
             None if down_ns.is_some() => State::Waiting { until_ns: now_ns, reason: "agent restarted" },
             None if stopped => State::Stopped,
             None => State::Unknown,
@@ -331,7 +353,8 @@ impl Engine {
             in_flight: matches!(self.state, State::Restarting { .. }),
             spent_ns: self.ledger.spent().clone(),
             paused_until_ns: self.paused_until_ns,
-            pending: self.pending.flatten(),
+            gone: self.gone,
+            pending: self.pending.is_some(),
             stopped: self.state == State::Stopped,
         }
     }
@@ -529,6 +552,10 @@ impl Engine {
         actions
     }
 
+    fn may_restart(&self) -> bool {
+        self.policy.restart && self.policy.mode != Mode::Observe
+    }
+
     /// Asks the supervisor, if there is anything to decide.
     fn consider(&mut self, now_ns: u64) -> Vec<Action> {
         for (is, reason, because) in [
@@ -552,7 +579,7 @@ impl Engine {
     fn ask(&mut self, now_ns: u64) -> Vec<Action> {
         self.question = self.question.wrapping_add(1);
         self.state = State::Asking { until_ns: now_ns.saturating_add(ASK_TIMEOUT_NS), question: self.question };
-        vec![Action::Ask { question: self.question }]
+        vec![Action::Ask { question: self.question, died_ns: self.died_ns }]
     }
 
     fn tick(&mut self, now_ns: u64) -> Vec<Action> {

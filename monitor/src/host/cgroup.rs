@@ -167,6 +167,20 @@ impl Hierarchy {
         ancestry(path).filter_map(|path| self.memory_limit(path)).min()
     }
 
+    /// Memory of a cgroup and those below it that cannot be taken back without swapping: without file pages that nobody has
+    /// touched for long. Bytes; `None` where it cannot be read.
+    pub(crate) fn memory_used(&self, path: &str) -> Option<u64> {
+        let (usage, inactive) = match self.version {
+            Version::V1 => ("memory.usage_in_bytes", "total_inactive_file "),
+            Version::V2 => ("memory.current", "inactive_file "),
+        };
+        let directory = self.directory(path);
+        let used: u64 = fs::read_to_string(directory.join(usage)).ok()?.trim().parse().ok()?;
+        let stat = fs::read_to_string(directory.join("memory.stat")).ok()?;
+        let inactive: u64 = stat.lines().find_map(|line| line.strip_prefix(inactive)?.parse().ok()).unwrap_or(0);
+        Some(used.saturating_sub(inactive))
+    }
+
     /// How many processes the OOM killer has killed in a cgroup, and how often a whole group (v2). v2 counts those in
     /// cgroups below too. `None` where it cannot be read.
     pub(crate) fn oom_kills(&self, path: &str) -> Option<(u64, Option<u64>)> {

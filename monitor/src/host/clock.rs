@@ -1,6 +1,6 @@
 //! The two clocks: CLOCK_BOOTTIME orders events (the kernel stamps records with it), the wall clock is for people.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
@@ -10,6 +10,15 @@ pub(crate) fn boot_ns() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     // Both parts are positive: the clock began at boot.
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Names this boot of the host; empty where the kernel does not say.
+pub(crate) fn boot_id() -> &'static str {
+    static ID: LazyLock<String> = LazyLock::new(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        text.trim().to_owned()
+    });
+    &ID
 }
 
 /// The wall-clock time of a moment on CLOCK_BOOTTIME, as the wall clock is set now.

@@ -18,6 +18,11 @@ pub(crate) struct Identity {
 const TICK_NS: u64 = 10_000_000;
 
 impl Identity {
+    /// True when it started at `at_ns` or later, as far as that can be told.
+    pub(crate) fn begins_after(self, at_ns: u64) -> bool {
+        self.start_ns + TICK_NS > at_ns
+    }
+
     /// True when both are the same process, though one start time may have been rounded down to a clock tick.
     pub(crate) fn matches(self, other: Self) -> bool {
         self.tgid == other.tgid && self.start_ns / TICK_NS == other.start_ns / TICK_NS

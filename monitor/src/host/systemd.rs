@@ -57,7 +57,7 @@ pub(crate) struct Unit {
     pub(crate) restart_after: Duration,
     /// `StartLimitBurst` and `StartLimitIntervalUSec`.
     pub(crate) start_limit: (u32, Duration),
-    /// `RestartPreventExitStatus` names something.
+    /// `RestartPreventExitStatus` names SIGKILL.
     pub(crate) prevents_restart: bool,
     /// The host is going down.
     pub(crate) host_stops: bool,
@@ -183,6 +183,29 @@ impl Systemd {
     }
 }
 
+impl Unit {
+    /// Why systemd would leave this service dead after an OOM kill of its main process; `None`: it brings it back.
+    ///
+    /// The result of such a death is `oom-kill`, which `on-abort` does not mean (`service_shall_restart`).
+    pub(crate) fn gap(&self) -> Option<String> {
+        match self.restart.as_str() {
+            _ if self.kind == "oneshot" => None,
+            "always" | "on-failure" | "on-abnormal" if self.prevents_restart => {
+                Some(format!("Restart={}, and RestartPreventExitStatus= names SIGKILL", self.restart))
+            }
+            "always" | "on-failure" | "on-abnormal" => None,
+            restart => Some(format!("Restart={restart} does not mean an OOM kill")),
+        }
+    }
+
+    /// How soon systemd gives up on one that dies again and again; `None`: never.
+    pub(crate) fn gives_up_after(&self) -> Option<String> {
+        let (burst, interval) = self.start_limit;
+        let counted = !interval.is_zero() && burst > 0 && self.restart_after.saturating_mul(burst) < interval;
+        counted.then(|| format!("gives up after {burst} deaths in {}", humantime::format_duration(interval)))
+    }
+}
+
 /// A connection that holds.
 struct Bus(Connection);
 
@@ -259,7 +282,7 @@ impl Bus {
                 unit.remove("StartLimitBurst").and_then(|burst| u32::try_from(burst).ok()).unwrap_or(0),
                 span(unit.remove("StartLimitIntervalUSec")).unwrap_or_default(),
             ),
-            prevents_restart: prevents.is_some_and(|(codes, signals)| !codes.is_empty() || !signals.is_empty()),
+            prevents_restart: prevents.is_some_and(|(_, signals)| signals.contains(&9)),
             host_stops: host.and_then(text).is_ok_and(|state| state == "stopping"),
         })
     }

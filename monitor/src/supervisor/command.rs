@@ -142,11 +142,12 @@ impl CommandSupervisor {
 }
 
 impl Supervisor for CommandSupervisor {
-    fn plan(&self) -> Answer<'_, Plan> {
-        Box::pin(async {
+    fn plan(&self, died_ns: u64) -> Answer<'_, Plan> {
+        Box::pin(async move {
             Ok(match self.main_process()? {
-                Some(process) => Plan::Alive(process),
-                None => Plan::GivesUp { why: "nobody else starts it".to_owned() },
+                Some(process) if process.begins_after(died_ns) => Plan::Alive(process),
+                // A worker that it left behind, which a start clears away, is none either.
+                Some(_) | None => Plan::GivesUp { why: "nobody else starts it".to_owned() },
             })
         })
     }

@@ -66,7 +66,7 @@ impl ContainerSupervisor {
 }
 
 impl Supervisor for ContainerSupervisor {
-    fn plan(&self) -> Answer<'_, Plan> {
+    fn plan(&self, _: u64) -> Answer<'_, Plan> {
         Box::pin(async {
             let Some(container) = containers::state(self.engine, &self.name).await? else {
                 return Ok(Plan::Intended { why: "it was removed".to_owned() });

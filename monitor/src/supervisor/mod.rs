@@ -24,8 +24,9 @@ pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 
 
 /// The owner of one service.
 pub(crate) trait Supervisor: fmt::Debug + Send + Sync {
-    /// What it is going to do about the service. Fails when it does not answer.
-    fn plan(&self) -> Answer<'_, Plan>;
+    /// What it is going to do about the service, whose last incarnation died at `died_ns` (CLOCK_BOOTTIME). Fails when it does
+    /// not answer.
+    fn plan(&self, died_ns: u64) -> Answer<'_, Plan>;
 
     /// Starts a new incarnation, once nothing of the old one is left; its main process. Fails with the owner's own words.
     fn start(&self) -> Answer<'_, Identity>;

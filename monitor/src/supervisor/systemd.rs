@@ -81,7 +81,7 @@ impl SystemdSupervisor {
 }
 
 impl Supervisor for SystemdSupervisor {
-    fn plan(&self) -> Answer<'_, Plan> {
+    fn plan(&self, _: u64) -> Answer<'_, Plan> {
         Box::pin(async {
             let unit = self.systemd.unit(&self.unit).await?;
             Ok(plan(&unit, main_process(&unit)?))

@@ -39,9 +39,14 @@ impl Agent {
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let config = workspace::target().join("bench.toml");
         std::fs::write(&config, "").with_context(|| format!("cannot write {}", config.display()))?;
+        let state = workspace::target().join("bench-state");
         let child = Command::new(&programs.defib)
             .args(["run", "--listen", &address.to_string(), "--config"])
             .arg(&config)
+            .arg("--state-dir")
+            .arg(&state)
+            .arg("--control-socket")
+            .arg(state.join("control.sock"))
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start defib run")?;

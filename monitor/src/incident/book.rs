@@ -1,0 +1,311 @@
+//! The incidents that are open. Moments come in, records that changed go out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::record::{Entry, Incident, Kind, Sample};
+use crate::{healing::Outcome, recent::Recent};
+
+/// Moments in one record; a service that is tried for weeks tells no more in the thousandth than in the hundredth.
+const MOMENTS: usize = 200;
+/// Of these, the first: how it began is never lost.
+const FIRST: usize = 100;
+/// Moments that wait for the incident that they may belong to: a mark and a verdict come before the outage.
+const WAITING: usize = 16;
+/// Services that have such moments.
+const SERVICES: usize = 1024;
+/// A worker that dies again within this belongs to the same near miss.
+const SAME_MISS: Duration = Duration::from_secs(60);
+
+/// What is known of the death that an incident begins with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Death {
+    /// See [`Incident::cause`].
+    pub(crate) cause: Value,
+    /// See [`Incident::cause_text`].
+    pub(crate) cause_text: String,
+    /// See [`Incident::evidence`].
+    pub(crate) evidence: Value,
+    /// See [`Incident::missing`].
+    pub(crate) missing: Value,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Book {
+    next_id: i64,
+    open: HashMap<Arc<str>, Incident>,
+    /// Closed ones that may still change: the last near miss of each service.
+    misses: Recent<Arc<str>, Incident>,
+    waiting: Recent<Arc<str>, (Vec<Entry>, Death)>,
+    changed: BTreeSet<Arc<str>>,
+    /// Finished records that nobody has taken yet.
+    finished: BTreeMap<i64, Incident>,
+}
+
+impl Book {
+    /// A book that goes on where an earlier agent stopped: `open` incidents, and the next free id.
+    pub(crate) fn new(open: Vec<Incident>, next_id: i64) -> Self {
+        Self {
+            next_id,
+            open: open.into_iter().map(|incident| (Arc::from(incident.service.as_str()), incident)).collect(),
+            misses: Recent::new(SERVICES),
+            waiting: Recent::new(SERVICES),
+            changed: BTreeSet::new(),
+            finished: BTreeMap::new(),
+        }
+    }
+
+    /// The id of a service's open incident.
+    pub(crate) fn open_id(&self, service: &str) -> Option<i64> {
+        self.open.get(service).map(|incident| incident.id)
+    }
+
+    /// Services whose incidents are open.
+    pub(crate) fn open_services(&self) -> Vec<Arc<str>> {
+        self.open.keys().cloned().collect()
+    }
+
+    /// Something happened to a service. Outside of an incident, it is kept for the one that may follow.
+    pub(crate) fn note(&mut self, service: &Arc<str>, at: Timestamp, what: &str, text: String) {
+        let entry = Entry { at, what: what.to_owned(), text };
+        if let Some(incident) = self.open.get_mut(service) {
+            if what == "restart_asked" {
+                incident.restarts += 1;
+            }
+            add(incident, entry);
+            self.changed.insert(Arc::clone(service));
+            return;
+        }
+        let (mut entries, death) = self.waiting.remove(service).unwrap_or_default();
+        if entries.len() >= WAITING {
+            entries.remove(0);
+        }
+        entries.push(entry);
+        self.waiting.insert(Arc::clone(service), (entries, death));
+    }
+
+    /// What is known of the death that was just noted.
+    pub(crate) fn death(&mut self, service: &Arc<str>, death: Death) {
+        if let Some(incident) = self.open.get_mut(service) {
+            incident.deaths += 1;
+            if incident.cause.is_null() {
+                tell(incident, death);
+            }
+            self.changed.insert(Arc::clone(service));
+            return;
+        }
+        let (entries, _) = self.waiting.remove(service).unwrap_or_default();
+        self.waiting.insert(Arc::clone(service), (entries, death));
+    }
+
+    /// An outage begins; `memory` is what was measured before.
+    pub(crate) fn open(&mut self, service: &Arc<str>, began: Timestamp, memory: Vec<Sample>, limit: Option<u64>) {
+        if self.open.contains_key(service) {
+            return;
+        }
+        let incident = self.begin(service, Kind::Outage, began, memory, limit);
+        self.open.insert(Arc::clone(service), incident);
+        self.changed.insert(Arc::clone(service));
+    }
+
+    fn begin(
+        &mut self,
+        service: &Arc<str>,
+        kind: Kind,
+        began: Timestamp,
+        memory: Vec<Sample>,
+        memory_limit: Option<u64>,
+    ) -> Incident {
+        let (timeline, death) = self.waiting.remove(service).unwrap_or_default();
+        let mut incident = Incident {
+            id: self.next_id,
+            service: service.to_string(),
+            kind,
+            began,
+            ended: None,
+            outage_ms: None,
+            outcome: None,
+            cause: Value::Null,
+            cause_text: String::new(),
+            evidence: Value::Null,
+            missing: Value::Null,
+            timeline,
+            moments_dropped: 0,
+            memory,
+            memory_limit,
+            restarts: 0,
+            deaths: 1,
+        };
+        self.next_id += 1;
+        tell(&mut incident, death);
+        incident
+    }
+
+    /// What became of the death; the last word of an outage with several counts.
+    pub(crate) fn conclude(&mut self, service: &Arc<str>, outcome: Outcome) {
+        match self.open.get_mut(service) {
+            Some(incident) => {
+                incident.outcome = Some(outcome);
+                self.changed.insert(Arc::clone(service));
+            }
+            // Meant to end: what was noted of it belongs to nothing.
+            None => drop(self.waiting.remove(service)),
+        }
+    }
+
+    /// The outage is over.
+    pub(crate) fn close(&mut self, service: &Arc<str>, at: Timestamp, outage: Duration, outcome: Outcome) {
+        let Some(mut incident) = self.open.remove(service) else { return };
+        incident.ended = Some(at);
+        incident.outage_ms = Some(u64::try_from(outage.as_millis()).unwrap_or(u64::MAX));
+        incident.outcome = Some(outcome);
+        self.changed.remove(service);
+        self.finished.insert(incident.id, incident);
+    }
+
+    /// A worker died of something that may come back.
+    pub(crate) fn near_miss(&mut self, service: &Arc<str>, at: Timestamp, text: String, death: Death) {
+        let entry = Entry { at, what: "worker_died".to_owned(), text };
+        if let Some(incident) = self.open.get_mut(service) {
+            incident.deaths += 1;
+            add(incident, entry);
+            self.changed.insert(Arc::clone(service));
+            return;
+        }
+        let earlier = self.misses.remove(service);
+        let same = |earlier: &Incident| {
+            let last = earlier.timeline.last().map_or(earlier.began, |entry| entry.at);
+            at.duration_since(last).unsigned_abs() < SAME_MISS
+        };
+        let mut incident = match earlier.filter(same) {
+            Some(mut earlier) => {
+                earlier.deaths += 1;
+                earlier
+            }
+            None => {
+                let mut incident = self.begin(service, Kind::NearMiss, at, Vec::new(), None);
+                tell(&mut incident, death);
+                incident
+            }
+        };
+        add(&mut incident, entry);
+        incident.ended = Some(at);
+        self.finished.insert(incident.id, incident.clone());
+        self.misses.insert(Arc::clone(service), incident);
+    }
+
+    /// The records that have changed since this was called last.
+    pub(crate) fn take_changed(&mut self) -> Vec<Incident> {
+        let open = std::mem::take(&mut self.changed);
+        let open = open.iter().filter_map(|service| self.open.get(service)).cloned();
+        let mut changed: Vec<_> = open.collect();
+        changed.extend(std::mem::take(&mut self.finished).into_values());
+        changed
+    }
+}
+
+fn tell(incident: &mut Incident, Death { cause, cause_text, evidence, missing }: Death) {
+    if cause.is_null() {
+        return;
+    }
+    (incident.cause, incident.cause_text) = (cause, cause_text);
+    (incident.evidence, incident.missing) = (evidence, missing);
+}
+
+fn add(incident: &mut Incident, entry: Entry) {
+    if incident.timeline.len() >= MOMENTS {
+        incident.timeline.remove(FIRST);
+        incident.moments_dropped += 1;
+    }
+    incident.timeline.push(entry);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).expect("a time")
+    }
+
+    fn death(kind: &str) -> Death {
+        Death { cause: serde_json::json!({ "kind": kind }), cause_text: kind.to_owned(), ..Death::default() }
+    }
+
+    fn book() -> (Book, Arc<str>) {
+        (Book::new(Vec::new(), 7), "web".into())
+    }
+
+    #[test]
+    fn an_outage_is_told_from_before_its_beginning_to_its_end() {
+        let (mut book, web) = book();
+        book.note(&web, at(0), "oom_mark", "chosen".to_owned());
+        book.death(&web, death("oom_kill"));
+        let memory = vec![Sample { at: at(-5), bytes: 9 }];
+        book.open(&web, at(0), memory, Some(10));
+        assert_eq!(book.open_id("web"), Some(7));
+        let [incident] = &book.take_changed()[..] else { panic!("one record") };
+        assert_eq!((incident.timeline.len(), incident.cause_text.as_str()), (1, "oom_kill"));
+        assert_eq!(book.take_changed(), [], "nothing new");
+        book.note(&web, at(2), "restart_asked", "try 1".to_owned());
+        book.conclude(&web, Outcome::Restarted);
+        book.close(&web, at(3), Duration::from_millis(2900), Outcome::Restarted);
+        let [incident] = &book.take_changed()[..] else { panic!("one record") };
+        assert_eq!((incident.outage_ms, incident.restarts, incident.ended), (Some(2900), 1, Some(at(3))));
+        assert_eq!(book.open_id("web"), None);
+        book.open(&web, at(9), Vec::new(), None);
+        assert_eq!(book.open_id("web"), Some(8));
+    }
+
+    #[test]
+    fn what_was_meant_leaves_no_record() {
+        let (mut book, web) = book();
+        book.note(&web, at(0), "died", "stopped".to_owned());
+        book.conclude(&web, Outcome::Intended);
+        assert_eq!(book.take_changed(), []);
+        book.open(&web, at(1), Vec::new(), None);
+        assert_eq!(book.take_changed()[0].timeline, [], "and nothing of it in the next one");
+    }
+
+    #[test]
+    fn workers_that_die_again_and_again_are_one_near_miss() {
+        let (mut book, web) = book();
+        for second in [0, 30, 80] {
+            book.near_miss(&web, at(second), "killed".to_owned(), death("oom_kill"));
+        }
+        book.near_miss(&web, at(200), "killed".to_owned(), death("oom_kill"));
+        let changed = book.take_changed();
+        let told: Vec<_> = changed.iter().map(|incident| (incident.id, incident.deaths)).collect();
+        assert_eq!(told, [(7, 3), (8, 1)]);
+        assert_eq!(changed[0].kind, Kind::NearMiss);
+    }
+
+    #[test]
+    fn a_long_story_keeps_its_beginning_and_its_end() {
+        let (mut book, web) = book();
+        book.open(&web, at(0), Vec::new(), None);
+        for second in 0..1000 {
+            book.note(&web, at(second), "failed", second.to_string());
+        }
+        let incident = book.take_changed().remove(0);
+        assert_eq!((incident.timeline.len(), incident.moments_dropped), (MOMENTS, 800));
+        assert_eq!((incident.timeline[0].text.as_str(), incident.timeline[MOMENTS - 1].text.as_str()), ("0", "999"));
+    }
+
+    #[test]
+    fn an_open_incident_of_an_earlier_agent_goes_on() {
+        let (mut book, web) = book();
+        book.open(&web, at(0), Vec::new(), None);
+        let open = book.take_changed();
+        let mut next = Book::new(open, 8);
+        next.close(&web, at(60), Duration::from_secs(60), Outcome::Respawned);
+        assert_eq!(next.take_changed()[0].id, 7);
+    }
+}

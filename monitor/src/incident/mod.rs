@@ -1,0 +1,13 @@
+//! The record of an outage, or of a death that nearly was one: evidence, timeline, decisions, memory before the end, outcome.
+//!
+//! * [`record`]: what is kept
+//! * [`book`]: the incidents that are open, written as moments come (pure)
+//! * [`report`]: the root-cause timeline for people (pure)
+
+mod book;
+mod record;
+mod report;
+
+pub(crate) use book::{Book, Death};
+pub(crate) use record::{Incident, Kind, Sample};
+pub(crate) use report::markdown;

@@ -1,0 +1,244 @@
+//! The root-cause timeline of one incident, in Markdown.
+
+use std::fmt::{self, Write as _};
+
+use jiff::{SpanRound, Timestamp, Unit};
+use serde_json::Value;
+
+use super::record::{Incident, Kind};
+use crate::{healing::Outcome, text::Clean};
+
+/// Writes the report.
+pub(crate) fn markdown(incident: &Incident) -> String {
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    write(&mut out, incident).ok();
+    out
+}
+
+fn write(out: &mut String, incident: &Incident) -> fmt::Result {
+    let service = Clean(&incident.service);
+    let what = match incident.kind {
+        Kind::Outage => "was down",
+        Kind::NearMiss => "lost a worker",
+    };
+    writeln!(out, "# Incident {}: {service} {what}\n", incident.id)?;
+    writeln!(out, "| | |\n|---|---|")?;
+    let mut row = |name: &str, text: String| writeln!(out, "| {name} | {} |", cell(&text));
+    let cause = if incident.cause_text.is_empty() { "not known" } else { &incident.cause_text };
+    row("Cause", cause.to_owned())?;
+    row("Began", incident.began.to_string())?;
+    row("Detected", after(incident, "verdict"))?;
+    row("Acted", after(incident, "restart_asked"))?;
+    match (incident.kind, incident.ended) {
+        (Kind::NearMiss, _) => row("Resolved", "the service lived on".to_owned())?,
+        (Kind::Outage, Some(ended)) => row("Resolved", ended.to_string())?,
+        (Kind::Outage, None) => row("Resolved", "not yet".to_owned())?,
+    }
+    if let Some(outage_ms) = incident.outage_ms {
+        row("Downtime", format!("{:.3} s", outage_ms as f64 / 1000.0))?;
+    }
+    row("Outcome", outcome(incident).to_owned())?;
+    row("Deaths, restarts asked", format!("{}, {}", incident.deaths, incident.restarts))?;
+
+    writeln!(out, "\n## Timeline\n\n| Time (UTC) | After the death | What |\n|---|---|---|")?;
+    for entry in &incident.timeline {
+        let text = format!("{}: {}", entry.what, entry.text);
+        writeln!(out, "| {} | {} | {} |", entry.at, offset(incident.began, entry.at), cell(&text))?;
+    }
+    if incident.moments_dropped > 0 {
+        writeln!(out, "\n{} moments in the middle were not kept.", incident.moments_dropped)?;
+    }
+
+    if let Some(items) = incident.evidence.as_array().filter(|items| !items.is_empty()) {
+        writeln!(out, "\n## Evidence\n")?;
+        for item in items {
+            let text = |name: &str| item[name].as_str().unwrap_or_default();
+            writeln!(out, "- {}: {}", cell(text("source")), cell(text("finding")))?;
+        }
+        let missing: Vec<_> = incident.missing.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if !missing.is_empty() {
+            writeln!(out, "- not there in time: {}", missing.join(", "))?;
+        }
+    }
+
+    if let (Some(first), Some(last)) = (incident.memory.first(), incident.memory.last()) {
+        writeln!(out, "\n## Memory before the death\n")?;
+        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        let limit = incident.memory_limit.map_or_else(|| "no limit".to_owned(), |limit| format!("limit {}", mib(limit)));
+        writeln!(
+            out,
+            "From {} to {} in {} ({limit}).\n",
+            mib(first.bytes),
+            mib(last.bytes),
+            offset(first.at, last.at).trim_start_matches('+')
+        )?;
+        writeln!(out, "| After the death | Memory |\n|---|---|")?;
+        for sample in &incident.memory {
+            writeln!(out, "| {} | {} |", offset(incident.began, sample.at), mib(sample.bytes))?;
+        }
+    }
+
+    writeln!(out, "\n## What would have prevented it\n")?;
+    for advice in advice(incident) {
+        writeln!(out, "- {advice}")?;
+    }
+    Ok(())
+}
+
+/// Text that cannot leave its cell: what a process chose is among it.
+fn cell(text: &str) -> String {
+    Clean(text).to_string().replace('|', "\\|").replace(['\n', '<'], " ")
+}
+
+/// The first moment of that kind, as a time after the beginning.
+fn after(incident: &Incident, what: &str) -> String {
+    let entry = incident.timeline.iter().find(|entry| entry.what == what);
+    entry.map_or_else(|| "no".to_owned(), |entry| format!("{} ({})", entry.at, offset(incident.began, entry.at)))
+}
+
+fn offset(began: Timestamp, at: Timestamp) -> String {
+    let span = at.duration_since(began);
+    let sign = if span.is_negative() { '-' } else { '+' };
+    let rounded = span.abs();
+    if rounded.as_secs() < 60 {
+        return format!("{sign}{:.3} s", rounded.as_secs_f64());
+    }
+    let round = SpanRound::new().smallest(Unit::Second).largest(Unit::Hour);
+    let text = jiff::Span::try_from(rounded).and_then(|span| span.round(round)).map(|span| format!("{span:#}"));
+    format!("{sign}{}", text.unwrap_or_default())
+}
+
+fn outcome(incident: &Incident) -> &'static str {
+    match incident.outcome {
+        Some(Outcome::Restarted) => "Defib restarted it",
+        Some(Outcome::Respawned) => "somebody else brought it back",
+        Some(Outcome::LeftAlone) => "left alone, by configuration",
+        Some(Outcome::Intended) => "it was meant to be down",
+        None if incident.kind == Kind::NearMiss => "nothing was to be done",
+        None => "open",
+    }
+}
+
+/// What follows from the record alone; nothing is guessed.
+fn advice(incident: &Incident) -> Vec<String> {
+    let mut advice = Vec::new();
+    let says = |what: &str| incident.timeline.iter().find(|entry| entry.what == what).map(|entry| entry.text.as_str());
+    match incident.cause["kind"].as_str() {
+        Some("oom_kill") => {
+            let scope = incident.cause["scope"].as_str().unwrap_or("unknown");
+            advice.push(match (scope, incident.cause["limit_bytes"].as_u64()) {
+                ("memcg", Some(limit)) => format!(
+                    "It was killed at a limit of {:.0} MiB{}. Either it leaks, which its growth over its uptime shows, or \
+                     the limit is below what it needs.",
+                    limit as f64 / f64::from(1 << 20),
+                    incident.cause["limit_owner"].as_str().map(|owner| format!(" of {}", cell(owner))).unwrap_or_default()
+                ),
+                ("global", _) => "The host ran out of memory. A memory limit for whoever grew (MemoryMax=) keeps the \
+                                  others alive."
+                    .to_owned(),
+                _ => "It was killed for want of memory.".to_owned(),
+            });
+        }
+        Some("userspace_oom_kill") => {
+            advice.push("A user-space OOM killer chose it; a limit of its own would have hit nobody else.".to_owned());
+        }
+        Some("app_oom_probable") => {
+            advice.push("Its own runtime ran out of memory: raise its heap limit, or find what it holds.".to_owned());
+        }
+        Some("crash") => advice.push("It crashed; the site is in the timeline and the evidence.".to_owned()),
+        Some("watchdog") => advice.push("It gave no sign of life; its supervisor ended it.".to_owned()),
+        _ => {}
+    }
+    if let Some(text) = says("waiting").filter(|text| text.contains("Restart=") || text.contains("restart policy")) {
+        let text = cell(text);
+        advice.push(format!(
+            "Its own supervisor would have left it dead ({text}). `defib audit` shows the setting that changes that."
+        ));
+    }
+    if let Some(text) = says("not_restarted") {
+        advice.push(format!("Defib did not restart it at once: {}.", cell(text)));
+    }
+    if advice.is_empty() {
+        advice.push("The record does not show it.".to_owned());
+    }
+    advice
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::incident::record::{Entry, Sample};
+    use serde_json::json;
+
+    fn incident() -> Incident {
+        let at = |ms: i64| Timestamp::from_millisecond(1_700_000_000_000 + ms).expect("a time");
+        let entry = |ms, what: &str, text: &str| Entry { at: at(ms), what: what.to_owned(), text: text.to_owned() };
+        Incident {
+            id: 3,
+            service: "web.service".to_owned(),
+            kind: Kind::Outage,
+            began: at(0),
+            ended: Some(at(2450)),
+            outage_ms: Some(2450),
+            outcome: Some(Outcome::Restarted),
+            cause: json!({ "kind": "oom_kill", "scope": "memcg", "limit_bytes": 33_554_432u64, "limit_owner": "/a|b" }),
+            cause_text: "OOM kill".to_owned(),
+            evidence: json!([{ "source": "oom_mark", "finding": "marked <b>" }]),
+            missing: json!(["kernel_log"]),
+            timeline: vec![
+                entry(-2, "oom_mark", "chosen"),
+                entry(3, "verdict", "cause: OOM kill"),
+                entry(5, "waiting", "grace (Restart=no, result oom-kill)"),
+                entry(2004, "restart_asked", "try 1"),
+                entry(700_000, "healthy", "again"),
+            ],
+            moments_dropped: 0,
+            memory: vec![Sample { at: at(-10_000), bytes: 10 << 20 }, Sample { at: at(-5_000), bytes: 31 << 20 }],
+            memory_limit: Some(32 << 20),
+            restarts: 1,
+            deaths: 1,
+        }
+    }
+
+    #[test]
+    fn the_report_tells_what_happened_and_what_would_have_helped() {
+        let text = markdown(&incident());
+        for line in [
+            "# Incident 3: web.service was down",
+            "| Detected | 2023-11-14T22:13:20.003Z (+0.003 s) |",
+            "| Acted | 2023-11-14T22:13:22.004Z (+2.004 s) |",
+            "| Downtime | 2.450 s |",
+            "| Outcome | Defib restarted it |",
+            "| 2023-11-14T22:13:19.998Z | -0.002 s | oom_mark: chosen |",
+            "| 2023-11-14T22:25:00Z | +11m 40s | healthy: again |",
+            "- oom_mark: marked  b>",
+            "- not there in time: kernel_log",
+            "From 10.0 MiB to 31.0 MiB in 5.000 s (limit 32.0 MiB).",
+            "| -5.000 s | 31.0 MiB |",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert!(text.contains("limit of 32 MiB of /a\\|b"), "{text}");
+        assert!(text.contains("left it dead (grace (Restart=no"), "{text}");
+    }
+
+    #[test]
+    fn an_open_incident_without_a_cause_has_a_report_too() {
+        let open = Incident {
+            ended: None,
+            outage_ms: None,
+            outcome: None,
+            cause: Value::Null,
+            cause_text: String::new(),
+            evidence: Value::Null,
+            timeline: Vec::new(),
+            memory: Vec::new(),
+            ..incident()
+        };
+        let text = markdown(&open);
+        for line in ["| Cause | not known |", "| Resolved | not yet |", "| Acted | no |", "| Outcome | open |"] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+}

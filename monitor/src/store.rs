@@ -1,0 +1,417 @@
+//! What outlives the agent, in SQLite: the state of each service's engine, and incidents.
+//!
+//! One thread owns the file. Writers hand it the newest version of a row and go on; versions that nobody has written yet
+//! are replaced by newer ones, so what waits is never more than what there is. [`Store::flush`] says when all that was
+//! handed over is on its way to the disk: a restart is written down before it is asked for.
+//!
+//! A file that cannot be used is set aside, not deleted; when none can be opened, or the disk is full, the agent goes on
+//! from memory and says so.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs, mem,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use jiff::Timestamp;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+use tokio::sync::oneshot;
+
+use crate::{healing::Memory, host::clock, incident::Incident};
+
+/// The file in the state directory.
+const FILE: &str = "defib.db";
+/// `PRAGMA user_version` of this layout.
+const LAYOUT: i64 = 1;
+/// Incidents are kept for so long: 400 days, a year to look back on and some.
+const MAX_AGE: Duration = Duration::from_secs(400 * 86_400);
+/// And never more than this many of them; at some 8 KiB each that is 80 MiB.
+const MAX_INCIDENTS: i64 = 10_000;
+/// Incidents that wait for a disk that takes none; beyond, the oldest are dropped and counted.
+const MAX_WAITING: usize = 2_000;
+/// After a write that failed.
+const RETRY: Duration = Duration::from_secs(5);
+/// A statement waits this long for a reader in another process.
+const BUSY: Duration = Duration::from_millis(500);
+/// Rows that are removed at once, so that an old file does not hold up the first write.
+const REMOVED_AT_ONCE: i64 = 1_000;
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS service (
+    name TEXT PRIMARY KEY,
+    boot_id TEXT NOT NULL,
+    -- the wall clock's lead over CLOCK_BOOTTIME when this was written
+    lead_ns INTEGER NOT NULL,
+    memory TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS incident (
+    id INTEGER PRIMARY KEY,
+    service TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    began_ms INTEGER NOT NULL,
+    ended_ms INTEGER,
+    record TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS incident_began ON incident (began_ms);
+";
+
+/// A handle on the store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    shared: Arc<Shared>,
+}
+
+/// What an earlier agent left.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// The engines' memories by service, in this boot's time.
+    pub(crate) services: HashMap<String, Memory>,
+    /// Incidents that were open.
+    pub(crate) open: Vec<Incident>,
+    /// The first id that is free.
+    pub(crate) next_id: i64,
+    /// The host has been started since; then nothing of what ran lives.
+    pub(crate) rebooted: bool,
+    /// Why there is less than there should be.
+    pub(crate) trouble: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    wake: Condvar,
+    /// Why the last write failed.
+    trouble: Mutex<Option<String>>,
+    failed: AtomicU64,
+    dropped: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    services: HashMap<Arc<str>, Memory>,
+    incidents: BTreeMap<i64, Incident>,
+    flushed: Vec<oneshot::Sender<()>>,
+    closing: bool,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.incidents.is_empty() && self.flushed.is_empty()
+    }
+}
+
+/// A panic elsewhere while the lock was held leaves rows that are whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    /// Opens the store in `directory` and begins its thread. Without a usable file it is kept in memory, which [`Left`]
+    /// says.
+    ///
+    /// # Errors
+    /// Only when not even memory can be had.
+    pub(crate) fn open(directory: &Path) -> Result<(Self, Left)> {
+        let path = directory.join(FILE);
+        let (connection, mut left) = match open_or_set_aside(&path) {
+            Ok(opened) => opened,
+            Err(error) => {
+                let connection = prepare(Connection::open_in_memory()?)?;
+                let trouble = Some(format!("{error:#}; kept in memory only"));
+                (connection, Left { next_id: 1, trouble, ..Left::default() })
+            }
+        };
+        let store = Self { shared: Arc::default() };
+        *lock(&store.shared.trouble) = left.trouble.take().inspect(|trouble| left.trouble = Some(trouble.clone()));
+        let shared = Arc::clone(&store.shared);
+        std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || write_on(connection, &shared))
+            .context("cannot start the store's thread")?;
+        Ok((store, left))
+    }
+
+    /// Hands over a service's state.
+    pub(crate) fn keep_service(&self, name: &Arc<str>, memory: Memory) {
+        lock(&self.shared.waiting).services.insert(Arc::clone(name), memory);
+        self.shared.wake.notify_one();
+    }
+
+    /// Hands over an incident.
+    pub(crate) fn keep_incident(&self, incident: Incident) {
+        let mut waiting = lock(&self.shared.waiting);
+        waiting.incidents.insert(incident.id, incident);
+        while waiting.incidents.len() > MAX_WAITING {
+            waiting.incidents.pop_first();
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(waiting);
+        self.shared.wake.notify_one();
+    }
+
+    /// Completes when all that was handed over so far is committed, or could not be; never fails, since nothing must hold
+    /// up a restart for good.
+    pub(crate) fn flush(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (done, flushed) = oneshot::channel();
+        lock(&self.shared.waiting).flushed.push(done);
+        self.shared.wake.notify_one();
+        async move { flushed.await.unwrap_or(()) }
+    }
+
+    /// Writes what is left and ends the thread; for a clean end of the agent.
+    pub(crate) async fn close(&self) {
+        let flushed = self.flush();
+        lock(&self.shared.waiting).closing = true;
+        self.shared.wake.notify_one();
+        flushed.await;
+    }
+
+    /// Why what happens is not on disk; `None` when it is.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        lock(&self.shared.trouble).clone()
+    }
+
+    /// Writes that failed and incidents that were dropped, since the start.
+    pub(crate) fn losses(&self) -> (u64, u64) {
+        (self.shared.failed.load(Ordering::Relaxed), self.shared.dropped.load(Ordering::Relaxed))
+    }
+}
+
+/// The thread.
+fn write_on(mut connection: Connection, shared: &Shared) {
+    let in_memory = lock(&shared.trouble).clone();
+    loop {
+        let mut waiting = lock(&shared.waiting);
+        while waiting.is_empty() && !waiting.closing {
+            waiting = shared.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        if waiting.is_empty() {
+            return;
+        }
+        let batch = mem::take(&mut *waiting);
+        waiting.closing = batch.closing;
+        drop(waiting);
+        let written = write(&mut connection, &batch);
+        match &written {
+            Ok(()) => lock(&shared.trouble).clone_from(&in_memory),
+            Err(error) => {
+                shared.failed.fetch_add(1, Ordering::Relaxed);
+                let text = format!("{error:#}");
+                tracing::error!("the store cannot be written: {text}");
+                *lock(&shared.trouble) = Some(text);
+            }
+        }
+        let Waiting { services, incidents, flushed, closing } = batch;
+        for done in flushed {
+            // Whoever asked may have given up.
+            done.send(()).ok();
+        }
+        if written.is_err() && !closing {
+            put_back(shared, services, incidents);
+            std::thread::sleep(RETRY);
+        }
+    }
+}
+
+/// What could not be written waits again, unless something newer does.
+fn put_back(shared: &Shared, services: HashMap<Arc<str>, Memory>, incidents: BTreeMap<i64, Incident>) {
+    let mut waiting = lock(&shared.waiting);
+    for (name, memory) in services {
+        waiting.services.entry(name).or_insert(memory);
+    }
+    for (id, incident) in incidents {
+        waiting.incidents.entry(id).or_insert(incident);
+    }
+}
+
+fn write(connection: &mut Connection, batch: &Waiting) -> Result<()> {
+    let transaction = connection.transaction()?;
+    {
+        let (boot_id, lead_ns) = (clock::boot_id(), lead_ns());
+        let mut service = transaction.prepare_cached(
+            "INSERT OR REPLACE INTO service (name, boot_id, lead_ns, memory) VALUES (?1, ?2, ?3, ?4)",
+        )?;
+        for (name, memory) in &batch.services {
+            service.execute(params![name.as_ref(), boot_id, lead_ns, serde_json::to_string(memory)?])?;
+        }
+        let mut incident = transaction.prepare_cached(
+            "INSERT OR REPLACE INTO incident (id, service, kind, began_ms, ended_ms, record) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?;
+        for (id, record) in &batch.incidents {
+            let ended_ms = record.ended.map(Timestamp::as_millisecond);
+            let began_ms = record.began.as_millisecond();
+            let text = serde_json::to_string(record)?;
+            incident.execute(params![id, record.service, record.kind.as_str(), began_ms, ended_ms, text])?;
+        }
+        if !batch.incidents.is_empty() {
+            forget(&transaction)?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Removes what is too old or too much, never what is open.
+fn forget(connection: &Connection) -> Result<()> {
+    let oldest = Timestamp::now().as_millisecond() - i64::try_from(MAX_AGE.as_millis()).unwrap_or(i64::MAX);
+    connection
+        .prepare_cached(
+            "DELETE FROM incident WHERE id IN (SELECT id FROM incident WHERE ended_ms IS NOT NULL AND (began_ms < ?1 \
+             OR id <= (SELECT max(id) FROM incident) - ?2) ORDER BY id LIMIT ?3)",
+        )?
+        .execute(params![oldest, MAX_INCIDENTS, REMOVED_AT_ONCE])?;
+    Ok(())
+}
+
+/// How much further the wall clock is than CLOCK_BOOTTIME, nanoseconds.
+fn lead_ns() -> i64 {
+    let wall = Timestamp::now().as_nanosecond();
+    i64::try_from(wall - i128::from(clock::boot_ns())).unwrap_or(0)
+}
+
+fn open_or_set_aside(path: &Path) -> Result<(Connection, Left)> {
+    let directory = path.parent().context("the store is in a directory")?;
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    match open_file(path) {
+        Ok(opened) => Ok(opened),
+        Err(error) if is_corrupt(&error) => {
+            let aside = set_aside(path)?;
+            let (connection, left) = open_file(path)?;
+            let trouble = format!("{} was not usable ({error:#}) and is now {}", path.display(), aside.display());
+            Ok((connection, Left { trouble: Some(trouble), ..left }))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn open_file(path: &Path) -> Result<(Connection, Left)> {
+    let shown = path.display();
+    let made = !path.exists();
+    let connection = Connection::open(path).with_context(|| format!("cannot open {shown}"))?;
+    if made {
+        // What services say and how they died is for root.
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+            .with_context(|| format!("cannot protect {shown}"))?;
+    }
+    let connection = prepare(connection).with_context(|| format!("cannot use {shown}"))?;
+    let left = read(&connection).with_context(|| format!("cannot read {shown}"))?;
+    Ok((connection, left))
+}
+
+fn prepare(connection: Connection) -> Result<Connection> {
+    connection.busy_timeout(BUSY)?;
+    // A kill of the agent loses nothing; a power cut may lose the last moments, never the file.
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    let layout: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    ensure!(layout <= LAYOUT, "it was written by a newer defib (layout {layout}; this one knows {LAYOUT})");
+    connection.execute_batch(SCHEMA)?;
+    connection.pragma_update(None, "user_version", LAYOUT)?;
+    Ok(connection)
+}
+
+/// True when the file itself is the trouble, not the disk or the rights.
+fn is_corrupt(error: &anyhow::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    let code = error.chain().find_map(|cause| cause.downcast_ref::<rusqlite::Error>()?.sqlite_error_code());
+    matches!(code, Some(DatabaseCorrupt | NotADatabase)) || error.chain().any(|cause| cause.is::<serde_json::Error>())
+}
+
+fn set_aside(path: &Path) -> Result<PathBuf> {
+    let stamp = Timestamp::now().as_second();
+    let aside = path.with_extension(format!("db.corrupt-{stamp}"));
+    fs::rename(path, &aside).with_context(|| format!("cannot set {} aside", path.display()))?;
+    for extra in ["db-wal", "db-shm"] {
+        let companion = path.with_extension(extra);
+        if companion.exists() {
+            let aside = aside.with_added_extension(extra);
+            fs::rename(&companion, aside).with_context(|| format!("cannot set {} aside", companion.display()))?;
+        }
+    }
+    Ok(aside)
+}
+
+fn read(connection: &Connection) -> Result<Left> {
+    let mut left = Left::default();
+    let (boot_id, lead_now) = (clock::boot_id(), lead_ns());
+    let mut statement = connection.prepare("SELECT name, boot_id, lead_ns, memory FROM service")?;
+    let rows = statement.query_map([], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?, row.get::<_, String>(3)?))
+    })?;
+    for row in rows {
+        let (name, boot, lead, memory) = row?;
+        let memory: Memory = serde_json::from_str(&memory).with_context(|| format!("the state of {name}"))?;
+        let memory = if boot == boot_id {
+            memory
+        } else {
+            left.rebooted = true;
+            memory.after_reboot(lead - lead_now)
+        };
+        left.services.insert(name, memory);
+    }
+    let mut statement = connection.prepare("SELECT record FROM incident WHERE ended_ms IS NULL ORDER BY id")?;
+    for record in statement.query_map([], |row| row.get::<_, String>(0))? {
+        left.open.push(serde_json::from_str(&record?).context("an open incident")?);
+    }
+    left.next_id = connection.query_row("SELECT coalesce(max(id), 0) + 1 FROM incident", [], |row| row.get(0))?;
+    Ok(left)
+}
+
+/// Looks into a store that an agent may be writing to.
+pub(crate) struct Reader(Connection);
+
+impl Reader {
+    /// Opens the store in `directory`.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub(crate) fn open(directory: &Path) -> Result<Self> {
+        let path = directory.join(FILE);
+        ensure!(
+            path.exists(),
+            "there is no {}: has an agent ever run with this state directory (--state-dir)?",
+            path.display()
+        );
+        let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        connection.busy_timeout(BUSY)?;
+        Ok(Self(connection))
+    }
+
+    /// The newest incidents, the newest first; of one service, when it is named.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(crate) fn incidents(&self, service: Option<&str>, limit: u32) -> Result<Vec<Incident>> {
+        let mut statement = self
+            .0
+            .prepare("SELECT record FROM incident WHERE ?1 IS NULL OR service = ?1 ORDER BY id DESC LIMIT ?2")
+            .context("cannot read the incidents")?;
+        let rows = statement.query_map(params![service, limit], |row| row.get::<_, String>(0))?;
+        rows.map(|record| serde_json::from_str(&record?).context("an incident cannot be read")).collect()
+    }
+
+    /// One incident.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(crate) fn incident(&self, id: i64) -> Result<Option<Incident>> {
+        let record: Option<String> = self
+            .0
+            .query_row("SELECT record FROM incident WHERE id = ?1", [id], |row| row.get(0))
+            .optional()
+            .context("cannot read the incidents")?;
+        record.map(|record| serde_json::from_str(&record).context("the incident cannot be read")).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests;
