@@ -238,9 +238,9 @@ pub const FRAME_BUILD_ID: i32 = 1;
 /// [`Frame::status`]: an address; the kernel could not read the build id.
 pub const FRAME_ADDRESS: i32 = 2;
 /// Names of a [`CrashSite::program`].
-pub const PROGRAM_NAMES: usize = 6;
+pub const PROGRAM_NAMES: usize = 12;
 /// Bytes kept of each, zero-padded; one without a zero byte may be cut.
-pub const PROGRAM_NAME_LEN: usize = 32;
+pub const PROGRAM_NAME_LEN: usize = 48;
 
 /// One frame of a user stack: `struct bpf_stack_build_id` (uapi bpf.h).
 #[repr(C)]
@@ -312,7 +312,7 @@ const _: () = {
     assert!(size_of::<Life>() == 72);
     assert!(size_of::<Cgroup>() == 288);
     assert!(size_of::<Frame>() == 32);
-    assert!(size_of::<CrashSite>() == 744);
+    assert!(size_of::<CrashSite>() == 1128);
 };
 
 /// One decoded record.

@@ -119,16 +119,16 @@ impl Store {
     /// Only when not even memory can be had.
     pub(crate) fn open(directory: &Path) -> Result<(Self, Left)> {
         let path = directory.join(FILE);
-        let (connection, mut left) = match open_or_set_aside(&path) {
+        let store = Self { shared: Arc::default() };
+        let (connection, left) = match open_or_set_aside(&path) {
             Ok(opened) => opened,
             Err(error) => {
                 let connection = prepare(Connection::open_in_memory()?)?;
-                let trouble = Some(format!("{error:#}; kept in memory only"));
-                (connection, Left { next_id: 1, trouble, ..Left::default() })
+                let trouble = format!("{error:#}; kept in memory only");
+                *lock(&store.shared.trouble) = Some(trouble.clone());
+                (connection, Left { next_id: 1, trouble: Some(trouble), ..Left::default() })
             }
         };
-        let store = Self { shared: Arc::default() };
-        *lock(&store.shared.trouble) = left.trouble.take().inspect(|trouble| left.trouble = Some(trouble.clone()));
         let shared = Arc::clone(&store.shared);
         std::thread::Builder::new()
             .name("store".to_owned())

@@ -36,11 +36,19 @@ fn run(scene: &mut Scene<'_>, name: &str, script: &str) -> String {
     scene.engine().run(&words)
 }
 
-/// Starts a container whose first process waits, and returns when it does.
+/// Starts a container whose first process waits, and returns when it does and the engine has told its name: until then a
+/// death there has the container's id. A busy engine takes its time for that.
 fn run_ready(scene: &mut Scene<'_>, name: &str, script: &str) {
-    run(scene, name, &format!("{script}; echo ready; while :; do sleep 1000 & wait; done"));
-    let engine = scene.engine();
-    tests::eventually("the container to be ready", || engine.run(&["logs", name]).contains("ready").then_some(()));
+    run(scene, name, &format!("{script}; while :; do sleep 0.2; done"));
+    scene.death(&format!("a sleep in {name}"), |death| death["service"] == name && death["comm"] == "sleep");
+}
+
+/// Starts a container that does what `script` says once the engine has told its name; its id.
+fn run_named(scene: &mut Scene<'_>, name: &str, script: &str) -> String {
+    let id = run(scene, name, &format!("trap 'go=1' USR1; while [ -z \"$go\" ]; do sleep 0.2; done; {script}"));
+    scene.death(&format!("a sleep in {name}"), |death| death["service"] == name && death["comm"] == "sleep");
+    scene.engine().run(&["kill", "-s", "USR1", name]);
+    id
 }
 
 /// The death of a container's first process or of another.
@@ -53,7 +61,7 @@ fn death(scene: &mut Scene<'_>, name: &str, role: &str) -> Value {
 
 fn oom(scene: &mut Scene<'_>) {
     scene.let_the_kernel_log_recover();
-    let id = run(scene, "leaking", &format!("sleep 1; {LEAK}"));
+    let id = run_named(scene, "leaking", LEAK);
     let death = death(scene, "leaking", "main");
     scene.expected(&death);
     scene.has(&death, "/signal", 9);
@@ -65,7 +73,7 @@ fn oom(scene: &mut Scene<'_>) {
 
 fn child_oom(scene: &mut Scene<'_>) {
     scene.let_the_kernel_log_recover();
-    let id = run(scene, "parent", &format!("sleep 1; (:; {LEAK}); sleep 1000"));
+    let id = run_named(scene, "parent", &format!("(:; {LEAK}); sleep 1000"));
     let death = death(scene, "parent", "worker");
     scene.expected(&death);
     scene.has(&death, "/signal", 9);
@@ -103,7 +111,7 @@ fn kill(scene: &mut Scene<'_>) {
 }
 
 fn end(scene: &mut Scene<'_>) {
-    run(scene, "short", "sleep 1000 & sleep 2; exit 0");
+    run_named(scene, "short", "sleep 1000 & sleep 1; exit 0");
     let worker = death(scene, "short", "worker");
     scene.expected(&worker);
     scene.has(&worker, "/signal", 9);
