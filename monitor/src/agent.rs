@@ -63,7 +63,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     }
     let listener = web::bind(config.http.listen).await?;
     let address = listener.local_addr().context("the HTTP listener has no address")?;
-    let control = control::bind(&config.agent.control_socket)?;
+    control::ensure_alone(&config.agent.control_socket)?;
     let (store, left) = Store::open(&config.agent.state_dir)?;
     if let Some(trouble) = &left.trouble {
         tracing::error!("state and incidents: {trouble}");
@@ -72,6 +72,12 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     if let Some(aside) = left.trouble.clone().filter(|_| store.trouble().is_none()) {
         readiness.note(format!("earlier state and incidents ({aside})"));
     }
+    let control = control::bind(&config.agent.control_socket)
+        .inspect_err(|error| {
+            tracing::error!("operators cannot reach the agent: {error:#}");
+            readiness.note(format!("defib status, pause and resume ({error:#})"));
+        })
+        .ok();
     let registry = Registry::new();
     let metrics = Metrics::new(&registry, config.agent.max_services)?;
     let mut tasks = JoinSet::new();
@@ -134,7 +140,9 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     }
     drop(events_in);
     let (commands_in, commands) = mpsc::channel(control::WAITING);
-    tasks.spawn(control.serve(commands_in));
+    if let Some(control) = control {
+        tasks.spawn(control.serve(commands_in));
+    }
     let mut steward =
         Steward::new(&config, hierarchy, Arc::clone(&kernel), metrics, timeline, audit, (store, left));
     for failure in steward.scan(&config)? {

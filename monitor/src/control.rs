@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use axum::{
     Json, Router,
     extract::State,
@@ -88,21 +88,32 @@ pub(crate) enum Command {
     Resume(Resume, oneshot::Sender<Result<Status, String>>),
 }
 
-/// Binds the socket. What an agent that was killed left in its place goes; a living one is an error.
+/// Makes sure that no other agent is at work: two would restart everything twice.
 ///
 /// # Errors
-/// When another agent listens there, or it cannot be made.
+/// When one listens on the socket.
+pub(crate) fn ensure_alone(path: &Path) -> Result<()> {
+    ensure!(
+        std::os::unix::net::UnixStream::connect(path).is_err(),
+        "another agent listens on {}; end it, or give this one another place with --control-socket or [agent] \
+         control_socket",
+        path.display()
+    );
+    Ok(())
+}
+
+/// Binds the socket, in the place of one that an agent left when it was killed.
+///
+/// # Errors
+/// When it cannot be made.
 pub(crate) fn bind(path: &Path) -> Result<Socket> {
     let shown = path.display();
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => bail!("another agent listens on {shown}; choose another place with [agent] control_socket"),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).with_context(|| format!("cannot remove {shown}, which an earlier agent left"))?;
-        }
-        Err(_) => {}
+    let left = std::os::unix::net::UnixStream::connect(path);
+    if left.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+        fs::remove_file(path).with_context(|| format!("cannot remove {shown}, which an earlier agent left"))?;
     }
     let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {shown}"))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(|| format!("cannot protect {shown}"))?;
@@ -224,7 +235,7 @@ mod tests {
         let socket = bind(&path).expect("bound");
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         let server = tokio::spawn(socket.serve(commands_in));
-        assert!(bind(&path).is_err(), "a second agent");
+        assert!(ensure_alone(&path).is_err(), "a second agent");
         tokio::spawn(async move {
             while let Some(command) = commands.recv().await {
                 match command {
@@ -258,6 +269,7 @@ mod tests {
         let path = directory.path().join("control.sock");
         drop(UnixListener::bind(&path).expect("bound"));
         assert!(path.exists());
+        ensure_alone(&path).expect("nobody is there");
         bind(&path).expect("bound again");
     }
 }

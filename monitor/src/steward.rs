@@ -209,7 +209,8 @@ impl Steward {
         self.keep_incidents();
     }
 
-    /// Holds what an earlier agent knew of a service against the main process that it has.
+    /// Holds what an earlier agent knew of a service against the main process that it has. Once, when it is first seen: later,
+    /// word of a death is on its way.
     fn meet(&mut self, service: &Arc<str>, found: Option<Identity>) {
         let Some(managed) = self.roster.get(service) else { return };
         let now = clock::boot_ns();
@@ -513,6 +514,8 @@ impl Steward {
 
     /// Watches a cgroup when a rule wants it.
     fn consider(&mut self, id: u64, place: &Place) {
+        // By an earlier agent, and not yet by this one.
+        let is_known = self.left.contains_key(&*place.service);
         if self.roster.get(&place.service).is_none() {
             let wanted = |rule: &&Service| match (&rule.target, &*place.origin) {
                 (Target::Unit(pattern), Origin::Unit(name)) => pattern.matches(name),
@@ -533,7 +536,11 @@ impl Steward {
         }
         self.roster.moved(&place.service, &place.path);
         let main = self.main_process(&place.path);
-        self.meet(&place.service, main);
+        if is_known {
+            self.meet(&place.service, main);
+        } else if let Some(process) = main {
+            self.step(&place.service, Input::Alive(process), clock::boot_ns());
+        }
     }
 
     fn main_process(&self, cgroup: &str) -> Option<Identity> {

@@ -1,6 +1,12 @@
 //! Deaths in containers of a real Docker engine: called by the container's name, main process told from worker.
 
-use tests::{PATIENCE, defib::Watch, docker, live};
+use std::{thread::sleep, time::Duration};
+
+use tests::{
+    PATIENCE,
+    defib::{Agent, Watch},
+    docker, eventually, live,
+};
 
 /// A shell that doubles a string until it is killed.
 const LEAK: &str = "x=a; while :; do x=$x$x; done";
@@ -52,4 +58,94 @@ fn deaths_in_containers_carry_the_container_s_name() {
     run("five", "sleep 1; exit 5");
     let death = watch.find(PATIENCE, |line| line["service"] == "five").expect("a death in the container");
     assert_eq!((&death["cause"]["kind"], &death["cause"]["code"]), (&"exit".into(), &5.into()), "{death}");
+}
+
+/// An engine with an agent that looks after its containers.
+fn looked_after() -> (docker::Engine, Agent) {
+    let engine = docker::Engine::start();
+    let agent = Agent::start_among(
+        &[("DOCKER_HOST", &engine.host())],
+        "[[service]]\ncontainer = \"kept-*\"\nrestart = true\ngrace = \"100ms\"\nhealth = \"exec:/bin/true\"\n",
+    );
+    (engine, agent)
+}
+
+fn run(engine: &docker::Engine, agent: &Agent, name: &str, policy: &str) {
+    let script = "trap 'exit 0' TERM; while :; do sleep 0.2; done";
+    engine.run(&["run", "-d", "--name", name, "--restart", policy, "--network", "none", "busybox", "sh", "-c", script]);
+    let up = format!("defib_service_up{{service=\"{name}\"}}");
+    eventually("the container to be looked after", || (agent.metrics().get(&up) == Some(1.0)).then_some(()));
+}
+
+fn pid(engine: &docker::Engine, name: &str) -> i32 {
+    engine.run(&["inspect", "-f", "{{.State.Pid}}", name]).parse().expect("a pid")
+}
+
+fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+}
+
+#[test]
+fn dead_containers_come_back_unless_docker_or_an_operator_has_them() {
+    const NAME: &str = "dead_containers_come_back_unless_docker_or_an_operator_has_them";
+    if !live::can_run(NAME) {
+        return;
+    }
+    if let Some(what) = docker::missing() {
+        live::skip_ok(NAME, &format!("needs {what}"));
+        return;
+    }
+    let (engine, agent) = looked_after();
+    for (name, policy) in [("kept-no", "no"), ("kept-always", "always"), ("kept-stopped", "no")] {
+        run(&engine, &agent, name, policy);
+    }
+    let ended = |service: &str| {
+        eventually(&format!("the end of {service}'s outage"), || {
+            agent.incidents(service).pop().filter(|incident| incident["ended"].is_string())
+        })
+    };
+
+    let first = pid(&engine, "kept-no");
+    kill(first);
+    let incident = ended("kept-no");
+    assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
+    assert!(incident["timeline"].to_string().contains("restart policy no"), "{incident}");
+    assert_ne!(pid(&engine, "kept-no"), first);
+
+    kill(pid(&engine, "kept-always"));
+    let incident = ended("kept-always");
+    assert_eq!((&incident["outcome"], &incident["restarts"]), (&"respawned".into(), &0.into()), "{incident}");
+
+    engine.run(&["stop", "-t", "10", "kept-stopped"]);
+    let intended = "defib_restart_suppressed_total{reason=\"intended_stop\",service=\"kept-stopped\"}";
+    eventually("the decision", || (agent.metrics().get(intended) == Some(1.0)).then_some(()));
+    sleep(Duration::from_secs(1));
+    assert_eq!(engine.run(&["inspect", "-f", "{{.State.Running}}", "kept-stopped"]), "false");
+    assert!(agent.incidents("kept-stopped").is_empty(), "no outage");
+}
+
+#[test]
+fn an_engine_that_does_not_answer_is_asked_again() {
+    const NAME: &str = "an_engine_that_does_not_answer_is_asked_again";
+    if !live::can_run(NAME) {
+        return;
+    }
+    if let Some(what) = docker::missing() {
+        live::skip_ok(NAME, &format!("needs {what}"));
+        return;
+    }
+    let (engine, agent) = looked_after();
+    run(&engine, &agent, "kept-late", "no");
+    let first = pid(&engine, "kept-late");
+    engine.stand_still();
+    kill(first);
+    let unreachable = "defib_restart_suppressed_total{reason=\"supervisor_unreachable\",service=\"kept-late\"}";
+    eventually("the silence to be noticed", || (agent.metrics().get(unreachable) == Some(1.0)).then_some(()));
+    engine.go_on();
+    let incident = eventually("the end of the outage", || {
+        agent.incidents("kept-late").pop().filter(|incident| incident["ended"].is_string())
+    });
+    assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
+    assert!(incident["timeline"].to_string().contains("does not answer"), "{incident}");
 }

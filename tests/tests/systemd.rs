@@ -1,7 +1,15 @@
 //! Deaths in units of a real systemd: the unit's name, main process told from worker. Runs where systemd is PID 1, as in
 //! `cargo xtask vm --kernel 6.1 --test systemd`.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread::sleep,
+    time::Duration,
+};
+
+use serde_json::Value;
 
 use tests::{
     PATIENCE,
@@ -83,4 +91,255 @@ fn a_configured_unit_is_watched_from_its_first_moment() {
         (metrics.get(other) == Some(1.0)).then_some(metrics)
     });
     assert_eq!(metrics.get("defib_deaths_total{cause=\"clean_exit\",service=\"unwatched-1.service\"}"), None);
+}
+
+/// A service with a unit file of its own, gone with the test.
+struct Unit {
+    name: String,
+    place: tempfile::TempDir,
+}
+
+/// Where administrators' own packages put units; a mask goes over it.
+const UNITS: &str = "/usr/local/lib/systemd/system";
+
+fn systemctl(words: &[&str]) -> String {
+    let output = Command::new("systemctl").args(words).output().expect("systemctl starts");
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert!(output.status.success(), "systemctl {words:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+impl Unit {
+    /// A unit whose first `failures` runs do `bad` and whose others sleep, with lines for `[Service]` and `[Unit]`.
+    fn start(name: &str, service: &str, unit: &str, bad: &str, failures: u32) -> Self {
+        let place = tempfile::tempdir().expect("a directory");
+        let starts = place.path().join("starts");
+        let script = place.path().join("run");
+        let text = format!(
+            "#!/bin/sh\necho start >> '{starts}'\n[ $(wc -l < '{starts}') -gt {failures} ] || {bad}\nexec sleep 1000\n",
+            starts = starts.display()
+        );
+        fs::write(&script, text).expect("a script");
+        fs::create_dir_all(UNITS).expect("a directory");
+        let text = format!("[Unit]\n{unit}\n[Service]\nExecStart=/bin/sh {}\n{service}\n", script.display());
+        let this = Self { name: format!("{name}.service"), place };
+        fs::write(this.file(), text).expect("a unit");
+        systemctl(&["daemon-reload"]);
+        systemctl(&["start", "--no-block", &this.name]);
+        this
+    }
+
+    fn file(&self) -> PathBuf {
+        Path::new(UNITS).join(&self.name)
+    }
+
+    fn starts(&self) -> usize {
+        fs::read_to_string(self.place.path().join("starts")).unwrap_or_default().lines().count()
+    }
+
+    /// The main process, once it sleeps.
+    fn main(&self) -> i32 {
+        eventually(&format!("{} to sleep", self.name), || {
+            let pid: i32 = systemctl(&["show", "-P", "MainPID", &self.name]).parse().ok()?;
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            (name.trim() == "sleep").then_some(pid)
+        })
+    }
+
+    fn kill(&self) {
+        let pid = rustix::process::Pid::from_raw(self.main()).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        for words in [&["unmask", "--runtime", &self.name][..], &["stop", &self.name], &["reset-failed", &self.name]] {
+            Command::new("systemctl").args(words).output().ok();
+        }
+        fs::remove_file(self.file()).ok();
+        Command::new("systemctl").arg("daemon-reload").output().ok();
+    }
+}
+
+/// An agent that brings back at once what is called `healed-…`.
+fn healer() -> Agent {
+    Agent::start(
+        "[defaults]\nbudget = { per_host = '1000/10m' }\n\
+         [[service]]\nunit = 'healed-*.service'\nrestart = true\ngrace = '0s'\nhealth = 'exec:/bin/true'\n",
+    )
+}
+
+fn up(agent: &Agent, unit: &Unit) {
+    let up = format!("defib_service_up{{service=\"{}\"}}", unit.name);
+    eventually("the unit to be looked after", || (agent.metrics().get(&up) == Some(1.0)).then_some(()));
+}
+
+/// The last incident, once it has ended.
+fn ended(agent: &Agent, unit: &Unit) -> Value {
+    eventually(&format!("the end of the outage of {}", unit.name), || {
+        agent.incidents(&unit.name).pop().filter(|incident| incident["ended"].is_string())
+    })
+}
+
+/// Shows the moments of an outage, for people who run this with `--nocapture`.
+fn measured(what: &str, incident: &Value) {
+    let moments = incident["timeline"].as_array().expect("moments");
+    let at: Vec<_> = moments.iter().map(|moment| format!("{} {}", moment["what"], moment["at"])).collect();
+    println!("MEASURED {what}: outage of {} ms; {}", incident["outage_ms"], at.join(", "));
+}
+
+#[test]
+fn units_that_systemd_leaves_dead_are_started_again() {
+    if !can_run("units_that_systemd_leaves_dead_are_started_again") {
+        return;
+    }
+    let agent = healer();
+    let unit = Unit::start("healed-no", "Restart=no", "", "true", 0);
+    up(&agent, &unit);
+    let first = unit.main();
+    unit.kill();
+    let incident = ended(&agent, &unit);
+    assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
+    assert!(incident["timeline"].to_string().contains("Restart=no"), "{incident}");
+    assert_ne!(unit.main(), first);
+    measured("Restart=no, killed", &incident);
+
+    let victim = binary("victim");
+    let leak = format!("exec '{}' leak", victim.display());
+    let unit = Unit::start("healed-abort", "Restart=on-abort\nMemoryMax=40M\nMemorySwapMax=0", "", &leak, 1);
+    let incident = ended(&agent, &unit);
+    assert_eq!(incident["cause"]["kind"], "oom_kill", "{incident}");
+    assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
+    assert!(incident["timeline"].to_string().contains("Restart=on-abort"), "{incident}");
+    assert_eq!(unit.starts(), 2);
+    measured("Restart=on-abort, OOM-killed", &incident);
+    let covered = format!("defib_unit_oom_restart_covered{{service=\"{}\"}}", unit.name);
+    assert_eq!(agent.metrics().get(&covered), Some(0.0));
+
+    let limited = "StartLimitBurst=3\nStartLimitIntervalSec=60";
+    let unit = Unit::start("healed-limit", "Restart=always\nRestartSec=10ms", limited, "exit 1", 3);
+    // The deaths that systemd itself answered may have been outages of their own.
+    let ours = |incident: &Value| incident["outcome"] == "restarted" && incident["ended"].is_string();
+    let incident = eventually("our restart", || agent.incidents(&unit.name).into_iter().find(ours));
+    assert_eq!(incident["restarts"], 1, "{incident}");
+    assert!(incident["timeline"].to_string().contains("start limit: 3 starts"), "{incident}");
+    assert_eq!(unit.starts(), 4, "three of systemd's, one of ours");
+    measured("start limit hit", &incident);
+}
+
+#[test]
+fn what_an_operator_holds_or_stops_stays_down() {
+    if !can_run("what_an_operator_holds_or_stops_stays_down") {
+        return;
+    }
+    let agent = healer();
+    let unit = Unit::start("healed-masked", "Restart=no", "", "true", 0);
+    up(&agent, &unit);
+    unit.main();
+    systemctl(&["mask", "--runtime", &unit.name]);
+    unit.kill();
+    let held = format!("defib_restart_suppressed_total{{reason=\"held\",service=\"{}\"}}", unit.name);
+    eventually("the decision", || (agent.metrics().get(&held) == Some(1.0)).then_some(()));
+    assert_eq!(unit.starts(), 1);
+    systemctl(&["unmask", "--runtime", &unit.name]);
+    let incident = ended(&agent, &unit);
+    assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
+    assert!(incident["timeline"].to_string().contains("masked"), "{incident}");
+
+    let unit = Unit::start("healed-stopped", "Restart=always", "", "true", 0);
+    up(&agent, &unit);
+    unit.main();
+    systemctl(&["stop", &unit.name]);
+    let intended = format!("defib_restart_suppressed_total{{reason=\"intended_stop\",service=\"{}\"}}", unit.name);
+    eventually("the decision", || (agent.metrics().get(&intended) == Some(1.0)).then_some(()));
+    sleep(Duration::from_secs(1));
+    assert_eq!((unit.starts(), agent.incidents(&unit.name).len()), (1, 0), "no outage");
+    // An operator's restart is none either.
+    systemctl(&["start", &unit.name]);
+    up(&agent, &unit);
+    systemctl(&["restart", &unit.name]);
+    up(&agent, &unit);
+    unit.main();
+    assert_eq!(agent.incidents(&unit.name).len(), 0, "no outage");
+}
+
+#[test]
+fn a_unit_that_systemd_restarts_is_left_to_it_a_hundred_times() {
+    const DEATHS: usize = 100;
+    if !can_run("a_unit_that_systemd_restarts_is_left_to_it_a_hundred_times") {
+        return;
+    }
+    let agent = healer();
+    let unit = Unit::start("healed-always", "Restart=always\nRestartSec=50ms", "StartLimitIntervalSec=0", "true", 0);
+    up(&agent, &unit);
+    for death in 0..DEATHS {
+        unit.kill();
+        eventually("the next start", || (unit.starts() > death + 1).then_some(()));
+    }
+    let all = eventually("the last record", || {
+        let all = agent.incidents(&unit.name);
+        all.iter().all(|incident| incident["ended"].is_string()).then_some(all)
+    });
+    let deaths: u64 = all.iter().filter_map(|incident| incident["deaths"].as_u64()).sum();
+    assert_eq!(deaths, DEATHS as u64);
+    assert!(all.iter().all(|incident| incident["restarts"] == 0 && incident["outcome"] == "respawned"), "{all:?}");
+    assert_eq!(unit.starts(), DEATHS + 1);
+    let restarts = format!("defib_restarts_total{{result=\"ok\",service=\"{}\"}}", unit.name);
+    assert_eq!(agent.metrics().get(&restarts), Some(0.0));
+}
+
+#[test]
+fn an_agent_killed_in_an_outage_of_a_unit_is_followed_by_one_that_goes_on() {
+    if !can_run("an_agent_killed_in_an_outage_of_a_unit_is_followed_by_one_that_goes_on") {
+        return;
+    }
+    let config =
+        "[[service]]\nunit = 'healed-*.service'\nrestart = true\ngrace = '3s'\nhealth = 'exec:/bin/true'\n";
+    let agent = Agent::start(config);
+    let unit = Unit::start("healed-twice", "Restart=no", "", "true", 0);
+    up(&agent, &unit);
+    unit.kill();
+    eventually("the outage to be written down", || agent.incidents(&unit.name).pop());
+    let state = agent.crash();
+    assert_eq!(unit.starts(), 1, "inside the grace");
+    let agent = Agent::start_in(state, config);
+    let incident = ended(&agent, &unit);
+    assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
+    assert_eq!((unit.starts(), agent.incidents(&unit.name).len()), (2, 1));
+
+    // And one that died meanwhile.
+    let state = agent.crash();
+    unit.kill();
+    let agent = Agent::start_in(state, config);
+    eventually("the second outage to end", || {
+        let all = agent.incidents(&unit.name);
+        (all.len() == 2 && all[1]["ended"].is_string()).then_some(())
+    });
+    assert_eq!(unit.starts(), 3);
+}
+
+#[test]
+fn the_audit_names_units_that_would_stay_dead() {
+    if !can_run("the_audit_names_units_that_would_stay_dead") {
+        return;
+    }
+    let dead = Unit::start("audited-no", "Restart=no", "", "true", 0);
+    let back = Unit::start("audited-always", "Restart=always", "", "true", 0);
+    dead.main();
+    back.main();
+    let audit = |words: &[&str]| {
+        let output = tests::defib::run(&[&["audit"], words].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let findings: Value = serde_json::from_str(&audit(&["--json", "--all"])).expect("JSON");
+    let find = |unit: &Unit| {
+        let all = findings.as_array().expect("a list");
+        all.iter().find(|finding| finding["name"] == unit.name.as_str()).expect("it runs").clone()
+    };
+    assert_eq!((&find(&dead)["covered"], &find(&back)["covered"]), (&false.into(), &true.into()));
+    let text = audit(&[]);
+    assert!(text.contains("/etc/systemd/system/audited-no.service.d/") && text.contains("Restart=on-failure"), "{text}");
+    assert!(!text.contains("audited-always"), "{text}");
 }

@@ -4,6 +4,7 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
+use futures_util::future::join_all;
 use tokio::{sync::Mutex, time::timeout};
 use zbus::{Connection, OwnedObjectPath, OwnedVariant};
 
@@ -16,6 +17,21 @@ const JOB: &str = "org.freedesktop.systemd1.Job";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 /// How systemd writes a time without end.
 const FOR_EVER: u64 = u64::MAX;
+
+/// What [`Unit`] needs of any unit, and of a service.
+const UNIT_PROPERTIES: [&str; 7] =
+    ["LoadState", "ActiveState", "SubState", "Job", "InvocationID", "StartLimitBurst", "StartLimitIntervalUSec"];
+const SERVICE_PROPERTIES: [&str; 9] = [
+    "Result",
+    "Restart",
+    "Type",
+    "KillMode",
+    "ControlGroup",
+    "MainPID",
+    "RestartUSec",
+    "RestartUSecNext",
+    "RestartPreventExitStatus",
+];
 
 /// systemd answers within milliseconds; one that is this slow is asked again later.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,8 +59,6 @@ pub(crate) struct Unit {
     pub(crate) kind: String,
     /// `KillMode`.
     pub(crate) kill_mode: String,
-    /// `OOMPolicy`.
-    pub(crate) oom_policy: String,
     /// Type of the job that is queued or running for it; empty without one.
     pub(crate) job: String,
     /// Changes with each start.
@@ -240,29 +254,33 @@ impl Bus {
             .deserialize()
             .context("systemd answers LoadUnit with something else")?;
         let manager = OwnedObjectPath::try_from(MANAGER_PATH).context("the manager's path is one")?;
+        // One by one, all under way at once: all that a service has is 250 properties, many of them read from files.
         let (unit, service, host) = tokio::join!(
-            self.properties(&path, UNIT),
-            // Other units have none of these.
-            self.properties(&path, SERVICE),
+            self.several(&path, UNIT, &UNIT_PROPERTIES),
+            self.several(&path, SERVICE, &SERVICE_PROPERTIES),
             self.property(&manager, MANAGER, "SystemState"),
         );
-        let (mut unit, mut service) = (unit?, service.unwrap_or_default());
-        let mut words = |name: &str| unit.remove(name).map(text).transpose().map(Option::unwrap_or_default);
+        let mut told: HashMap<&str, OwnedVariant> = HashMap::new();
+        for (name, value) in unit {
+            told.insert(name, value?);
+        }
+        // Other units have none of these, and older versions lack some.
+        told.extend(service.into_iter().filter_map(|(name, value)| Some((name, value.ok()?))));
+        let mut words = |name: &str| told.remove(name).map(text).transpose().map(Option::unwrap_or_default);
         let (load_state, active_state, sub_state) = (words("LoadState")?, words("ActiveState")?, words("SubState")?);
-        let mut about = |name: &str| service.remove(name).map(text).transpose().map(Option::unwrap_or_default);
-        let (result, restart, kind) = (about("Result")?, about("Restart")?, about("Type")?);
-        let (kill_mode, oom_policy, cgroup) = (about("KillMode")?, about("OOMPolicy")?, about("ControlGroup")?);
+        let (result, restart, kind) = (words("Result")?, words("Restart")?, words("Type")?);
+        let (kill_mode, cgroup) = (words("KillMode")?, words("ControlGroup")?);
         let span = |value: Option<OwnedVariant>| {
             value.and_then(|value| u64::try_from(value).ok()).map(Duration::from_micros)
         };
-        let next = span(service.remove("RestartUSecNext")).filter(|next| !next.is_zero());
-        let usual = span(service.remove("RestartUSec"));
-        let job = match unit.remove("Job").map(TryInto::<(u32, OwnedObjectPath)>::try_into).transpose()? {
+        let next = span(told.remove("RestartUSecNext")).filter(|next| !next.is_zero());
+        let usual = span(told.remove("RestartUSec"));
+        let job = match told.remove("Job").map(TryInto::<(u32, OwnedObjectPath)>::try_into).transpose()? {
             Some((id, job)) if id != 0 => self.job(&job).await,
             _ => String::new(),
         };
         // Two lists, of codes and of signals.
-        let prevents = service.remove("RestartPreventExitStatus");
+        let prevents = told.remove("RestartPreventExitStatus");
         let prevents = prevents.and_then(|lists| TryInto::<(Vec<i32>, Vec<i32>)>::try_into(lists).ok());
         Ok(Unit {
             load_state,
@@ -272,25 +290,27 @@ impl Bus {
             restart,
             kind,
             kill_mode,
-            oom_policy,
             job,
             cgroup,
-            invocation: unit.remove("InvocationID").and_then(|id| Vec::try_from(id).ok()).unwrap_or_default(),
-            main_pid: service.remove("MainPID").and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
+            invocation: told.remove("InvocationID").and_then(|id| Vec::try_from(id).ok()).unwrap_or_default(),
+            main_pid: told.remove("MainPID").and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
             restart_after: next.or(usual).unwrap_or_default(),
             start_limit: (
-                unit.remove("StartLimitBurst").and_then(|burst| u32::try_from(burst).ok()).unwrap_or(0),
-                span(unit.remove("StartLimitIntervalUSec")).unwrap_or_default(),
+                told.remove("StartLimitBurst").and_then(|burst| u32::try_from(burst).ok()).unwrap_or(0),
+                span(told.remove("StartLimitIntervalUSec")).unwrap_or_default(),
             ),
             prevents_restart: prevents.is_some_and(|(_, signals)| signals.contains(&9)),
             host_stops: host.and_then(text).is_ok_and(|state| state == "stopping"),
         })
     }
 
-    async fn properties(&self, path: &OwnedObjectPath, interface: &str) -> Result<HashMap<String, OwnedVariant>> {
-        let reply = self.0.call_method(Some(DESTINATION), path, Some(PROPERTIES), "GetAll", &(interface,)).await;
-        let reply = reply.with_context(|| format!("systemd does not tell about {}", path.as_str()))?;
-        reply.body().deserialize().with_context(|| format!("systemd tells about {} in another way", path.as_str()))
+    async fn several(
+        &self,
+        path: &OwnedObjectPath,
+        interface: &str,
+        names: &[&'static str],
+    ) -> Vec<(&'static str, Result<OwnedVariant>)> {
+        join_all(names.iter().map(async |&name| (name, self.property(path, interface, name).await))).await
     }
 
     /// The type of a job; nothing when it has ended meanwhile.
