@@ -143,8 +143,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     if let Some(control) = control {
         tasks.spawn(control.serve(commands_in));
     }
-    let mut steward =
-        Steward::new(&config, hierarchy, Arc::clone(&kernel), metrics, timeline, audit, (store, left));
+    let mut steward = Steward::new(&config, hierarchy, Arc::clone(&kernel), metrics, timeline, audit, (store, left));
     for failure in steward.scan(&config)? {
         tracing::error!("a service cannot be looked after: {failure}");
         readiness.note(format!("a service: {failure}"));

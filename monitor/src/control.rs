@@ -198,7 +198,9 @@ pub(crate) async fn request<A: DeserializeOwned>(socket: &Path, path: &str, body
 async fn send<A: DeserializeOwned>(socket: &Path, path: &str, body: Option<impl Serialize>) -> Result<A> {
     let shown = socket.display();
     let stream = UnixStream::connect(socket).await.with_context(|| {
-        format!("no agent listens on {shown}; is 'defib run' running, with that [agent] control_socket, and are you root?")
+        format!(
+            "no agent listens on {shown}; is 'defib run' running, with that [agent] control_socket, and are you root?"
+        )
     })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);

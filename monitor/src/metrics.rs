@@ -358,8 +358,14 @@ impl StoreMetrics {
                 registry,
                 IntGauge::new("defib_store_ok", "1 while state and incidents are on disk, 0 while only in memory.")?,
             )?,
-            failed: counter("defib_store_write_errors_total", "Writes of state and incidents that failed; each is tried again.")?,
-            dropped: counter("defib_incidents_dropped_total", "Incidents that were lost because they could not be written.")?,
+            failed: counter(
+                "defib_store_write_errors_total",
+                "Writes of state and incidents that failed; each is tried again.",
+            )?,
+            dropped: counter(
+                "defib_incidents_dropped_total",
+                "Incidents that were lost because they could not be written.",
+            )?,
         })
     }
 

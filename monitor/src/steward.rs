@@ -243,7 +243,8 @@ impl Steward {
             seed: hasher.finish(),
         };
         self.metrics.add_managed(&service);
-        self.roster.add(Arc::clone(&service), Managed::new(Engine::new(policy), rule.health.clone(), supervisor, cgroup));
+        self.roster
+            .add(Arc::clone(&service), Managed::new(Engine::new(policy), rule.health.clone(), supervisor, cgroup));
         if is_unit(&service) {
             self.look_at_coverage(&service);
         }
@@ -480,11 +481,9 @@ impl Steward {
     /// Asks somebody else about a death; the verdict waits for the answer, not for long.
     fn ask(&mut self, process: Identity, question: Question) {
         let output = match &question {
-            Question::LastWords { place, .. } => self
-                .roster
-                .get(&place.service)
-                .and_then(|managed| managed.supervisor.output())
-                .map(ToOwned::to_owned),
+            Question::LastWords { place, .. } => {
+                self.roster.get(&place.service).and_then(|managed| managed.supervisor.output()).map(ToOwned::to_owned)
+            }
             Question::Systemd { .. } => None,
         };
         let (words, enquiry) = (self.words.0.clone(), self.enquiry.clone());
@@ -666,7 +665,12 @@ impl Steward {
     }
 
     fn step(&mut self, service: &Arc<str>, input: Input, now: u64) {
+        let is_missing = input == Input::Missing;
         let actions = self.roster.step(service, input, now);
+        if is_missing && !actions.is_empty() {
+            let cause_text = "it was not running when the agent started".to_owned();
+            self.book.death(service, incident::Death { cause_text, ..incident::Death::default() });
+        }
         if let Some(managed) = self.roster.get(service) {
             self.metrics.is_up(service, managed.process().is_some());
             self.metrics.circuit(service, managed.engine().is_circuit_open());
@@ -726,10 +730,14 @@ impl Steward {
             Action::Conclude { outcome, .. } => self.book.conclude(service, outcome),
             Action::Close { outage_ns, outcome } => {
                 self.metrics.outage_ended(service, outage_ns, outcome);
-                self.say(now, service, match outcome {
-                    Outcome::Intended => What::Over("it was meant to be down"),
-                    _ => What::Healthy { outage_ns },
-                });
+                self.say(
+                    now,
+                    service,
+                    match outcome {
+                        Outcome::Intended => What::Over("it was meant to be down"),
+                        _ => What::Healthy { outage_ns },
+                    },
+                );
                 self.book.close(service, clock::wall(now), Duration::from_nanos(outage_ns), outcome);
             }
         }

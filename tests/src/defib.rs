@@ -203,8 +203,7 @@ impl Agent {
     /// When they cannot be listed.
     pub fn incidents(&self, service: &str) -> Vec<Value> {
         let state = self.state.path().to_str().expect("UTF-8");
-        let output =
-            run(&["incidents", "--json", "--limit", "100000", "--service", service, "--state-dir", state]);
+        let output = run(&["incidents", "--json", "--limit", "100000", "--service", service, "--state-dir", state]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let mut incidents: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
         incidents.reverse();

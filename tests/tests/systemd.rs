@@ -294,8 +294,7 @@ fn an_agent_killed_in_an_outage_of_a_unit_is_followed_by_one_that_goes_on() {
     if !can_run("an_agent_killed_in_an_outage_of_a_unit_is_followed_by_one_that_goes_on") {
         return;
     }
-    let config =
-        "[[service]]\nunit = 'healed-*.service'\nrestart = true\ngrace = '3s'\nhealth = 'exec:/bin/true'\n";
+    let config = "[[service]]\nunit = 'healed-*.service'\nrestart = true\ngrace = '3s'\nhealth = 'exec:/bin/true'\n";
     let agent = Agent::start(config);
     let unit = Unit::start("healed-twice", "Restart=no", "", "true", 0);
     up(&agent, &unit);
@@ -340,6 +339,9 @@ fn the_audit_names_units_that_would_stay_dead() {
     };
     assert_eq!((&find(&dead)["covered"], &find(&back)["covered"]), (&false.into(), &true.into()));
     let text = audit(&[]);
-    assert!(text.contains("/etc/systemd/system/audited-no.service.d/") && text.contains("Restart=on-failure"), "{text}");
+    assert!(
+        text.contains("/etc/systemd/system/audited-no.service.d/") && text.contains("Restart=on-failure"),
+        "{text}"
+    );
     assert!(!text.contains("audited-always"), "{text}");
 }

@@ -57,6 +57,8 @@ pub(super) async fn run(args: Args) -> Result<()> {
     findings.sort_by(|a, b| (a.covered, a.kind, &a.name).cmp(&(b.covered, b.kind, &b.name)));
     if args.json {
         output::json(&findings)?;
+    } else if findings.is_empty() && !silent.is_empty() {
+        output::line("nothing was found to be uncovered, and not all could be looked at")?;
     } else {
         show(&findings)?;
     }
@@ -114,7 +116,7 @@ fn of_container(engine: &'static str, container: Container) -> Finding {
 
 fn show(findings: &[Finding]) -> Result<()> {
     if findings.is_empty() {
-        return output::line("whatever runs here and was asked would come back after an OOM kill");
+        return output::line("whatever runs here would come back after an OOM kill");
     }
     output::line(format!("{:<7} {:<36} {:<6} WHY", "KIND", "NAME", "BACK?"))?;
     for Finding { kind, name, covered, why, mend: _ } in findings {

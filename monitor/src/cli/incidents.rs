@@ -63,7 +63,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
         None => args.config.load()?.agent.state_dir,
     };
     let reader = Reader::open(&directory)?;
-    let one = |id: i64| reader.incident(id)?.with_context(|| format!("there is no incident {id}; see 'defib incidents'"));
+    let one =
+        |id: i64| reader.incident(id)?.with_context(|| format!("there is no incident {id}; see 'defib incidents'"));
     match &args.command {
         None => list(&reader, &args.list, args.json),
         Some(Command::List(what)) => list(&reader, what, args.json),
@@ -82,7 +83,10 @@ fn list(reader: &Reader, what: &List, json: bool) -> Result<()> {
     if incidents.is_empty() {
         return output::line("no incidents");
     }
-    output::line(format!("{:>6}  {:<20} {:<28} {:>9}  {:<12} CAUSE", "ID", "BEGAN (UTC)", "SERVICE", "DOWN", "OUTCOME"))?;
+    output::line(format!(
+        "{:>6}  {:<20} {:<28} {:>9}  {:<12} CAUSE",
+        "ID", "BEGAN (UTC)", "SERVICE", "DOWN", "OUTCOME"
+    ))?;
     for incident in &incidents {
         output::line(format!(
             "{:>6}  {:<20} {:<28} {:>9}  {:<12} {}",

@@ -122,6 +122,7 @@ impl fmt::Display for Place<'_> {
 mod tests {
     use super::*;
     use bytemuck::Zeroable as _;
+    use monitor_common::record::PROGRAM_NAMES;
 
     fn named(names: &[&str]) -> CrashSite {
         let mut site = CrashSite::zeroed();
@@ -135,9 +136,9 @@ mod tests {
     fn a_path_is_put_together_only_when_it_is_whole() {
         assert_eq!(program(&named(&["web", "bin", "usr", "/"])).as_deref(), Some("/usr/bin/web"));
         assert_eq!(program(&named(&["web", "bin"])), None, "the root was not reached");
-        assert_eq!(program(&named(&["f", "e", "d", "c", "b", "a"])), None, "too deep");
-        let cut = "0123456789012345678901234567890";
-        assert_eq!(program(&named(&[cut, "bin", "/"])), None, "a name that may be cut");
+        assert_eq!(program(&named(&["a"; PROGRAM_NAMES])), None, "too deep");
+        let cut = "n".repeat(PROGRAM_NAME_LEN - 1);
+        assert_eq!(program(&named(&[&cut, "bin", "/"])), None, "a name that may be cut");
     }
 
     #[test]

@@ -324,8 +324,18 @@ impl Engine {
     /// Goes on where an earlier agent was: then tell it what is alive, or that nothing is. An outage goes on with a fresh
     /// question to the supervisor, also when a restart was in flight: it may have succeeded.
     pub(crate) fn remember(&mut self, memory: Memory, now_ns: u64) {
-        let Memory { process, down_ns, healthy_ns, attempts, in_flight, spent_ns, paused_until_ns, gone, pending, stopped } =
-            memory;
+        let Memory {
+            process,
+            down_ns,
+            healthy_ns,
+            attempts,
+            in_flight,
+            spent_ns,
+            paused_until_ns,
+            gone,
+            pending,
+            stopped,
+        } = memory;
         self.ledger.restore(spent_ns);
         (self.attempts, self.down_ns, self.healthy_ns) = (attempts, down_ns, healthy_ns);
         (self.paused_until_ns, self.died_ns) = (paused_until_ns, down_ns.unwrap_or(0));
@@ -652,13 +662,7 @@ impl Engine {
     }
 
     /// Its supervisor will not bring it back: everything else that may forbid a restart, then the restart.
-    fn stays_dead(
-        &mut self,
-        why: String,
-        exhausted: Option<String>,
-        host: &mut Ledger,
-        now_ns: u64,
-    ) -> Vec<Action> {
+    fn stays_dead(&mut self, why: String, exhausted: Option<String>, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
         let (grace, backoff) = (self.policy.grace, self.backoff());
         let (wait, reason) = if backoff > grace { (backoff, "back-off") } else { (grace, "grace") };
         let until_ns = self.died_ns.saturating_add(nanoseconds(wait));

@@ -248,8 +248,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_an_engine_says_is_read() {
-        const ANSWER: &str =
-            "{\"Id\":\"abc\",\"Name\":\"/web-1\",\"State\":{\"Status\":\"exited\",\"ExitCode\":137}}";
+        const ANSWER: &str = "{\"Id\":\"abc\",\"Name\":\"/web-1\",\"State\":{\"Status\":\"exited\",\"ExitCode\":137}}";
         let (_directory, socket) = engine("200 OK", ANSWER).await;
         let docker = connect(&socket, PATIENCE).expect("connected");
         let container = Container::from(docker.inspect_container("abc", None).await.expect("known"));

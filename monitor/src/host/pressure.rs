@@ -40,7 +40,9 @@ mod tests {
     #[test]
     fn pressure_decides_and_free_memory_where_there_is_none() {
         let pressure = |full: &str| {
-            format!("some avg10=99.00 avg60=0.00 avg300=0.00 total=1\nfull avg10={full} avg60=0.00 avg300=0.00 total=1\n")
+            format!(
+                "some avg10=99.00 avg60=0.00 avg300=0.00 total=1\nfull avg10={full} avg60=0.00 avg300=0.00 total=1\n"
+            )
         };
         let low = "MemTotal:       1000000 kB\nMemFree:  5 kB\nMemAvailable:     19000 kB\n";
         let fine = "MemTotal:       1000000 kB\nMemFree:  5 kB\nMemAvailable:     21000 kB\n";

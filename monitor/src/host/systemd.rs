@@ -71,7 +71,9 @@ pub(crate) struct Unit {
     pub(crate) restart_after: Duration,
     /// `StartLimitBurst` and `StartLimitIntervalUSec`.
     pub(crate) start_limit: (u32, Duration),
-    /// `RestartPreventExitStatus` names SIGKILL.
+    /// `RestartPreventExitStatus` names something.
+    pub(crate) prevents_some: bool,
+    /// It names SIGKILL.
     pub(crate) prevents_restart: bool,
     /// The host is going down.
     pub(crate) host_stops: bool,
@@ -128,7 +130,9 @@ impl Systemd {
             Some(connection) => connection.clone(),
             None => {
                 let connection = Connection::system().await;
-                shared.insert(connection.context("cannot connect to the system bus; is dbus installed and running?")?).clone()
+                shared
+                    .insert(connection.context("cannot connect to the system bus; is dbus installed and running?")?)
+                    .clone()
             }
         };
         Ok(Bus(connection))
@@ -212,6 +216,24 @@ impl Unit {
         }
     }
 
+    /// True when systemd gave up because of the start limit.
+    ///
+    /// `Result` keeps the reason of the last death (`service_enter_dead`), so that says it only of a unit that had not
+    /// failed before. Otherwise it follows: a failed unit whose setting covers its result would be in `auto-restart`.
+    pub(crate) fn hit_start_limit(&self) -> bool {
+        let covered = match self.restart.as_str() {
+            "always" => true,
+            "on-failure" => self.result != "success",
+            "on-abnormal" => !matches!(self.result.as_str(), "success" | "exit-code"),
+            "on-abort" => matches!(self.result.as_str(), "signal" | "core-dump"),
+            "on-watchdog" => self.result == "watchdog",
+            _ => false,
+        };
+        let (burst, interval) = self.start_limit;
+        let limited = burst > 0 && !interval.is_zero() && self.sub_state == "failed" && self.job.is_empty();
+        self.result == "start-limit-hit" || limited && covered && !self.prevents_some
+    }
+
     /// How soon systemd gives up on one that dies again and again; `None`: never.
     pub(crate) fn gives_up_after(&self) -> Option<String> {
         let (burst, interval) = self.start_limit;
@@ -234,8 +256,7 @@ impl Bus {
 
     async fn services(&self) -> Result<Vec<String>> {
         /// Name, description, load, active and sub state, unit that it follows, path, id and type of a job, its path.
-        type Listed =
-            (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+        type Listed = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
         let none: [&str; 0] = [];
         let reply = self.manager("ListUnitsByPatterns", &(&none[..], &["*.service"][..])).await;
         let listed: Vec<Listed> = reply
@@ -270,9 +291,8 @@ impl Bus {
         let (load_state, active_state, sub_state) = (words("LoadState")?, words("ActiveState")?, words("SubState")?);
         let (result, restart, kind) = (words("Result")?, words("Restart")?, words("Type")?);
         let (kill_mode, cgroup) = (words("KillMode")?, words("ControlGroup")?);
-        let span = |value: Option<OwnedVariant>| {
-            value.and_then(|value| u64::try_from(value).ok()).map(Duration::from_micros)
-        };
+        let span =
+            |value: Option<OwnedVariant>| value.and_then(|value| u64::try_from(value).ok()).map(Duration::from_micros);
         let next = span(told.remove("RestartUSecNext")).filter(|next| !next.is_zero());
         let usual = span(told.remove("RestartUSec"));
         let job = match told.remove("Job").map(TryInto::<(u32, OwnedObjectPath)>::try_into).transpose()? {
@@ -299,6 +319,7 @@ impl Bus {
                 told.remove("StartLimitBurst").and_then(|burst| u32::try_from(burst).ok()).unwrap_or(0),
                 span(told.remove("StartLimitIntervalUSec")).unwrap_or_default(),
             ),
+            prevents_some: prevents.as_ref().is_some_and(|(codes, signals)| !codes.is_empty() || !signals.is_empty()),
             prevents_restart: prevents.is_some_and(|(_, signals)| signals.contains(&9)),
             host_stops: host.and_then(text).is_ok_and(|state| state == "stopping"),
         })

@@ -212,7 +212,7 @@ impl Book {
 }
 
 fn tell(incident: &mut Incident, Death { cause, cause_text, evidence, missing }: Death) {
-    if cause.is_null() {
+    if cause_text.is_empty() {
         return;
     }
     (incident.cause, incident.cause_text) = (cause, cause_text);

@@ -43,8 +43,7 @@ fn write(out: &mut String, incident: &Incident) -> fmt::Result {
 
     writeln!(out, "\n## Timeline\n\n| Time (UTC) | After the death | What |\n|---|---|---|")?;
     for entry in &incident.timeline {
-        let text = format!("{}: {}", entry.what, entry.text);
-        writeln!(out, "| {} | {} | {} |", entry.at, offset(incident.began, entry.at), cell(&text))?;
+        writeln!(out, "| {} | {} | {} |", entry.at, offset(incident.began, entry.at), cell(&entry.text))?;
     }
     if incident.moments_dropped > 0 {
         writeln!(out, "\n{} moments in the middle were not kept.", incident.moments_dropped)?;
@@ -65,7 +64,8 @@ fn write(out: &mut String, incident: &Incident) -> fmt::Result {
     if let (Some(first), Some(last)) = (incident.memory.first(), incident.memory.last()) {
         writeln!(out, "\n## Memory before the death\n")?;
         let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-        let limit = incident.memory_limit.map_or_else(|| "no limit".to_owned(), |limit| format!("limit {}", mib(limit)));
+        let limit =
+            incident.memory_limit.map_or_else(|| "no limit".to_owned(), |limit| format!("limit {}", mib(limit)));
         writeln!(
             out,
             "From {} to {} in {} ({limit}).\n",
@@ -156,7 +156,7 @@ fn advice(incident: &Incident) -> Vec<String> {
             "Its own supervisor would have left it dead ({text}). `defib audit` shows the setting that changes that."
         ));
     }
-    if let Some(text) = says("not_restarted") {
+    if let Some(text) = says("not_restarted").and_then(|text| text.strip_prefix("not restarted: ")) {
         advice.push(format!("Defib did not restart it at once: {}.", cell(text)));
     }
     if advice.is_empty() {
@@ -210,8 +210,8 @@ mod tests {
             "| Acted | 2023-11-14T22:13:22.004Z (+2.004 s) |",
             "| Downtime | 2.450 s |",
             "| Outcome | Defib restarted it |",
-            "| 2023-11-14T22:13:19.998Z | -0.002 s | oom_mark: chosen |",
-            "| 2023-11-14T22:25:00Z | +11m 40s | healthy: again |",
+            "| 2023-11-14T22:13:19.998Z | -0.002 s | chosen |",
+            "| 2023-11-14T22:25:00Z | +11m 40s | again |",
             "- oom_mark: marked  b>",
             "- not there in time: kernel_log",
             "From 10.0 MiB to 31.0 MiB in 5.000 s (limit 32.0 MiB).",

@@ -102,13 +102,15 @@ fn plan(container: &Container, main: Option<Identity>) -> Plan {
         }
         ("exited", _) => match policy {
             // The engine goes from its end to restarting in one step; what is found ended was stopped by a person.
-            "always" | "unless-stopped" => Plan::Intended { why: format!("restart policy {policy}, and it is not restarted") },
+            "always" | "unless-stopped" => {
+                Plan::Intended { why: format!("restart policy {policy}, and it is not restarted") }
+            }
             "on-failure" if container.exit_code == 0 => {
                 Plan::GivesUp { why: "restart policy on-failure, and it ended with 0".to_owned() }
             }
-            "on-failure" if container.retries > 0 && container.restarts >= container.retries => {
-                Plan::GivesUp { why: format!("restart policy on-failure, and all {} tries are spent", container.retries) }
-            }
+            "on-failure" if container.retries > 0 && container.restarts >= container.retries => Plan::GivesUp {
+                why: format!("restart policy on-failure, and all {} tries are spent", container.retries),
+            },
             "on-failure" => Plan::Intended { why: "restart policy on-failure, and it is not restarted".to_owned() },
             _ => Plan::GivesUp { why: format!("restart policy {policy}") },
         },

@@ -47,7 +47,8 @@ impl SystemdSupervisor {
     async fn start_alone(&self) -> Result<Identity> {
         let _alone = self.starting.lock().await;
         let before = self.systemd.unit(&self.unit).await?;
-        if before.result == START_LIMIT {
+        let mut was_reset = before.hit_start_limit();
+        if was_reset {
             self.systemd.reset_failed(&self.unit).await?;
         }
         // What another kill mode leaves running is meant to run on.
@@ -57,7 +58,7 @@ impl SystemdSupervisor {
             fence::clear(hierarchy, &before.cgroup, &self.unit).await?;
         }
         self.systemd.start(&self.unit).await?;
-        let begin = Instant::now();
+        let mut begin = Instant::now();
         let mut pause = LOOK;
         loop {
             let now = self.systemd.unit(&self.unit).await?;
@@ -69,6 +70,13 @@ impl SystemdSupervisor {
                 bail!("{} was started and ended at once: {}", self.unit, now.result);
             }
             if !is_new && now.job.is_empty() && begin.elapsed() > STEP {
+                // Only a start limit lets a start end so; where its settings did not show it, this does.
+                if now.sub_state == "failed" && now.start_limit.0 > 0 && !std::mem::replace(&mut was_reset, true) {
+                    self.systemd.reset_failed(&self.unit).await?;
+                    self.systemd.start(&self.unit).await?;
+                    begin = Instant::now();
+                    continue;
+                }
                 bail!("systemd dropped the start of {} without a new invocation; see journalctl -u {0}", self.unit);
             }
             if begin.elapsed() > START_TIMEOUT {
@@ -104,9 +112,6 @@ fn main_process(unit: &Unit) -> Result<Option<Identity>> {
     process::identity(unit.main_pid).with_context(|| format!("cannot look at process {}", unit.main_pid))
 }
 
-/// `Result` of a unit that has failed too often in too short a time.
-const START_LIMIT: &str = "start-limit-hit";
-
 /// What systemd is going to do about a unit whose main process we believe dead; `main` is the one that it has alive.
 fn plan(unit: &Unit, main: Option<Identity>) -> Plan {
     let soon = |within: Duration, why: String| Plan::Restarts { within, why };
@@ -139,7 +144,7 @@ fn plan(unit: &Unit, main: Option<Identity>) -> Plan {
         // A state for a moment, since 254.
         _ if unit.sub_state.ends_with("-before-auto-restart") => soon(NOTICES, unit.sub_state.clone()),
         _ if unit.kind == "oneshot" => Plan::Intended { why: "a oneshot unit ends by itself".to_owned() },
-        _ if unit.result == START_LIMIT => {
+        _ if unit.hit_start_limit() => {
             let (burst, interval) = unit.start_limit;
             Plan::GivesUp { why: format!("start limit: {burst} starts in {interval:?}") }
         }
@@ -181,7 +186,7 @@ mod tests {
         let named = |name: &str| name.to_owned();
         let table: [(Unit, Option<Identity>, &str); 18] = [
             (unit("failed", "failed"), None, "gives up"),
-            (Unit { result: named(START_LIMIT), ..unit("failed", "failed") }, None, "gives up"),
+            (Unit { result: named("start-limit-hit"), ..unit("failed", "failed") }, None, "gives up"),
             (Unit { restart: named("on-abort"), ..unit("failed", "failed") }, None, "gives up"),
             (Unit { result: named("success"), ..unit("inactive", "dead") }, None, "gives up"),
             (Unit { kind: named("oneshot"), ..unit("inactive", "dead") }, None, "intended"),
@@ -205,5 +210,29 @@ mod tests {
         }
         let Plan::Restarts { within, .. } = plan(&unit("activating", "auto-restart"), None) else { panic!("at it") };
         assert_eq!(within, Duration::from_millis(100), "as long as systemd says");
+    }
+
+    #[test]
+    fn a_unit_that_should_have_been_restarted_has_hit_its_limit() {
+        for (restart, result, hit) in [
+            ("always", "exit-code", true),
+            ("always", "start-limit-hit", true),
+            ("no", "start-limit-hit", true),
+            ("no", "oom-kill", false),
+            ("on-abort", "oom-kill", false),
+            ("on-abort", "signal", true),
+            ("on-failure", "oom-kill", true),
+            ("on-abnormal", "exit-code", false),
+        ] {
+            let unit = Unit { restart: restart.to_owned(), result: result.to_owned(), ..unit("failed", "failed") };
+            assert_eq!(unit.hit_start_limit(), hit, "{restart} {result}");
+            let Plan::GivesUp { why } = plan(&unit, None) else { panic!("it stays dead") };
+            assert_eq!(why.contains("start limit: 5 starts in 10s"), hit, "{why}");
+        }
+        let prevented = Unit { restart: "always".to_owned(), prevents_some: true, ..unit("failed", "failed") };
+        assert!(!prevented.hit_start_limit(), "something else may have kept it from that");
+        let unlimited =
+            Unit { restart: "always".to_owned(), start_limit: (0, Duration::ZERO), ..unit("failed", "failed") };
+        assert!(!unlimited.hit_start_limit());
     }
 }

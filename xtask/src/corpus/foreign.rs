@@ -15,12 +15,7 @@ struct Foreign {
 }
 
 const ALL: [Foreign; 2] = [
-    Foreign {
-        name: "bad-alloc",
-        source: "bad-alloc.cpp",
-        compiler: "g++",
-        words: &["-O1", "-g", "-static", "-o"],
-    },
+    Foreign { name: "bad-alloc", source: "bad-alloc.cpp", compiler: "g++", words: &["-O1", "-g", "-static", "-o"] },
     Foreign { name: "go-leak", source: "go-leak.go", compiler: "go", words: &["build", "-o"] },
 ];
 
