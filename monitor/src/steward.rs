@@ -2,16 +2,16 @@
 //!
 //! Work that takes time (starting, proving health, asking for names, looking at processes) runs in tasks of its own and
 //! comes back as an input. They end with the steward.
+//!
+//! * [`adopt`]: which services there are
+//! * [`operators`]: what operators ask and tell
 
-use std::{
-    collections::HashMap,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::Arc,
-    time::Duration,
-};
+mod adopt;
+mod operators;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
-use jiff::Timestamp;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -19,17 +19,17 @@ use tokio::{
 };
 
 use crate::{
-    attribution::{Origin, Place, Role, ask_name},
+    attribution::{Place, Role},
     audit::Audit,
-    config::{Config, Health, Mode, Service, Target},
-    control::{Command, Pause, Resume, Status},
+    config::{Config, Health, Mode, Service},
+    control::Command,
     diagnosis::{Cause, Question, Reply},
     enquiry::Enquiry,
-    healing::{Action, Engine, Input, Memory, Outcome, Policy},
+    healing::{Action, Input, Memory, Outcome},
     health::{self, Unproven},
     host::{
         cgroup::Hierarchy,
-        clock, containers,
+        clock,
         kmsg::OomLine,
         pressure,
         process::{self, Identity},
@@ -42,7 +42,6 @@ use crate::{
     observer::{Death, Observer, Sight},
     roster::{Managed, Roster},
     store::{Left, Store},
-    supervisor::{CommandSupervisor, ContainerSupervisor, Supervisor, SystemdSupervisor},
     text::Clean,
     timeline::{Timeline, What},
 };
@@ -68,6 +67,8 @@ enum Word {
     Replied(Identity, Reply),
     /// That incarnation is believed to live and does not; word of its death should have come by now.
     Lost(Arc<str>, Identity, u64),
+    /// This process looks like the main process of a service that was believed to be down.
+    Met(Arc<str>, Identity),
     /// A moment that was found out beside.
     Moment(Arc<str>, u64, What),
     /// Memory of services: bytes, and the least limit.
@@ -127,145 +128,6 @@ impl Steward {
             book: Book::new(left.open, left.next_id),
             left: left.services,
         }
-    }
-
-    /// Adopts the command services, reads what exists, watches what is configured, and finds out which services live.
-    /// Returns what does not work, a line for each service; the others are not held up by it.
-    ///
-    /// # Errors
-    /// When the cgroup hierarchy cannot be read at all.
-    pub(crate) fn scan(&mut self, config: &Config) -> Result<Vec<String>> {
-        let mut failures = Vec::new();
-        let mut commands = Vec::new();
-        for rule in self.rules.clone() {
-            let Target::Command { name, command } = &rule.target else { continue };
-            let Some(hierarchy) = self.hierarchy.clone() else {
-                failures.push(format!("{name}: a command service needs a cgroup file system"));
-                continue;
-            };
-            let service: Arc<str> = name.as_str().into();
-            self.observer.name(&command.cgroup, &service);
-            let supervisor = CommandSupervisor::new(name, command.clone(), hierarchy, &config.agent.state_dir);
-            self.manage(Arc::clone(&service), &rule, Arc::new(supervisor.clone()), command.cgroup.as_str().into());
-            commands.push((service, supervisor));
-        }
-        let now = clock::boot_ns();
-        for (service, supervisor) in &commands {
-            // A cgroup is a thing that the observing modes must not make.
-            let id = if self.mode == Mode::Act { supervisor.prepare().map(Some) } else { supervisor.cgroup_id() };
-            if let Err(error) = id.and_then(|id| id.map_or(Ok(()), |id| self.kernel.watch(id))) {
-                failures.push(format!("{service}: {error:#}"));
-            }
-        }
-        for (id, place) in self.observer.scan(now)? {
-            self.appeared(id, &place);
-        }
-        for (service, supervisor) in &commands {
-            match supervisor.main_process() {
-                Ok(process) => self.meet(service, process),
-                Err(error) => failures.push(format!("{service}: {error:#}")),
-            }
-            self.step(service, Input::Missing, now);
-        }
-        self.meet_the_dead();
-        Ok(failures)
-    }
-
-    /// Goes on with services that an earlier agent knew and that have no cgroup now.
-    fn meet_the_dead(&mut self) {
-        let names: Vec<Arc<str>> = self.left.keys().map(|name| name.as_str().into()).collect();
-        for service in names {
-            let wanted = |rule: &&Service| match &rule.target {
-                Target::Unit(pattern) => is_unit(&service) && pattern.matches(&service),
-                Target::Container(pattern) => !is_unit(&service) && pattern.matches(&service),
-                Target::Command { .. } => false,
-            };
-            let Some(rule) = self.rules.iter().find(wanted).cloned() else { continue };
-            let supervisor = match rule.target {
-                Target::Unit(_) => self.systemd_supervisor(&service),
-                _ => Arc::new(ContainerSupervisor::new(
-                    if containers::is_here("docker") { "docker" } else { "podman" },
-                    &service,
-                )),
-            };
-            self.manage(Arc::clone(&service), &rule, supervisor, "".into());
-            self.meet(&service, None);
-        }
-        for service in self.book.open_services() {
-            let engine = self.roster.get(&service).map(Managed::engine);
-            let why = match engine {
-                None => "it is no longer configured",
-                Some(engine) if engine.down_since().is_none() => "the host was started again",
-                Some(_) => {
-                    self.metrics.outage_began(&service);
-                    self.say(clock::boot_ns(), &service, What::AgentStarted);
-                    continue;
-                }
-            };
-            self.say(clock::boot_ns(), &service, What::Over(why));
-            self.book.close(&service, Timestamp::now(), Duration::ZERO, Outcome::LeftAlone);
-        }
-        self.left.clear();
-        self.keep_incidents();
-    }
-
-    /// Holds what an earlier agent knew of a service against the main process that it has. Once, when it is first seen: later,
-    /// word of a death is on its way.
-    fn meet(&mut self, service: &Arc<str>, found: Option<Identity>) {
-        let Some(managed) = self.roster.get(service) else { return };
-        let now = clock::boot_ns();
-        if let Some(believed) = managed.process()
-            && !found.is_some_and(|found| found.matches(believed))
-            && !process::is_alive(believed)
-        {
-            self.say(now, service, What::Died);
-            self.say(now, service, What::Verdict("unknown: it died while no agent was watching".to_owned()));
-            self.step(service, Input::Died { process: believed, at_ns: now, intended: None }, now);
-        }
-        if let Some(found) = found {
-            self.step(service, Input::Alive(found), now);
-        }
-    }
-
-    fn systemd_supervisor(&self, unit: &str) -> Arc<dyn Supervisor> {
-        Arc::new(SystemdSupervisor::new(unit, self.systemd.clone(), self.hierarchy.clone()))
-    }
-
-    fn manage(&mut self, service: Arc<str>, rule: &Service, supervisor: Arc<dyn Supervisor>, cgroup: Arc<str>) {
-        let mut hasher = DefaultHasher::new();
-        service.hash(&mut hasher);
-        let policy = Policy {
-            mode: self.mode,
-            restart: rule.restart,
-            grace: rule.grace,
-            backoff: rule.backoff,
-            budget: rule.budget,
-            seed: hasher.finish(),
-        };
-        self.metrics.add_managed(&service);
-        self.roster
-            .add(Arc::clone(&service), Managed::new(Engine::new(policy), rule.health.clone(), supervisor, cgroup));
-        if is_unit(&service) {
-            self.look_at_coverage(&service);
-        }
-        let Some(memory) = self.left.remove(&*service) else { return };
-        self.roster.remember(&service, memory, clock::boot_ns());
-        let Some(process) = self.roster.get(&service).and_then(Managed::process) else { return };
-        if self.book.open_id(&service).is_some() && process::is_alive(process) {
-            let health = rule.health.clone();
-            self.probe(&service, health, process, clock::boot_ns());
-        }
-    }
-
-    /// Finds out whether systemd would bring a unit back after an OOM kill.
-    fn look_at_coverage(&mut self, service: &Arc<str>) {
-        let (systemd, words, service) = (self.systemd.clone(), self.words.0.clone(), Arc::clone(service));
-        self.tasks.spawn(async move {
-            if let Ok(unit) = systemd.unit(&service).await {
-                // Nobody receives only when the agent stops.
-                words.send(Word::Covered(service, unit.gap().is_none())).await.ok();
-            }
-        });
     }
 
     /// Number of known cgroups.
@@ -352,58 +214,6 @@ impl Steward {
         self.timeline.say(at_ns, service, what);
     }
 
-    /// An operator wants something.
-    fn command(&mut self, command: Command) {
-        let now = clock::boot_ns();
-        match command {
-            // Whoever asked may have gone.
-            Command::Status(reply) => {
-                let mut all: Vec<_> = self.roster.iter().map(|(name, managed)| self.status(name, managed)).collect();
-                all.sort_by(|a, b| a.service.cmp(&b.service));
-                drop(reply.send(all));
-            }
-            Command::Pause(Pause { service, seconds, reason }, reply) => {
-                let until_ns = now.saturating_add(Duration::from_secs(seconds).as_nanos() as u64);
-                let what = What::Paused { until: clock::wall(until_ns), reason };
-                drop(reply.send(self.told(&service, what, Input::Pause { until_ns })));
-            }
-            Command::Resume(Resume { service }, reply) => {
-                drop(reply.send(self.told(&service, What::Resumed, Input::Resume)));
-            }
-        }
-    }
-
-    fn told(&mut self, service: &str, what: What, input: Input) -> Result<Status, String> {
-        let Some((name, _)) = self.roster.iter().find(|(name, _)| ***name == *service) else {
-            let mut known: Vec<_> = self.roster.iter().map(|(name, _)| Clean(name).to_string()).collect();
-            known.sort();
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            return Err(format!("no service {service:?} is looked after; those that are: {known}"));
-        };
-        let name = Arc::clone(name);
-        let now = clock::boot_ns();
-        self.say(now, &name, what);
-        self.step(&name, input, now);
-        let managed = self.roster.get(&name).ok_or("it has gone")?;
-        Ok(self.status(&name, managed))
-    }
-
-    fn status(&self, name: &Arc<str>, managed: &Managed) -> Status {
-        let engine = managed.engine();
-        let process = managed.process();
-        Status {
-            service: name.to_string(),
-            state: engine.state().to_owned(),
-            pid: process.map(|process| process.tgid),
-            started: process.map(|process| clock::wall(process.start_ns)),
-            down_since: engine.down_since().map(clock::wall),
-            incident: self.book.open_id(name),
-            paused_until: engine.paused_until(clock::boot_ns()).map(clock::wall),
-            memory_bytes: managed.recorder.last(),
-            memory_limit_bytes: managed.recorder.limit(),
-        }
-    }
-
     /// Measures the memory of all services, beside everything else.
     fn measure(&mut self) {
         let Some(hierarchy) = self.hierarchy.clone() else { return };
@@ -448,7 +258,7 @@ impl Steward {
             }
             // A worker that executes something is no new incarnation.
             Some(Sight::Alive { place, process, role: Some(Role::Main), exec: true, kernel_ns }) => {
-                self.step(&place.service, Input::Alive(process), kernel_ns);
+                self.introduce(&place.service, process, kernel_ns);
             }
             Some(Sight::Created { id, place }) => self.appeared(id, &place),
             Some(Sight::Asked { process, question }) => self.ask(process, question),
@@ -467,6 +277,7 @@ impl Steward {
             }
             Word::Replied(process, reply) => self.observer.reply(process, reply),
             Word::Lost(service, process, at_ns) => self.lost(&service, process, at_ns),
+            Word::Met(service, process) => self.introduce(&service, process, clock::boot_ns()),
             Word::Moment(service, at_ns, what) => self.say(at_ns, &service, what),
             Word::Measured(measured) => {
                 let now = clock::boot_ns();
@@ -494,57 +305,31 @@ impl Steward {
         });
     }
 
-    /// Watches a cgroup when a rule wants it, and asks for its name when it is a container.
-    fn appeared(&mut self, id: u64, place: &Place) {
-        match ask_name(place) {
-            // Rules are for names; until the engine has answered there is none.
-            Some(question) => {
-                let words = self.words.0.clone();
-                self.tasks.spawn(async move {
-                    if let Some((cgroup, service)) = question.await {
-                        // Nobody receives only when the agent stops.
-                        words.send(Word::Named(cgroup, service)).await.ok();
-                    }
-                });
-            }
-            None => self.consider(id, place),
-        }
-    }
-
-    /// Watches a cgroup when a rule wants it.
-    fn consider(&mut self, id: u64, place: &Place) {
-        // By an earlier agent, and not yet by this one.
-        let is_known = self.left.contains_key(&*place.service);
-        if self.roster.get(&place.service).is_none() {
-            let wanted = |rule: &&Service| match (&rule.target, &*place.origin) {
-                (Target::Unit(pattern), Origin::Unit(name)) => pattern.matches(name),
-                (Target::Container(pattern), Origin::Container { .. }) => {
-                    place.is_named() && pattern.matches(&place.service)
-                }
-                _ => false,
-            };
-            let Some(rule) = self.rules.iter().find(wanted).cloned() else { return };
-            let supervisor: Arc<dyn Supervisor> = match &*place.origin {
-                Origin::Container { engine, .. } => Arc::new(ContainerSupervisor::new(engine, &place.service)),
-                _ => self.systemd_supervisor(&place.service),
-            };
-            self.manage(Arc::clone(&place.service), &rule, supervisor, Arc::clone(&place.path));
-        }
-        if let Err(error) = self.kernel.watch(id) {
-            tracing::error!(service = %Clean(&place.service), "its deaths may be lost in a storm: {error:#}");
-        }
-        self.roster.moved(&place.service, &place.path);
-        let main = self.main_process(&place.path);
-        if is_known {
-            self.meet(&place.service, main);
-        } else if let Some(process) = main {
-            self.step(&place.service, Input::Alive(process), clock::boot_ns());
-        }
-    }
-
     fn main_process(&self, cgroup: &str) -> Option<Identity> {
         let found = self.hierarchy.as_ref()?.main_process(cgroup);
         found.inspect_err(|error| tracing::warn!("cannot look for a main process: {error:#}")).ok().flatten()
+    }
+
+    /// A process that looks like the main process of a service lives. Its supervisor knows whether it is; one that cannot be
+    /// asked is believed to mean yes.
+    fn introduce(&mut self, service: &Arc<str>, process: Identity, now: u64) {
+        let Some(managed) = self.roster.get(service) else { return };
+        let supervisor = Arc::clone(&managed.supervisor);
+        if supervisor.is_main(process).is_none() || managed.process().is_some_and(|known| known.matches(process)) {
+            self.step(service, Input::Alive(process), now);
+            return;
+        }
+        let (words, service) = (self.words.0.clone(), Arc::clone(service));
+        self.tasks.spawn(async move {
+            let is_main = match supervisor.is_main(process) {
+                Some(answer) => answer.await.unwrap_or(true),
+                None => true,
+            };
+            if is_main {
+                // Nobody receives only when the agent stops.
+                words.send(Word::Input(service, Input::Alive(process))).await.ok();
+            }
+        });
     }
 
     fn died(&mut self, death: &Death) {
@@ -560,7 +345,11 @@ impl Steward {
         let Some(managed) = self.roster.get(&place.service) else { return };
         let is_main = match managed.process() {
             Some(process) => process.matches(death.process),
-            None => death.role == Some(Role::Main),
+            // One that ended well before it was known for the main process prepared something.
+            None => {
+                let is_known = managed.supervisor.is_main(death.process).is_none();
+                death.role == Some(Role::Main) && (is_known || death.status != 0)
+            }
         };
         if !is_main {
             // Not an outage; that a worker was killed for want of memory is worth a line all the same, and a record.
@@ -585,7 +374,7 @@ impl Steward {
         // leaves behind is no new incarnation.
         let is_new = |process: &Identity| death.status == 0 || process.begins_after(death.kernel_ns);
         if let Some(process) = self.main_process(&place.path).filter(is_new) {
-            self.step(&service, Input::Alive(process), clock::boot_ns());
+            self.introduce(&service, process, clock::boot_ns());
         }
         let now = clock::boot_ns();
         self.say(death.kernel_ns, &service, What::Died);
@@ -775,10 +564,6 @@ impl Steward {
     }
 }
 
-fn is_unit(service: &str) -> bool {
-    service.ends_with(".service") || service.ends_with(".scope")
-}
-
 /// What an incident keeps of a death.
 fn record_of(death: &Death) -> incident::Death {
     let value = |value: serde_json::Result<serde_json::Value>| value.unwrap_or_default();
@@ -797,7 +582,7 @@ fn reconcile(hierarchy: &Hierarchy, alive: Vec<(Arc<str>, Identity)>, down: Vec<
     let mut found: Vec<_> = lost.map(|(service, process)| Word::Lost(service, process, now)).collect();
     for (service, cgroup) in down {
         if let Ok(Some(process)) = hierarchy.main_process(&cgroup) {
-            found.push(Word::Input(service, Input::Alive(process)));
+            found.push(Word::Met(service, process));
         }
     }
     found

@@ -11,14 +11,20 @@ use tests::{
 /// A shell that doubles a string until it is killed.
 const LEAK: &str = "x=a; while :; do x=$x$x; done";
 
-#[test]
-fn deaths_in_containers_carry_the_container_s_name() {
-    const NAME: &str = "deaths_in_containers_carry_the_container_s_name";
-    if !live::can_run(NAME) {
-        return;
+fn can_run(name: &str) -> bool {
+    if !live::can_run(name) {
+        return false;
     }
     if let Some(what) = docker::missing() {
-        live::skip_ok(NAME, &format!("needs {what}"));
+        live::skip_ok(name, &format!("needs {what}"));
+        return false;
+    }
+    true
+}
+
+#[test]
+fn deaths_in_containers_carry_the_container_s_name() {
+    if !can_run("deaths_in_containers_carry_the_container_s_name") {
         return;
     }
     live::let_the_kernel_log_recover();
@@ -88,12 +94,7 @@ fn kill(pid: i32) {
 
 #[test]
 fn dead_containers_come_back_unless_docker_or_an_operator_has_them() {
-    const NAME: &str = "dead_containers_come_back_unless_docker_or_an_operator_has_them";
-    if !live::can_run(NAME) {
-        return;
-    }
-    if let Some(what) = docker::missing() {
-        live::skip_ok(NAME, &format!("needs {what}"));
+    if !can_run("dead_containers_come_back_unless_docker_or_an_operator_has_them") {
         return;
     }
     let (engine, agent) = looked_after();
@@ -127,12 +128,7 @@ fn dead_containers_come_back_unless_docker_or_an_operator_has_them() {
 
 #[test]
 fn an_engine_that_does_not_answer_is_asked_again() {
-    const NAME: &str = "an_engine_that_does_not_answer_is_asked_again";
-    if !live::can_run(NAME) {
-        return;
-    }
-    if let Some(what) = docker::missing() {
-        live::skip_ok(NAME, &format!("needs {what}"));
+    if !can_run("an_engine_that_does_not_answer_is_asked_again") {
         return;
     }
     let (engine, agent) = looked_after();

@@ -217,6 +217,17 @@ fn units_that_systemd_leaves_dead_are_started_again() {
     let covered = format!("defib_unit_oom_restart_covered{{service=\"{}\"}}", unit.name);
     assert_eq!(agent.metrics().get(&covered), Some(0.0));
 
+    // What prepares the start, and the process that systemd starts and that forks the daemon, come and go.
+    let forks = "{ sleep 1000 & exit 0; }";
+    let unit = Unit::start("healed-forking", "Type=forking\nRestart=no\nExecStartPre=/bin/true", "", forks, 1000);
+    up(&agent, &unit);
+    let first = unit.main();
+    assert!(agent.incidents(&unit.name).is_empty(), "a start is no outage");
+    unit.kill();
+    let incident = ended(&agent, &unit);
+    assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
+    assert_ne!(unit.main(), first);
+
     let limited = "StartLimitBurst=3\nStartLimitIntervalSec=60";
     let unit = Unit::start("healed-limit", "Restart=always\nRestartSec=10ms", limited, "exit 1", 3);
     // The deaths that systemd itself answered may have been outages of their own.
@@ -255,6 +266,16 @@ fn what_an_operator_holds_or_stops_stays_down() {
     eventually("the decision", || (agent.metrics().get(&intended) == Some(1.0)).then_some(()));
     sleep(Duration::from_secs(1));
     assert_eq!((unit.starts(), agent.incidents(&unit.name).len()), (1, 0), "no outage");
+    // However it is stopped.
+    let kills = "Restart=no\nExecStop=/bin/kill -KILL $MAINPID";
+    let by_command = Unit::start("healed-command", kills, "", "true", 0);
+    up(&agent, &by_command);
+    by_command.main();
+    systemctl(&["stop", &by_command.name]);
+    let intended =
+        format!("defib_restart_suppressed_total{{reason=\"intended_stop\",service=\"{}\"}}", by_command.name);
+    eventually("the decision", || (agent.metrics().get(&intended) == Some(1.0)).then_some(()));
+    assert_eq!(by_command.starts(), 1);
     // An operator's restart is none either.
     systemctl(&["start", &unit.name]);
     up(&agent, &unit);
@@ -344,4 +365,30 @@ fn the_audit_names_units_that_would_stay_dead() {
         "{text}"
     );
     assert!(!text.contains("audited-always"), "{text}");
+}
+
+#[test]
+fn a_bus_that_is_gone_is_asked_again() {
+    const NAME: &str = "a_bus_that_is_gone_is_asked_again";
+    if !can_run(NAME) {
+        return;
+    }
+    if !fs::read_to_string("/proc/cmdline").is_ok_and(|line| line.contains(" defib_vm=")) {
+        live::skip_ok(NAME, "it stops the machine's bus; run it with 'cargo xtask vm --kernel 6.1 --test systemd'");
+        return;
+    }
+    let agent = healer();
+    let unit = Unit::start("healed-busless", "Restart=no", "", "true", 0);
+    up(&agent, &unit);
+    unit.main();
+    systemctl(&["stop", "dbus.socket", "dbus.service"]);
+    unit.kill();
+    let unreachable =
+        format!("defib_restart_suppressed_total{{reason=\"supervisor_unreachable\",service=\"{}\"}}", unit.name);
+    eventually("the silence to be noticed", || (agent.metrics().get(&unreachable) == Some(1.0)).then_some(()));
+    assert_eq!(unit.starts(), 1);
+    systemctl(&["start", "dbus.socket"]);
+    let incident = ended(&agent, &unit);
+    assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
+    assert!(incident["timeline"].to_string().contains("cannot connect to the system bus"), "{incident}");
 }

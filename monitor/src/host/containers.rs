@@ -175,7 +175,8 @@ async fn in_time<T>(engine: &str, patience: Duration, ask: impl AsyncFnOnce(Dock
 fn connect(socket: &Path, patience: Duration) -> Result<Docker> {
     let shown = socket.display();
     let path = socket.to_str().with_context(|| format!("{shown} is no path that can be asked"))?;
-    let docker = Docker::connect_with_unix(path, patience.as_secs(), API_DEFAULT_VERSION);
+    // Ours ends first, and says more.
+    let docker = Docker::connect_with_unix(path, patience.as_secs() * 2, API_DEFAULT_VERSION);
     docker.with_context(|| format!("cannot connect to {shown}"))
 }
 

@@ -19,9 +19,19 @@ const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const FOR_EVER: u64 = u64::MAX;
 
 /// What [`Unit`] needs of any unit, and of a service.
-const UNIT_PROPERTIES: [&str; 7] =
-    ["LoadState", "ActiveState", "SubState", "Job", "InvocationID", "StartLimitBurst", "StartLimitIntervalUSec"];
-const SERVICE_PROPERTIES: [&str; 9] = [
+const UNIT_PROPERTIES: [&str; 9] = [
+    "LoadState",
+    "ActiveState",
+    "SubState",
+    "Job",
+    "InvocationID",
+    "StartLimitBurst",
+    "StartLimitIntervalUSec",
+    "ActiveExitTimestampMonotonic",
+    "TriggeredBy",
+];
+const SERVICE_PROPERTIES: [&str; 10] = [
+    "ExecMainExitTimestampMonotonic",
     "Result",
     "Restart",
     "Type",
@@ -75,6 +85,10 @@ pub(crate) struct Unit {
     pub(crate) prevents_some: bool,
     /// It names SIGKILL.
     pub(crate) prevents_restart: bool,
+    /// It had left its active state before its main process ended: it was being stopped, by whatever means (`ExecStop=`).
+    pub(crate) stopped_first: bool,
+    /// Sockets, timers and paths that start it on demand.
+    pub(crate) triggers: Vec<String>,
     /// The host is going down.
     pub(crate) host_stops: bool,
 }
@@ -166,6 +180,14 @@ impl Systemd {
     /// When the bus or systemd does not answer.
     pub(crate) async fn unit(&self, name: &str) -> Result<Unit> {
         self.ask(async |bus| bus.unit(name).await).await
+    }
+
+    /// The main process of a service; 0: none.
+    ///
+    /// # Errors
+    /// When the bus or systemd does not answer, or does not know it.
+    pub(crate) async fn main_pid(&self, unit: &str) -> Result<u32> {
+        self.ask(async |bus| bus.main_pid(unit).await).await
     }
 
     /// Names of all loaded services.
@@ -267,13 +289,19 @@ impl Bus {
         Ok(listed.into_iter().map(|unit| unit.0).collect())
     }
 
-    async fn unit(&self, name: &str) -> Result<Unit> {
+    async fn load(&self, name: &str) -> Result<OwnedObjectPath> {
         let reply = self.manager("LoadUnit", &(name,)).await;
-        let path: OwnedObjectPath = reply
-            .with_context(|| format!("systemd does not tell about {name}"))?
-            .body()
-            .deserialize()
-            .context("systemd answers LoadUnit with something else")?;
+        let reply = reply.with_context(|| format!("systemd does not tell about {name}"))?;
+        reply.body().deserialize().context("systemd answers LoadUnit with something else")
+    }
+
+    async fn main_pid(&self, name: &str) -> Result<u32> {
+        let path = self.load(name).await?;
+        Ok(u32::try_from(self.property(&path, SERVICE, "MainPID").await?)?)
+    }
+
+    async fn unit(&self, name: &str) -> Result<Unit> {
+        let path = self.load(name).await?;
         let manager = OwnedObjectPath::try_from(MANAGER_PATH).context("the manager's path is one")?;
         // One by one, all under way at once: all that a service has is 250 properties, many of them read from files.
         let (unit, service, host) = tokio::join!(
@@ -299,6 +327,9 @@ impl Bus {
             Some((id, job)) if id != 0 => self.job(&job).await,
             _ => String::new(),
         };
+        let mut moment = |name: &str| told.remove(name).and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
+        // Both by systemd's own clock. After a death of its own, a unit leaves its active state when that is noticed.
+        let (left, ended) = (moment("ActiveExitTimestampMonotonic"), moment("ExecMainExitTimestampMonotonic"));
         // Two lists, of codes and of signals.
         let prevents = told.remove("RestartPreventExitStatus");
         let prevents = prevents.and_then(|lists| TryInto::<(Vec<i32>, Vec<i32>)>::try_into(lists).ok());
@@ -321,6 +352,8 @@ impl Bus {
             ),
             prevents_some: prevents.as_ref().is_some_and(|(codes, signals)| !codes.is_empty() || !signals.is_empty()),
             prevents_restart: prevents.is_some_and(|(_, signals)| signals.contains(&9)),
+            stopped_first: left != 0 && left < ended,
+            triggers: told.remove("TriggeredBy").and_then(|names| Vec::try_from(names).ok()).unwrap_or_default(),
             host_stops: host.and_then(text).is_ok_and(|state| state == "stopping"),
         })
     }

@@ -156,6 +156,10 @@ impl Supervisor for CommandSupervisor {
         Box::pin(self.start_alone())
     }
 
+    fn is_main(&self, _: Identity) -> Option<Answer<'_, bool>> {
+        None
+    }
+
     fn output(&self) -> Option<&Path> {
         Some(&self.output)
     }

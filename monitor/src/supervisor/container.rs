@@ -78,6 +78,13 @@ impl Supervisor for ContainerSupervisor {
     fn start(&self) -> Answer<'_, Identity> {
         Box::pin(self.start_alone())
     }
+
+    fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>> {
+        Some(Box::pin(async move {
+            let container = containers::state(self.engine, &self.name).await?;
+            Ok(container.is_some_and(|container| container.pid == process.tgid))
+        }))
+    }
 }
 
 fn main_process(container: &Container) -> Result<Option<Identity>> {

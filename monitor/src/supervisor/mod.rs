@@ -31,6 +31,10 @@ pub(crate) trait Supervisor: fmt::Debug + Send + Sync {
     /// Starts a new incarnation, once nothing of the old one is left; its main process. Fails with the owner's own words.
     fn start(&self) -> Answer<'_, Identity>;
 
+    /// Whether this living process, which somebody outside of the service started, is its main process. `None` when there can
+    /// be no other; systemd also starts what prepares and ends a unit, and engines what `exec` adds to a container.
+    fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>>;
+
     /// The file in which it keeps what the service writes, if it does.
     fn output(&self) -> Option<&Path> {
         None

@@ -1,9 +1,6 @@
 //! systemd as the owner of a unit.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::{sync::Mutex, time::sleep};
@@ -100,8 +97,8 @@ impl Supervisor for SystemdSupervisor {
         Box::pin(self.start_alone())
     }
 
-    fn output(&self) -> Option<&Path> {
-        None
+    fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>> {
+        Some(Box::pin(async move { Ok(self.systemd.main_pid(&self.unit).await? == process.tgid) }))
     }
 }
 
@@ -143,6 +140,16 @@ fn plan(unit: &Unit, main: Option<Identity>) -> Plan {
         "deactivating" => soon(STEP, format!("it is in {}", unit.sub_state)),
         // A state for a moment, since 254.
         _ if unit.sub_state.ends_with("-before-auto-restart") => soon(NOTICES, unit.sub_state.clone()),
+        // What systemd ended for another reason has that for its result: watchdog, timeout, oom-kill.
+        _ if unit.stopped_first && matches!(unit.result.as_str(), "success" | "exit-code" | "signal" | "core-dump") => {
+            Plan::Intended { why: "it was being stopped when it ended".to_owned() }
+        }
+        _ if unit.result == "success" && !unit.triggers.is_empty() => {
+            Plan::Intended { why: format!("it ended well, and {} starts it on demand", unit.triggers.join(", ")) }
+        }
+        _ if unit.result == "success" && unit.kind == "dbus" => {
+            Plan::Intended { why: "it ended well, and the bus starts it on demand".to_owned() }
+        }
         _ if unit.kind == "oneshot" => Plan::Intended { why: "a oneshot unit ends by itself".to_owned() },
         _ if unit.hit_start_limit() => {
             let (burst, interval) = unit.start_limit;
@@ -184,12 +191,21 @@ mod tests {
     fn each_state_has_its_plan() {
         let process = Identity { tgid: 7, start_ns: 1 };
         let named = |name: &str| name.to_owned();
-        let table: [(Unit, Option<Identity>, &str); 18] = [
+        let table: [(Unit, Option<Identity>, &str); 23] = [
             (unit("failed", "failed"), None, "gives up"),
             (Unit { result: named("start-limit-hit"), ..unit("failed", "failed") }, None, "gives up"),
             (Unit { restart: named("on-abort"), ..unit("failed", "failed") }, None, "gives up"),
             (Unit { result: named("success"), ..unit("inactive", "dead") }, None, "gives up"),
             (Unit { kind: named("oneshot"), ..unit("inactive", "dead") }, None, "intended"),
+            (Unit { stopped_first: true, result: named("signal"), ..unit("failed", "failed") }, None, "intended"),
+            (Unit { stopped_first: true, result: named("success"), ..unit("inactive", "dead") }, None, "intended"),
+            (Unit { stopped_first: true, result: named("watchdog"), ..unit("failed", "failed") }, None, "gives up"),
+            (
+                Unit { triggers: vec![named("a.socket")], result: named("success"), ..unit("inactive", "dead") },
+                None,
+                "intended",
+            ),
+            (Unit { kind: named("dbus"), result: named("success"), ..unit("inactive", "dead") }, None, "intended"),
             (Unit { job: named("stop"), ..unit("deactivating", "stop-sigterm") }, None, "intended"),
             (Unit { job: named("start"), ..unit("inactive", "dead") }, None, "restarts"),
             (Unit { job: named("restart"), ..unit("deactivating", "stop") }, None, "restarts"),
