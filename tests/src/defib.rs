@@ -146,7 +146,15 @@ impl Agent {
     /// # Panics
     /// When it does not become ready.
     pub fn start_in(state: tempfile::TempDir, config: &str) -> Self {
-        Self::launch(state, &[], &[], config)
+        Self::start_in_among(state, &[], config)
+    }
+
+    /// Likewise, with these variables.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub fn start_in_among(state: tempfile::TempDir, variables: &[(&str, &str)], config: &str) -> Self {
+        Self::launch(state, variables, &[], config)
     }
 
     fn launch(state: tempfile::TempDir, variables: &[(&str, &str)], arguments: &[&str], config: &str) -> Self {

@@ -66,13 +66,13 @@ fn deaths_in_containers_carry_the_container_s_name() {
     assert_eq!((&death["cause"]["kind"], &death["cause"]["code"]), (&"exit".into(), &5.into()), "{death}");
 }
 
+const CONFIG: &str =
+    "[[service]]\ncontainer = \"kept-*\"\nrestart = true\ngrace = \"100ms\"\nhealth = \"exec:/bin/true\"\n";
+
 /// An engine with an agent that looks after its containers.
 fn looked_after() -> (docker::Engine, Agent) {
     let engine = docker::Engine::start();
-    let agent = Agent::start_among(
-        &[("DOCKER_HOST", &engine.host())],
-        "[[service]]\ncontainer = \"kept-*\"\nrestart = true\ngrace = \"100ms\"\nhealth = \"exec:/bin/true\"\n",
-    );
+    let agent = Agent::start_among(&[("DOCKER_HOST", &engine.host())], CONFIG);
     (engine, agent)
 }
 
@@ -97,7 +97,7 @@ fn dead_containers_come_back_unless_docker_or_an_operator_has_them() {
     if !can_run("dead_containers_come_back_unless_docker_or_an_operator_has_them") {
         return;
     }
-    let (engine, agent) = looked_after();
+    let (engine, mut agent) = looked_after();
     for (name, policy) in [("kept-no", "no"), ("kept-always", "always"), ("kept-stopped", "no")] {
         run(&engine, &agent, name, policy);
     }
@@ -124,6 +124,21 @@ fn dead_containers_come_back_unless_docker_or_an_operator_has_them() {
     sleep(Duration::from_secs(1));
     assert_eq!(engine.run(&["inspect", "-f", "{{.State.Running}}", "kept-stopped"]), "false");
     assert!(agent.incidents("kept-stopped").is_empty(), "no outage");
+
+    // What happened while no agent was there, Docker remembers.
+    engine.run(&["start", "kept-stopped"]);
+    let up = "defib_service_up{service=\"kept-stopped\"}";
+    eventually("the container to be looked after", || (agent.metrics().get(up) == Some(1.0)).then_some(()));
+    let state = agent.crash();
+    engine.run(&["stop", "-t", "10", "kept-stopped"]);
+    kill(pid(&engine, "kept-no"));
+    agent = Agent::start_in_among(state, &[("DOCKER_HOST", &engine.host())], CONFIG);
+    let incident = eventually("the second outage of kept-no", || {
+        agent.incidents("kept-no").into_iter().nth(1).filter(|incident| incident["ended"].is_string())
+    });
+    assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
+    eventually("the decision", || (agent.metrics().get(intended) == Some(1.0)).then_some(()));
+    assert_eq!(engine.run(&["inspect", "-f", "{{.State.Running}}", "kept-stopped"]), "false");
 }
 
 #[test]

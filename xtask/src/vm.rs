@@ -30,7 +30,6 @@ use clap::ValueEnum as _;
 
 pub(crate) use self::{
     boot::Outcome,
-    host::missing,
     kernel::Kernel,
     programs::Program,
     run::{Harness, Job},

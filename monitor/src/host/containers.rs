@@ -11,9 +11,10 @@ use bollard::{
     API_DEFAULT_VERSION, Docker,
     errors::Error,
     models::{ContainerInspectResponse, ContainerStateStatusEnum, RestartPolicyNameEnum},
-    query_parameters::{ListContainersOptions, LogsOptions},
+    query_parameters::{EventsOptions, ListContainersOptions, LogsOptions},
 };
 use futures_util::StreamExt as _;
+use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::time::{error::Elapsed, sleep, timeout};
 
@@ -109,6 +110,28 @@ pub(crate) async fn state(engine: &str, id: &str) -> Result<Option<Container>> {
 pub(crate) async fn start(engine: &str, name: &str) -> Result<()> {
     in_time(engine, START_PATIENCE, async |docker| {
         docker.start_container(name, None).await.with_context(|| format!("{engine} does not start {name}"))
+    })
+    .await
+}
+
+/// Whether somebody has asked the engine to stop a container since then; by the events that it remembers, the last 256 of
+/// Docker.
+///
+/// # Errors
+/// When the engine does not answer.
+pub(crate) async fn was_stopped(engine: &str, name: &str, since: Timestamp) -> Result<bool> {
+    in_time(engine, PATIENCE, async |docker| {
+        let seconds = |at: Timestamp| format!("{}.{:09}", at.as_second(), at.subsec_nanosecond());
+        let only = |key: &str, value: &str| (key.to_owned(), vec![value.to_owned()]);
+        let options = EventsOptions {
+            since: Some(seconds(since)),
+            // Without an end it would go on with what happens from now on.
+            until: Some(seconds(Timestamp::now())),
+            filters: Some([only("container", name), only("event", "stop")].into()),
+        };
+        let mut events = std::pin::pin!(docker.events(Some(options)));
+        let first = events.next().await.transpose();
+        Ok(first.with_context(|| format!("{engine} does not tell what happened to {name}"))?.is_some())
     })
     .await
 }

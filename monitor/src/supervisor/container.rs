@@ -71,7 +71,14 @@ impl Supervisor for ContainerSupervisor {
             let Some(container) = containers::state(self.engine, &self.name).await? else {
                 return Ok(Plan::Intended { why: "it was removed".to_owned() });
             };
-            Ok(plan(&container, main_process(&container)?))
+            let plan = plan(&container, main_process(&container)?);
+            // What the death itself shows to whoever was there; an agent that was not asks.
+            if let (Plan::GivesUp { .. }, Ok(since)) = (&plan, container.started_at.parse())
+                && containers::was_stopped(self.engine, &self.name, since).await?
+            {
+                return Ok(Plan::Intended { why: "somebody stopped it".to_owned() });
+            }
+            Ok(plan)
         })
     }
 

@@ -4,7 +4,7 @@
 //! counts the tests. A live test that cannot run here (no root, no BTF) says why in a file, see [`skips`]: it counts as
 //! skipped, not as passed, and on a build server as a failure.
 //!
-//! The last step is the [`corpus`](crate::corpus): on this machine's kernel, and on a build server on two more.
+//! The last step is the [`corpus`](crate::corpus) on this machine's kernel; on others it is a command of its own.
 
 pub(crate) mod harness;
 pub(crate) mod live;
@@ -32,8 +32,7 @@ use summary::Outcome;
 /// Says what is missing on this machine and why it is needed, and installs it. The live tests kill real processes
 /// inside cgroups of their own and need root: they are built as the invoking user and only the finished test programs run
 /// as root, through sudo where that is possible. Without root each live test is skipped with its reason. With CI=true the
-/// kernel tool chain and what the corpus needs are installed as well, the corpus also runs on the oldest and the newest
-/// kernel of `cargo xtask vm`, and a skip for lack of root or BTF is a failure.
+/// kernel tool chain and what the corpus needs are installed as well, and a skip for lack of root or BTF is a failure.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Install nothing; where something is missing, list it with the commands that bring it, and fail

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     ebpf::toolchain,
     needs::{self, Mend, Need, Step},
-    process, say, vm, workspace,
+    process, say, workspace,
 };
 
 /// What the cases of the corpus run beside our own programs: program, package, and what it is for. A case whose program is
@@ -44,7 +44,6 @@ fn missing(live: bool) -> Result<Vec<Need>> {
     if workspace::in_ci() && live {
         needs.extend(docker());
         needs.extend(corpus(|program| process::find(program).is_some()));
-        needs.extend(vm::missing()?);
     }
     Ok(needs)
 }
