@@ -35,13 +35,13 @@ impl Steward {
     }
 
     fn told(&mut self, service: &str, what: What, input: Input) -> Result<Status, String> {
-        let Some((name, _)) = self.roster.iter().find(|(name, _)| ***name == *service) else {
+        if self.roster.get(service).is_none() {
             let mut known: Vec<_> = self.roster.iter().map(|(name, _)| Clean(name).to_string()).collect();
             known.sort();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             return Err(format!("no service {service:?} is looked after; those that are: {known}"));
-        };
-        let name = Arc::clone(name);
+        }
+        let name: Arc<str> = service.into();
         let now = clock::boot_ns();
         self.say(now, &name, what);
         self.step(&name, input, now);

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use tokio::{sync::Mutex, time::sleep};
 
-use super::{Answer, Supervisor};
+use super::{Answer, Supervisor, living};
 use crate::{
     healing::Plan,
     host::{
         containers::{self, Container},
-        process::{self, Identity},
+        process::Identity,
     },
 };
 
@@ -49,7 +49,7 @@ impl ContainerSupervisor {
         loop {
             let now = state().await?.with_context(|| format!("{} has removed {}", self.engine, self.name))?;
             if now.started_at != before.started_at {
-                match main_process(&now)? {
+                match living(now.pid)? {
                     Some(process) => return Ok(process),
                     None if now.status == "exited" => {
                         bail!("{} was started and ended at once with {}", self.name, now.exit_code);
@@ -71,7 +71,7 @@ impl Supervisor for ContainerSupervisor {
             let Some(container) = containers::state(self.engine, &self.name).await? else {
                 return Ok(Plan::Intended { why: "it was removed".to_owned() });
             };
-            let plan = plan(&container, main_process(&container)?);
+            let plan = plan(&container, living(container.pid)?);
             // What the death itself shows to whoever was there; an agent that was not asks.
             if let (Plan::GivesUp { .. }, Ok(since)) = (&plan, container.started_at.parse())
                 && containers::was_stopped(self.engine, &self.name, since).await?
@@ -92,13 +92,6 @@ impl Supervisor for ContainerSupervisor {
             Ok(container.is_some_and(|container| container.pid == process.tgid))
         }))
     }
-}
-
-fn main_process(container: &Container) -> Result<Option<Identity>> {
-    if container.pid == 0 || process::is_zombie(container.pid) {
-        return Ok(None);
-    }
-    process::identity(container.pid).with_context(|| format!("cannot look at process {}", container.pid))
 }
 
 /// What the engine is going to do about a container whose main process we believe dead.

@@ -11,13 +11,16 @@ mod systemd;
 
 use std::{fmt, path::Path, pin::Pin};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 pub(crate) use command::{CommandSupervisor, Launch};
 pub(crate) use container::ContainerSupervisor;
 pub(crate) use systemd::SystemdSupervisor;
 
-use crate::{healing::Plan, host::process::Identity};
+use crate::{
+    healing::Plan,
+    host::process::{self, Identity},
+};
 
 /// An answer on its way.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
@@ -39,4 +42,12 @@ pub(crate) trait Supervisor: fmt::Debug + Send + Sync {
     fn output(&self) -> Option<&Path> {
         None
     }
+}
+
+/// The process that an owner names as a service's main one, when it lives; 0 names none.
+fn living(pid: u32) -> Result<Option<Identity>> {
+    if pid == 0 || process::is_zombie(pid) {
+        return Ok(None);
+    }
+    process::identity(pid).with_context(|| format!("cannot look at process {pid}"))
 }

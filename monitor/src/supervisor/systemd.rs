@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use tokio::{sync::Mutex, time::sleep};
 
-use super::{Answer, Supervisor, fence};
+use super::{Answer, Supervisor, fence, living};
 use crate::{
     healing::Plan,
     host::{
         cgroup::Hierarchy,
-        process::{self, Identity},
+        process::Identity,
         systemd::{Systemd, Unit},
     },
 };
@@ -60,7 +60,7 @@ impl SystemdSupervisor {
         loop {
             let now = self.systemd.unit(&self.unit).await?;
             let is_new = now.invocation != before.invocation;
-            if is_new && let Some(process) = main_process(&now)? {
+            if is_new && let Some(process) = living(now.main_pid)? {
                 return Ok(process);
             }
             if is_new && now.job.is_empty() && matches!(now.active_state.as_str(), "failed" | "inactive") {
@@ -89,7 +89,7 @@ impl Supervisor for SystemdSupervisor {
     fn plan(&self, _: u64) -> Answer<'_, Plan> {
         Box::pin(async {
             let unit = self.systemd.unit(&self.unit).await?;
-            Ok(plan(&unit, main_process(&unit)?))
+            Ok(plan(&unit, living(unit.main_pid)?))
         })
     }
 
@@ -100,13 +100,6 @@ impl Supervisor for SystemdSupervisor {
     fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>> {
         Some(Box::pin(async move { Ok(self.systemd.main_pid(&self.unit).await? == process.tgid) }))
     }
-}
-
-fn main_process(unit: &Unit) -> Result<Option<Identity>> {
-    if unit.main_pid == 0 || process::is_zombie(unit.main_pid) {
-        return Ok(None);
-    }
-    process::identity(unit.main_pid).with_context(|| format!("cannot look at process {}", unit.main_pid))
 }
 
 /// What systemd is going to do about a unit whose main process we believe dead; `main` is the one that it has alive.
