@@ -9,7 +9,7 @@ use anyhow::Result;
 use monitor_common::{
     record::{
         CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, Cgroup, CrashSite, EXIT_WATCHED, Exit, LIFE_EXEC, Life,
-        MARK_KILL_SENT, OomMark, PATH_LEN, Process, Record, Sender,
+        MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, PATH_LEN, Process, Record, Sender,
     },
     status,
 };
@@ -17,8 +17,8 @@ use monitor_common::{
 use crate::{
     attribution::{Place, Role, Table},
     diagnosis::{
-        Cause, Count, Counts, DeathContext, Docket, Evidence, Finding, MarkContext, Question, Reply, Senders, Site,
-        sender_kind,
+        Cause, Count, Counts, DeathContext, Docket, Evidence, Finding, Mark, MarkContext, Question, Reply, Senders,
+        Site, sender_kind,
     },
     host::{cgroup::Hierarchy, kmsg::OomLine, process::Identity, vmstat},
     kernel::Event,
@@ -258,7 +258,9 @@ impl Observer {
         let place = self.place(mark.victim.cgroup, seen_ns);
         let limit_owner = self.place(mark.limit_owner, seen_ns);
         let trigger_service = self.table.get(mark.trigger_cgroup).map(|place| Arc::clone(&place.service));
+        let victim_known = mark.header.flags & MARK_THREAD_ONLY == 0;
         let mut context = MarkContext {
+            role: victim_known.then(|| self.role(&mark.victim, mark.header.kernel_ns, place.as_ref())).flatten(),
             trigger_service,
             limit_owner: limit_owner.as_ref().map(|place| place.path.to_string()),
             ..MarkContext::default()
@@ -300,7 +302,7 @@ impl Observer {
             (Some(place), Some(hierarchy)) if watched && abnormal => hierarchy.least_memory_limit(&place.path),
             _ => None,
         };
-        if abnormal && self.role(&exit.process, exit.header.kernel_ns, place.as_ref()) == Some(Role::Main) {
+        if abnormal && self.role_at_exit(exit, self.docket.mark_of(exit), place.as_ref()) == Some(Role::Main) {
             self.main_failed(place.as_ref(), exit.header.kernel_ns);
         }
         let context = DeathContext { senders: self.senders(exit, place.as_ref()), place, watched, memory_limit };
@@ -375,7 +377,7 @@ impl Observer {
     fn death(&mut self, Finding { seen_ns, mut cause, evidence }: Finding, now_ns: u64) -> Death {
         let exit = &evidence.exit;
         let place = self.place(exit.process.cgroup, now_ns);
-        let role = self.role(&exit.process, exit.header.kernel_ns, place.as_ref());
+        let role = self.role_at_exit(exit, evidence.mark.as_ref(), place.as_ref());
         // Where only the kernel's log names the limit's owner, its limit is read now.
         if let (Cause::OomKill(oom), Some(hierarchy)) = (&mut cause, &self.hierarchy)
             && let (Some(owner), None) = (&oom.limit_owner, oom.limit_bytes)
@@ -396,6 +398,13 @@ impl Observer {
             cause,
             evidence,
         }
+    }
+
+    /// A victim's mark knows better than its exit: a manager that ends the rest of the unit meanwhile may be faster than
+    /// the victim's own death, which then finds init for a parent.
+    fn role_at_exit(&self, exit: &Exit, mark: Option<&Mark>, place: Option<&Place>) -> Option<Role> {
+        let at_mark = mark.and_then(|mark| mark.role);
+        at_mark.or_else(|| self.role(&exit.process, exit.header.kernel_ns, place))
     }
 
     /// Main process or worker, by where the parent lives at `kernel_ns`.
@@ -441,4 +450,62 @@ impl Observer {
 
 fn identity(process: &Process) -> Identity {
     Identity { tgid: process.tgid, start_ns: process.start_ns }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytemuck::Zeroable as _;
+    use monitor_common::{
+        record::{EXIT_OOM_VICTIM, Header},
+        status::SIGKILL,
+    };
+
+    const UNIT: u64 = 70;
+    const MAIN: u32 = 500;
+
+    /// A worker of a unit, born to this parent.
+    fn worker(parent_tgid: u32, parent_cgroup: u64) -> Process {
+        Process { tgid: 501, tid: 501, parent_tgid, parent_cgroup, start_ns: 9, cgroup: UNIT, ..Process::NONE }
+    }
+
+    fn see(observer: &mut Observer, record: Record) -> Option<Sight> {
+        observer.event(&Event { seen_ns: 100, record })
+    }
+
+    fn observer() -> Observer {
+        let mut observer = Observer::new(None);
+        for (id, path) in [(1, "/init.scope"), (UNIT, "/system.slice/web.service")] {
+            let mut cgroup = Cgroup::zeroed();
+            (cgroup.id, cgroup.event, cgroup.path_len) = (id, CGROUP_CREATED, path.len() as u32);
+            cgroup.path[..path.len()].copy_from_slice(path.as_bytes());
+            see(&mut observer, Record::Cgroup(cgroup));
+        }
+        observer
+    }
+
+    fn killed(process: Process) -> Record {
+        let mut exit = Exit { process, status: SIGKILL, ..Exit::zeroed() };
+        exit.header = Header { flags: EXIT_OOM_VICTIM, kernel_ns: 50, ..Header::zeroed() };
+        Record::Exit(exit)
+    }
+
+    #[test]
+    fn a_victim_whose_parent_was_faster_to_die_stays_the_worker_that_it_was_when_it_was_chosen() {
+        let mut observer = observer();
+        let mut mark = OomMark { victim: worker(MAIN, UNIT), ..OomMark::zeroed() };
+        mark.header = Header { flags: MARK_KILL_SENT, kernel_ns: 40, ..Header::zeroed() };
+        see(&mut observer, Record::OomMark(mark));
+        see(&mut observer, killed(worker(INIT, 1)));
+        let deaths = observer.deaths(u64::MAX);
+        assert_eq!((deaths.len(), deaths[0].role), (1, Some(Role::Worker)));
+        assert_eq!(observer.failed_ns.get("web.service"), None, "no main process has failed");
+    }
+
+    #[test]
+    fn a_process_of_init_s_is_a_main_process() {
+        let mut observer = observer();
+        see(&mut observer, killed(worker(INIT, 1)));
+        assert_eq!(observer.deaths(u64::MAX)[0].role, Some(Role::Main));
+    }
 }

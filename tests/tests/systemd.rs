@@ -182,11 +182,32 @@ fn ended(agent: &Agent, unit: &Unit) -> Value {
     })
 }
 
-/// Shows the moments of an outage, for people who run this with `--nocapture`.
-fn measured(what: &str, incident: &Value) {
+/// Shows the moments of an outage in milliseconds from the death, systemd's own among them, for people who run this with
+/// `--nocapture`.
+fn measured(what: &str, unit: &Unit, incident: &Value) {
+    let time = |value: &Value| value.as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok()).expect("a time");
+    let died = time(&incident["began"]);
+    let since_ms = |at: jiff::Timestamp| at.duration_since(died).as_secs_f64() * 1e3;
     let moments = incident["timeline"].as_array().expect("moments");
-    let at: Vec<_> = moments.iter().map(|moment| format!("{} {}", moment["what"], moment["at"])).collect();
+    let mut at: Vec<_> = moments
+        .iter()
+        .map(|moment| (since_ms(time(&moment["at"])), moment["what"].as_str().unwrap_or_default().to_owned()))
+        .collect();
+    // systemd's wall clock, in microseconds: the start began, and the main process was there.
+    for property in ["InactiveExitTimestamp", "ExecMainStartTimestamp"] {
+        let micros = systemctl(&["show", "--timestamp=us+utc", "-P", property, &unit.name]);
+        at.push((since_ms(of_systemd(&micros)), format!("systemd: {property}")));
+    }
+    at.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let at: Vec<_> = at.into_iter().map(|(ms, what)| format!("{ms:.1} {what}")).collect();
     println!("MEASURED {what}: outage of {} ms; {}", incident["outage_ms"], at.join(", "));
+}
+
+/// Reads systemd's `Wed 2026-11-25 02:03:04.567890 UTC`.
+fn of_systemd(text: &str) -> jiff::Timestamp {
+    let words: Vec<_> = text.split(' ').collect();
+    let [_, day, time, "UTC"] = words[..] else { panic!("a time of systemd's: {text}") };
+    format!("{day}T{time}Z").parse().expect("a time")
 }
 
 #[test]
@@ -203,7 +224,7 @@ fn units_that_systemd_leaves_dead_are_started_again() {
     assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
     assert!(incident["timeline"].to_string().contains("Restart=no"), "{incident}");
     assert_ne!(unit.main(), first);
-    measured("Restart=no, killed", &incident);
+    measured("Restart=no, killed", &unit, &incident);
 
     let victim = binary("victim");
     let leak = format!("exec '{}' leak", victim.display());
@@ -213,7 +234,7 @@ fn units_that_systemd_leaves_dead_are_started_again() {
     assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
     assert!(incident["timeline"].to_string().contains("Restart=on-abort"), "{incident}");
     assert_eq!(unit.starts(), 2);
-    measured("Restart=on-abort, OOM-killed", &incident);
+    measured("Restart=on-abort, OOM-killed", &unit, &incident);
     let covered = format!("defib_unit_oom_restart_covered{{service=\"{}\"}}", unit.name);
     assert_eq!(agent.metrics().get(&covered), Some(0.0));
 
@@ -236,7 +257,7 @@ fn units_that_systemd_leaves_dead_are_started_again() {
     assert_eq!(incident["restarts"], 1, "{incident}");
     assert!(incident["timeline"].to_string().contains("start limit: 3 starts"), "{incident}");
     assert_eq!(unit.starts(), 4, "three of systemd's, one of ours");
-    measured("start limit hit", &incident);
+    measured("start limit hit", &unit, &incident);
 }
 
 #[test]

@@ -22,7 +22,7 @@ use super::{
     verdict,
 };
 use crate::{
-    attribution::Place,
+    attribution::{Place, Role},
     host::{kmsg::OomLine, process::Identity},
     recent::Recent,
     text::Comm,
@@ -80,6 +80,8 @@ pub(crate) struct MarkContext {
     pub(crate) limit_bytes: Option<u64>,
     /// A cgroup between victim and limit asks for all of its processes to be killed.
     pub(crate) in_group: bool,
+    /// Main process or worker, as the victim's parent said at the mark.
+    pub(crate) role: Option<Role>,
     /// The kernel's own counts.
     pub(crate) counts: Counts,
 }
@@ -145,6 +147,7 @@ impl Docket {
                 page_tables_bytes: mark.page_tables_bytes,
                 oom_score_adj: mark.oom_score_adj,
             }),
+            role: context.role,
             counts: context.counts,
         };
         let identity = if thread_only {
@@ -287,7 +290,8 @@ impl Docket {
         Finding { seen_ns, cause, evidence }
     }
 
-    fn mark_of(&self, exit: &Exit) -> Option<&Mark> {
+    /// The mark that chose the process of this record.
+    pub(crate) fn mark_of(&self, exit: &Exit) -> Option<&Mark> {
         let thread_only = |tid| self.marks.get(&Identity { tgid: tid, start_ns: 0 });
         self.marks
             .get(&identity(exit))

@@ -17,6 +17,7 @@ use super::{
     site::Site,
 };
 use crate::{
+    attribution::Role,
     host::{kmsg::OomLine, systemd::Meaning},
     text::{Clean, Comm},
 };
@@ -129,6 +130,8 @@ pub(crate) struct Mark {
     pub(crate) in_group: bool,
     /// What the victim held.
     pub(crate) memory: Option<VictimMemory>,
+    /// Main process or worker, while the victim still had the parent that it was born to.
+    pub(crate) role: Option<Role>,
     /// The kernel's own counts.
     pub(crate) counts: Counts,
 }

@@ -333,6 +333,7 @@ mod tests {
             request_ns: 0,
             in_group: false,
             memory: None,
+            role: None,
             counts: Counts::default(),
         }
     }

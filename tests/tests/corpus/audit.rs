@@ -37,14 +37,16 @@ pub(crate) fn judge(stage: &mut Stage) -> Result<(), Failed> {
     let (deaths, _) = stage.seen().expect("the watcher runs");
     let took_ms =
         |death: &Value| Some(death["decided_ns"].as_u64()?.saturating_sub(death["kernel_ns"].as_u64()?) as f64 / 1e6);
-    let slowest = deaths.iter().filter_map(took_ms).reduce(f64::max);
+    let timed = deaths.iter().filter_map(|death| Some((took_ms(death)?, &death["comm"])));
+    let slowest = timed.max_by(|(a, _), (b, _)| a.total_cmp(b));
     let (_, v2) = memory_hierarchy();
     let mut line = json!({
         "kernel": kernel(), "cgroup": if v2 { "v2" } else { "v1" },
         "kernel_oom_kills": counted, "seen_oom_kills": seen, "deaths": deaths.len(),
     });
-    if let Some(slowest) = slowest {
-        line["slowest_verdict_ms"] = slowest.into();
+    if let Some((slowest_ms, comm)) = slowest {
+        line["slowest_verdict_ms"] = slowest_ms.into();
+        line["slowest_verdict_on"] = comm.clone();
     }
     case::line("AUDIT", &line);
 

@@ -54,6 +54,8 @@ pub(super) struct Audit {
     pub(super) deaths: u64,
     /// The longest time from a death to its verdict, in milliseconds.
     pub(super) slowest_verdict_ms: Option<f64>,
+    /// The name of the process that it was about.
+    pub(super) slowest_verdict_on: Option<String>,
 }
 
 /// All that one run of the corpus said.

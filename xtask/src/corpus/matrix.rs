@@ -25,11 +25,13 @@ pub(super) fn terminal(cases: &[String], runs: &[Run]) -> Vec<String> {
     lines.extend((1..).zip(&notes.reasons).map(|(number, reason)| format!("{} {reason}", superscript(number))));
     for Run { place, transcript, .. } in runs {
         let Some(audit) = &transcript.audit else { continue };
-        let Audit { kernel, cgroup, kernel_oom_kills, seen_oom_kills, deaths, slowest_verdict_ms } = audit;
+        let Audit { kernel, cgroup, kernel_oom_kills, seen_oom_kills, deaths, slowest_verdict_ms, slowest_verdict_on } =
+            audit;
         lines.push(format!(
             "{place}: Linux {kernel}, cgroup {cgroup}; {kernel_oom_kills} OOM kills by the kernel's count, \
-             {seen_oom_kills} seen; {deaths} deaths, the slowest verdict after {} ms",
-            figure(*slowest_verdict_ms)
+             {seen_oom_kills} seen; {deaths} deaths, the slowest verdict after {} ms ({})",
+            figure(*slowest_verdict_ms),
+            slowest_verdict_on.as_deref().unwrap_or("-")
         ));
     }
     lines
@@ -85,7 +87,15 @@ fn figures(runs: &[Run]) -> Result<Vec<String>> {
     lines.push(row((0..head.len()).map(|column| if column < 3 { "---" } else { "---:" }.to_owned())));
     for Run { place, transcript, .. } in runs {
         let audit = transcript.audit.as_ref().with_context(|| format!("{place} has no figures"))?;
-        let Audit { kernel, cgroup, kernel_oom_kills, seen_oom_kills, deaths, slowest_verdict_ms } = audit;
+        let Audit {
+            kernel,
+            cgroup,
+            kernel_oom_kills,
+            seen_oom_kills,
+            deaths,
+            slowest_verdict_ms,
+            slowest_verdict_on: _,
+        } = audit;
         let right = transcript.cells.iter().filter(|cell| cell.outcome == Outcome::Right).count();
         let cannot = transcript.cells.iter().filter(|cell| matches!(cell.outcome, Outcome::Cannot { .. })).count();
         let cells = [
@@ -188,7 +198,7 @@ mod tests {
             "¹ no v2",
             "² not root",
             "host: Linux 6.1.0, cgroup v2; 0 OOM kills by the kernel's count, 0 seen; 3 deaths, the slowest verdict after \
-             104.2 ms",
+             104.2 ms (victim)",
         ];
         assert_eq!(terminal(&cases(), &runs), expected);
     }

@@ -10,8 +10,11 @@ use crate::{
     privilege::Privilege,
     process, say,
     tee::Tee,
-    test::{harness, live},
-    vm::{self, Harness, Job, Kernel, Outcome},
+    test::{
+        guest::{self, Guest},
+        harness, live,
+    },
+    vm::{self, Harness, Job, Kernel},
 };
 
 /// The test that compares the counts. It is no case, and in every run.
@@ -61,16 +64,7 @@ pub(super) fn on_host(corpus: &Executable, defib: &Path, selection: &Selection) 
 
 /// In a machine with another kernel.
 pub(super) fn in_guest(harness: &Harness, kernel: Kernel, job: &Job<'_>) -> Run {
-    let mut output = Vec::new();
-    let failure = match harness.run(kernel, job, &mut Tee(io::stdout(), &mut output)) {
-        Ok(Outcome { status: 0, .. }) => None,
-        Ok(Outcome { status, .. }) => Some(format!("the corpus ended with status {status}")),
-        Err(error) => Some(format!("{error:#}")),
-    };
-    let mut counts = harness::counts(&output);
-    if failure.is_some() && counts.failed == 0 {
-        counts.failed = 1;
-    }
+    let Guest { output, counts, failure } = guest::run(harness, kernel, job);
     Run { place: kernel.name(), transcript: cells::read(&output), counts, failure }
 }
 

@@ -35,6 +35,7 @@ pub(super) fn audit(counted: u64, seen: u64) -> Audit {
         seen_oom_kills: seen,
         deaths: 3,
         slowest_verdict_ms: Some(104.25),
+        slowest_verdict_on: Some("victim".to_owned()),
     }
 }
 

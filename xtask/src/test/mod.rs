@@ -4,8 +4,11 @@
 //! counts the tests. A live test that cannot run here (no root, no BTF) says why in a file, see [`skips`]: it counts as
 //! skipped, not as passed, and on a build server as a failure.
 //!
-//! The last step is the [`corpus`](crate::corpus) on this machine's kernel; on others it is a command of its own.
+//! A build server also boots virtual machines: the live tests that need systemd run in one, and the
+//! [`corpus`](crate::corpus), the last step, on two kernels beside this machine's. For a person those are commands of their
+//! own.
 
+pub(crate) mod guest;
 pub(crate) mod harness;
 pub(crate) mod live;
 pub(crate) mod setup;
@@ -32,7 +35,8 @@ use summary::Outcome;
 /// Says what is missing on this machine and why it is needed, and installs it. The live tests kill real processes
 /// inside cgroups of their own and need root: they are built as the invoking user and only the finished test programs run
 /// as root, through sudo where that is possible. Without root each live test is skipped with its reason. With CI=true the
-/// kernel tool chain and what the corpus needs are installed as well, and a skip for lack of root or BTF is a failure.
+/// kernel tool chain and what the corpus needs are installed as well, live tests run in virtual machines too (real systemd,
+/// other kernels), and a skip for lack of root or BTF is a failure.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Install nothing; where something is missing, list it with the commands that bring it, and fail
