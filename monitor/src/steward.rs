@@ -496,10 +496,10 @@ impl Steward {
                 // Whoever comes after us must know of it before it can have happened.
                 self.keep_incidents();
                 let kept = timeout(KEEPING, self.store.flush());
+                // A disk that takes nothing must not keep a service down.
+                let permit = Box::pin(async move { drop(kept.await) });
                 self.spawn(service, async move {
-                    // A disk that takes nothing must not keep a service down.
-                    kept.await.ok();
-                    let result = supervisor.start().await.map_err(|error| format!("{error:#}"));
+                    let result = supervisor.start(permit).await.map_err(|error| format!("{error:#}"));
                     Input::Started { attempt, result }
                 });
             }

@@ -43,6 +43,9 @@ const SERVICE_PROPERTIES: [&str; 10] = [
     "RestartPreventExitStatus",
 ];
 
+/// What [`Progress`] needs of any unit.
+const PROGRESS_PROPERTIES: [&str; 3] = ["InvocationID", "ActiveState", "Job"];
+
 /// systemd answers within milliseconds; one that is this slow is asked again later.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -108,6 +111,19 @@ pub(crate) struct View {
     pub(crate) was_active: bool,
     /// It was active for as long as it may be (`RuntimeMaxSec`), if that has an end.
     pub(crate) ran_its_time: bool,
+}
+
+/// How far the start of a service has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Changes with each start.
+    pub(crate) invocation: Vec<u8>,
+    /// `ActiveState`.
+    pub(crate) active_state: String,
+    /// A job is queued or running for it.
+    pub(crate) has_job: bool,
+    /// `MainPID`; 0: none.
+    pub(crate) main_pid: u32,
 }
 
 /// Why systemd ended a process.
@@ -180,6 +196,14 @@ impl Systemd {
     /// When the bus or systemd does not answer.
     pub(crate) async fn unit(&self, name: &str) -> Result<Unit> {
         self.ask(async |bus| bus.unit(name).await).await
+    }
+
+    /// How far the start of a service has come: what is asked again and again, so no more than that.
+    ///
+    /// # Errors
+    /// When the bus or systemd does not answer.
+    pub(crate) async fn progress(&self, name: &str) -> Result<Progress> {
+        self.ask(async |bus| bus.progress(name).await).await
     }
 
     /// The main process of a service; 0: none.
@@ -300,6 +324,22 @@ impl Bus {
         Ok(u32::try_from(self.property(&path, SERVICE, "MainPID").await?)?)
     }
 
+    async fn progress(&self, name: &str) -> Result<Progress> {
+        let path = self.load(name).await?;
+        let (unit, main_pid) =
+            tokio::join!(self.several(&path, UNIT, &PROGRESS_PROPERTIES), self.property(&path, SERVICE, "MainPID"),);
+        let mut told: HashMap<&str, OwnedVariant> = HashMap::new();
+        for (name, value) in unit {
+            told.insert(name, value?);
+        }
+        Ok(Progress {
+            invocation: invocation(&mut told),
+            active_state: told.remove("ActiveState").map(text).transpose()?.unwrap_or_default(),
+            has_job: job_of(&mut told)?.is_some(),
+            main_pid: u32::try_from(main_pid?)?,
+        })
+    }
+
     async fn unit(&self, name: &str) -> Result<Unit> {
         let path = self.load(name).await?;
         let manager = OwnedObjectPath::try_from(MANAGER_PATH).context("the manager's path is one")?;
@@ -323,9 +363,9 @@ impl Bus {
             |value: Option<OwnedVariant>| value.and_then(|value| u64::try_from(value).ok()).map(Duration::from_micros);
         let next = span(told.remove("RestartUSecNext")).filter(|next| !next.is_zero());
         let usual = span(told.remove("RestartUSec"));
-        let job = match told.remove("Job").map(TryInto::<(u32, OwnedObjectPath)>::try_into).transpose()? {
-            Some((id, job)) if id != 0 => self.job(&job).await,
-            _ => String::new(),
+        let job = match job_of(&mut told)? {
+            Some(job) => self.job(&job).await,
+            None => String::new(),
         };
         let mut moment = |name: &str| told.remove(name).and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
         // Both by systemd's own clock. After a death of its own, a unit leaves its active state when that is noticed.
@@ -343,7 +383,7 @@ impl Bus {
             kill_mode,
             job,
             cgroup,
-            invocation: told.remove("InvocationID").and_then(|id| Vec::try_from(id).ok()).unwrap_or_default(),
+            invocation: invocation(&mut told),
             main_pid: told.remove("MainPID").and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
             restart_after: next.or(usual).unwrap_or_default(),
             start_limit: (
@@ -413,6 +453,17 @@ impl Bus {
         let reply = reply.with_context(|| format!("systemd does not tell {name} of {}", path.as_str()))?;
         reply.body().deserialize().with_context(|| format!("systemd tells {name} in another way"))
     }
+}
+
+/// `InvocationID`.
+fn invocation(told: &mut HashMap<&str, OwnedVariant>) -> Vec<u8> {
+    told.remove("InvocationID").and_then(|id| Vec::try_from(id).ok()).unwrap_or_default()
+}
+
+/// The path of the job in `Job`, if there is one.
+fn job_of(told: &mut HashMap<&str, OwnedVariant>) -> Result<Option<OwnedObjectPath>> {
+    let job = told.remove("Job").map(TryInto::<(u32, OwnedObjectPath)>::try_into).transpose()?;
+    Ok(job.filter(|(id, _)| *id != 0).map(|(_, path)| path))
 }
 
 fn text(value: OwnedVariant) -> Result<String> {

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::setsid;
 use tokio::{sync::Mutex, task::spawn_blocking};
 
-use super::{Answer, Supervisor, fence};
+use super::{Answer, Permit, Supervisor, fence};
 use crate::{
     config::Command,
     healing::Plan,
@@ -75,8 +75,9 @@ impl CommandSupervisor {
         self.hierarchy.main_process(&self.command.cgroup)
     }
 
-    async fn start_alone(&self) -> Result<Identity> {
+    async fn start_alone(&self, permit: Permit) -> Result<Identity> {
         let _alone = self.starting.lock().await;
+        permit.await;
         let program = self.command.start.first().context("there is no program to start")?;
         self.prepare()?;
         self.clear().await?;
@@ -152,8 +153,8 @@ impl Supervisor for CommandSupervisor {
         })
     }
 
-    fn start(&self) -> Answer<'_, Identity> {
-        Box::pin(self.start_alone())
+    fn start(&self, permit: Permit) -> Answer<'_, Identity> {
+        Box::pin(self.start_alone(permit))
     }
 
     fn is_main(&self, _: Identity) -> Option<Answer<'_, bool>> {

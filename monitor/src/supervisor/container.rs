@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use tokio::{sync::Mutex, time::sleep};
 
-use super::{Answer, Supervisor, living};
+use super::{Answer, Permit, Supervisor, living};
 use crate::{
     healing::Plan,
     host::{
@@ -39,10 +39,11 @@ impl ContainerSupervisor {
         Self { engine, name: name.to_owned(), starting: Mutex::default() }
     }
 
-    async fn start_alone(&self) -> Result<Identity> {
+    async fn start_alone(&self, permit: Permit) -> Result<Identity> {
         let _alone = self.starting.lock().await;
         let state = || containers::state(self.engine, &self.name);
-        let before = state().await?.with_context(|| format!("{} has removed {}", self.engine, self.name))?;
+        let (before, ()) = tokio::join!(state(), permit);
+        let before = before?.with_context(|| format!("{} has removed {}", self.engine, self.name))?;
         // The engine itself starts none before the old one and its whole namespace are gone.
         containers::start(self.engine, &self.name).await?;
         let begin = Instant::now();
@@ -82,8 +83,8 @@ impl Supervisor for ContainerSupervisor {
         })
     }
 
-    fn start(&self) -> Answer<'_, Identity> {
-        Box::pin(self.start_alone())
+    fn start(&self, permit: Permit) -> Answer<'_, Identity> {
+        Box::pin(self.start_alone(permit))
     }
 
     fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>> {

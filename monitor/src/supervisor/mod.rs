@@ -25,14 +25,18 @@ use crate::{
 /// An answer on its way.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
+/// Completes when the decision for a start is written down. Until then a supervisor may look, but not touch.
+pub(crate) type Permit = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// The owner of one service.
 pub(crate) trait Supervisor: fmt::Debug + Send + Sync {
     /// What it is going to do about the service, whose last incarnation died at `died_ns` (CLOCK_BOOTTIME). Fails when it does
     /// not answer.
     fn plan(&self, died_ns: u64) -> Answer<'_, Plan>;
 
-    /// Starts a new incarnation, once nothing of the old one is left; its main process. Fails with the owner's own words.
-    fn start(&self) -> Answer<'_, Identity>;
+    /// Starts a new incarnation, once it is permitted and nothing of the old one is left; its main process. Fails with the
+    /// owner's own words.
+    fn start(&self, permit: Permit) -> Answer<'_, Identity>;
 
     /// Whether this living process, which somebody outside of the service started, is its main process. `None` when there can
     /// be no other; systemd also starts what prepares and ends a unit, and engines what `exec` adds to a container.

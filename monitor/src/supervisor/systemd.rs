@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use tokio::{sync::Mutex, time::sleep};
 
-use super::{Answer, Supervisor, fence, living};
+use super::{Answer, Permit, Supervisor, fence, living};
 use crate::{
     healing::Plan,
     host::{
@@ -33,17 +33,23 @@ pub(crate) struct SystemdSupervisor {
     hierarchy: Option<Hierarchy>,
     /// One start at a time.
     starting: Mutex<()>,
+    /// What the last plan rests on. The start that follows from a plan comes right after it, so it need not ask again.
+    planned: Mutex<Option<Unit>>,
 }
 
 impl SystemdSupervisor {
     /// The supervisor of `unit`; what is left of an incarnation is looked for in `hierarchy`.
     pub(crate) fn new(unit: &str, systemd: Systemd, hierarchy: Option<Hierarchy>) -> Self {
-        Self { unit: unit.to_owned(), systemd, hierarchy, starting: Mutex::default() }
+        Self { unit: unit.to_owned(), systemd, hierarchy, starting: Mutex::default(), planned: Mutex::default() }
     }
 
-    async fn start_alone(&self) -> Result<Identity> {
+    async fn start_alone(&self, permit: Permit) -> Result<Identity> {
         let _alone = self.starting.lock().await;
-        let before = self.systemd.unit(&self.unit).await?;
+        permit.await;
+        let before = match self.planned.lock().await.take() {
+            Some(unit) => unit,
+            None => self.systemd.unit(&self.unit).await?,
+        };
         let mut was_reset = before.hit_start_limit();
         if was_reset {
             self.systemd.reset_failed(&self.unit).await?;
@@ -58,17 +64,19 @@ impl SystemdSupervisor {
         let mut begin = Instant::now();
         let mut pause = LOOK;
         loop {
-            let now = self.systemd.unit(&self.unit).await?;
+            let now = self.systemd.progress(&self.unit).await?;
             let is_new = now.invocation != before.invocation;
             if is_new && let Some(process) = living(now.main_pid)? {
                 return Ok(process);
             }
-            if is_new && now.job.is_empty() && matches!(now.active_state.as_str(), "failed" | "inactive") {
-                bail!("{} was started and ended at once: {}", self.unit, now.result);
+            if is_new && !now.has_job && matches!(now.active_state.as_str(), "failed" | "inactive") {
+                let result = self.systemd.unit(&self.unit).await?.result;
+                bail!("{} was started and ended at once: {result}", self.unit);
             }
-            if !is_new && now.job.is_empty() && begin.elapsed() > STEP {
+            if !is_new && !now.has_job && begin.elapsed() > STEP {
                 // Only a start limit lets a start end so; where its settings did not show it, this does.
-                if now.sub_state == "failed" && now.start_limit.0 > 0 && !std::mem::replace(&mut was_reset, true) {
+                let limited = now.active_state == "failed" && before.start_limit.0 > 0;
+                if limited && !std::mem::replace(&mut was_reset, true) {
                     self.systemd.reset_failed(&self.unit).await?;
                     self.systemd.start(&self.unit).await?;
                     begin = Instant::now();
@@ -89,12 +97,14 @@ impl Supervisor for SystemdSupervisor {
     fn plan(&self, _: u64) -> Answer<'_, Plan> {
         Box::pin(async {
             let unit = self.systemd.unit(&self.unit).await?;
-            Ok(plan(&unit, living(unit.main_pid)?))
+            let plan = plan(&unit, living(unit.main_pid)?);
+            *self.planned.lock().await = matches!(plan, Plan::GivesUp { .. }).then_some(unit);
+            Ok(plan)
         })
     }
 
-    fn start(&self) -> Answer<'_, Identity> {
-        Box::pin(self.start_alone())
+    fn start(&self, permit: Permit) -> Answer<'_, Identity> {
+        Box::pin(self.start_alone(permit))
     }
 
     fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>> {
