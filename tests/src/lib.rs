@@ -9,7 +9,7 @@
 
 pub mod cgroup;
 pub mod defib;
-pub mod docker;
+pub mod engine;
 pub mod live;
 pub mod victim;
 

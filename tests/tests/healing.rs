@@ -1,13 +1,13 @@
 //! `defib run` brings dead services back: within budgets, over its own death, as operators want it, and written down.
 //! The supervisor is Defib's own; systemd's and Docker's stand in `systemd.rs` and `docker.rs`.
 
-use std::{fs, thread::sleep, time::Duration};
+use std::{fs, io::Write as _, path::Path, process::Command, thread::sleep, time::Duration};
 
 use serde_json::Value;
 use tests::{cgroup::Cgroup, defib::Agent, eventually, live, victim::Victim};
 
 /// A service that lives until it is killed and writes a line for every start, healthy at once.
-fn counted(cgroup: &Cgroup, starts: &std::path::Path, settings: &str) -> String {
+fn counted(cgroup: &Cgroup, starts: &Path, settings: &str) -> String {
     format!(
         "[[service]]\nname = \"counted\"\nrestart = true\nhealth = \"exec:/bin/true\"\n{settings}\n\
          command = {{ start = [\"/bin/sh\", \"-c\", \"echo start >> {}; exec sleep 1000\"], cgroup = \"{}\" }}\n",
@@ -16,7 +16,7 @@ fn counted(cgroup: &Cgroup, starts: &std::path::Path, settings: &str) -> String 
     )
 }
 
-fn lines(file: &std::path::Path) -> usize {
+fn lines(file: &Path) -> usize {
     fs::read_to_string(file).unwrap_or_default().lines().count()
 }
 
@@ -284,4 +284,57 @@ fn a_corrupt_store_is_set_aside_and_a_missing_disk_is_said() {
     let first = eventually("the service", || sleeper(&cgroup));
     kill(first);
     eventually("a new process", || sleeper(&cgroup).filter(|&pid| pid != first));
+}
+
+/// A file system in memory, so small that a file fills it.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    fn mount(at: &'a Path) -> Self {
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "defib-test"]).arg(at).status();
+        assert!(status.expect("mount starts").success(), "a file system at {}", at.display());
+        Self(at)
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        Command::new("umount").arg("--lazy").arg(self.0).status().ok();
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_is_said_and_keeps_no_service_down() {
+    if !live::can_run("a_disk_that_fills_up_is_said_and_keeps_no_service_down") {
+        return;
+    }
+    let (cgroup, place) = (Cgroup::new(None), tempfile::tempdir().expect("a directory"));
+    let state = tests::defib::scratch();
+    let path = state.path().to_owned();
+    let _disk = SmallDisk::mount(&path);
+    let agent = Agent::start_in(state, &counted(&cgroup, &place.path().join("starts"), "grace = '50ms'"));
+    healthy(&agent);
+    let first = eventually("the service", || sleeper(&cgroup));
+
+    let full = path.join("full");
+    let mut file = fs::File::create(&full).expect("a file");
+    while file.write_all(&[b'x'; 512]).is_ok() {}
+    kill(first);
+    let second = eventually("a new process", || sleeper(&cgroup).filter(|&pid| pid != first));
+    eventually("the full disk to be noticed", || (agent.metrics().get("defib_store_ok") == Some(0.0)).then_some(()));
+    let (status, ready) = agent.try_get("/readyz").expect("it answers");
+    assert_eq!(status, 200, "the rest works");
+    assert!(ready.contains("not working") && ready.contains("full"), "{ready}");
+
+    // With room again, what had to wait is written down.
+    drop(file);
+    fs::remove_file(&full).expect("removed");
+    let incidents = eventually("the incident", || {
+        let killed = |incident: &Value| incident["cause"]["kind"] == "killed" && incident["ended"].is_string();
+        let all: Vec<_> = agent.incidents("counted").into_iter().filter(killed).collect();
+        (!all.is_empty()).then_some(all)
+    });
+    assert_eq!((incidents.len(), &incidents[0]["restarts"]), (1, &1.into()), "{incidents:?}");
+    assert_eq!(agent.metrics().get("defib_store_ok"), Some(1.0));
+    assert_eq!(sleeper(&cgroup), Some(second), "no second restart");
 }

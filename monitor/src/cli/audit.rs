@@ -42,7 +42,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
         Ok(found) => findings.extend(found),
         Err(error) => silent.push(format!("systemd: {error:#}")),
     }
-    for engine in ["docker", "podman"] {
+    for engine in containers::ENGINES {
         if !containers::is_here(engine) {
             continue;
         }

@@ -30,12 +30,15 @@ const OUTPUT_MAX: usize = 1024 * 1024;
 /// Where Podman keeps names when its service, and so its socket, is not running.
 const PODMAN_STORE: &str = "/var/lib/containers/storage/overlay-containers/containers.json";
 
+/// The engines that can be asked.
+pub(crate) const ENGINES: [&str; 2] = ["docker", "podman"];
+
 /// What an engine says of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Container {
     /// Its name, without the API's slash.
     pub(crate) name: String,
-    /// `created`, `running`, `paused`, `restarting`, `removing`, `exited`, `dead`.
+    /// `created`, `running`, `paused`, `restarting`, `removing`, `exited`, `dead`; of Podman also [`STOPPED`].
     pub(crate) status: String,
     /// The main process in the initial pid namespace; 0: none.
     pub(crate) pid: u32,
@@ -49,7 +52,13 @@ pub(crate) struct Container {
     pub(crate) restarts: i64,
     /// When its present or last run began, as the engine writes it.
     pub(crate) started_at: String,
+    /// When its last run ended, likewise.
+    pub(crate) finished_at: String,
 }
+
+/// Podman's word for a container that has ended and has not been cleaned up yet, before it is restarted or `exited`. The
+/// other fields are not told then.
+pub(crate) const STOPPED: &str = "stopped";
 
 /// The name of a container by its full id; `None` when the engine has no such way to ask (containerd, CRI-O).
 ///
@@ -95,12 +104,19 @@ fn is_silence(error: &anyhow::Error) -> bool {
 /// # Errors
 /// When the engine does not answer, or cannot be asked (containerd, CRI-O).
 pub(crate) async fn state(engine: &str, id: &str) -> Result<Option<Container>> {
-    in_time(engine, PATIENCE, async |docker| match docker.inspect_container(id, None).await {
+    in_time(engine, PATIENCE, async |docker| understood(engine, id, docker.inspect_container(id, None).await)).await
+}
+
+fn understood(engine: &str, id: &str, answer: Result<ContainerInspectResponse, Error>) -> Result<Option<Container>> {
+    match answer {
         Ok(answer) => Ok(Some(answer.into())),
         Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+        // Docker's API, which is what our client knows, has no such word.
+        Err(error) if error.to_string().contains("unknown variant `stopped`") => {
+            Ok(Some(Container { status: STOPPED.to_owned(), ..Container::default() }))
+        }
         Err(error) => Err(error).with_context(|| format!("{engine} does not tell about container {id}")),
-    })
-    .await
+    }
 }
 
 /// Starts a container that has ended.
@@ -222,6 +238,7 @@ impl From<ContainerInspectResponse> for Container {
             retries: policy.maximum_retry_count.unwrap_or(0),
             restarts: answer.restart_count.unwrap_or(0),
             started_at: state.started_at.unwrap_or_default(),
+            finished_at: state.finished_at.unwrap_or_default(),
         }
     }
 }
@@ -278,6 +295,15 @@ mod tests {
         let container = Container::from(docker.inspect_container("abc", None).await.expect("known"));
         assert_eq!((container.name.as_str(), container.status.as_str()), ("web-1", "exited"));
         assert_eq!((container.exit_code, container.policy.as_str(), container.pid), (137, "no", 0));
+    }
+
+    #[tokio::test]
+    async fn podman_s_word_for_a_container_between_two_runs_is_understood() {
+        const ANSWER: &str = "{\"Id\":\"abc\",\"State\":{\"Status\":\"stopped\",\"ExitCode\":137}}";
+        let (_directory, socket) = engine("200 OK", ANSWER).await;
+        let docker = connect(&socket, PATIENCE).expect("connected");
+        let answer = understood("podman", "abc", docker.inspect_container("abc", None).await).expect("understood");
+        assert_eq!(answer.map(|container| container.status).as_deref(), Some(STOPPED));
     }
 
     #[tokio::test]

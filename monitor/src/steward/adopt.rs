@@ -15,7 +15,7 @@ use crate::{
     config::{Config, Mode, Service, Target},
     healing::{Engine, Input, Outcome, Policy},
     host::{
-        clock, containers,
+        clock,
         process::{self, Identity},
     },
     roster::Managed,
@@ -79,10 +79,7 @@ impl Steward {
             let Some(rule) = self.rules.iter().find(wanted).cloned() else { continue };
             let supervisor = match rule.target {
                 Target::Unit(_) => self.systemd_supervisor(&service),
-                _ => Arc::new(ContainerSupervisor::new(
-                    if containers::is_here("docker") { "docker" } else { "podman" },
-                    &service,
-                )),
+                _ => Arc::new(ContainerSupervisor::new(None, &service)),
             };
             self.manage(Arc::clone(&service), &rule, supervisor, "".into());
             self.meet(&service, None);
@@ -195,7 +192,7 @@ impl Steward {
             };
             let Some(rule) = self.rules.iter().find(wanted).cloned() else { return };
             let supervisor: Arc<dyn Supervisor> = match &*place.origin {
-                Origin::Container { engine, .. } => Arc::new(ContainerSupervisor::new(engine, &place.service)),
+                Origin::Container { engine, .. } => Arc::new(ContainerSupervisor::new(Some(engine), &place.service)),
                 _ => self.systemd_supervisor(&place.service),
             };
             self.manage(Arc::clone(&place.service), &rule, supervisor, Arc::clone(&place.path));

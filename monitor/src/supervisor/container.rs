@@ -3,13 +3,18 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use tokio::{sync::Mutex, time::sleep};
+use jiff::Timestamp;
+use tokio::{
+    sync::{Mutex, OnceCell},
+    time::sleep,
+};
 
 use super::{Answer, Permit, Supervisor, living};
 use crate::{
     healing::Plan,
     host::{
-        containers::{self, Container},
+        clock,
+        containers::{self, Container, STOPPED},
         process::Identity,
     },
 };
@@ -19,6 +24,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(10);
 /// The engine hears of a death from the container's shim.
 const NOTICES: Duration = Duration::from_millis(50);
+/// Podman has cleaned up after a container, and restarted it where that is its policy, within some 100 ms. One that is not
+/// cleaned up after this was left by a `conmon` that died too.
+const CLEANED_UP: Duration = Duration::from_secs(10);
 /// Docker waits 100 ms before its first restart, twice as long before each further one, at most a minute
 /// (moby, restartmanager).
 const FIRST: Duration = Duration::from_millis(100);
@@ -27,28 +35,63 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// Keeps one container.
 #[derive(Debug)]
 pub(crate) struct ContainerSupervisor {
-    engine: &'static str,
+    /// Whose it is; found out with the first question about a container that was dead before anybody saw where it lives.
+    engine: OnceCell<&'static str>,
     name: String,
+    /// Since when its deaths are seen.
+    watched_since: Timestamp,
     /// One start at a time.
     starting: Mutex<()>,
 }
 
 impl ContainerSupervisor {
-    /// The supervisor of the container `name` of `engine`.
-    pub(crate) fn new(engine: &'static str, name: &str) -> Self {
-        Self { engine, name: name.to_owned(), starting: Mutex::default() }
+    /// The supervisor of the container `name` of `engine`; `None`: of whichever engine has one of that name.
+    pub(crate) fn new(engine: Option<&'static str>, name: &str) -> Self {
+        let engine = OnceCell::new_with(engine);
+        Self { engine, name: name.to_owned(), watched_since: Timestamp::now(), starting: Mutex::default() }
+    }
+
+    /// Whose it is, and how it is; `None` when nobody has it.
+    async fn look(&self) -> Result<Option<(&'static str, Container)>> {
+        if let Some(engine) = self.engine.get() {
+            return Ok(containers::state(engine, &self.name).await?.map(|container| (*engine, container)));
+        }
+        for engine in containers::ENGINES.into_iter().filter(|engine| containers::is_here(engine)) {
+            if let Some(container) = containers::state(engine, &self.name).await? {
+                // Nobody else can have found another one.
+                self.engine.set(engine).ok();
+                return Ok(Some((engine, container)));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn look_again(&self) -> Result<(&'static str, Container)> {
+        self.look().await?.with_context(|| format!("{} has been removed", self.name))
+    }
+
+    /// Why it is believed that somebody stopped it, if it is: what a death shows to whoever was there, an agent that was not
+    /// asks. Docker remembers; Podman does not, so what ended before we came is left as it is.
+    async fn stopped_unseen(&self, engine: &str, container: &Container) -> Result<Option<String>> {
+        if engine == "docker" {
+            let Ok(since) = container.started_at.parse() else { return Ok(None) };
+            let stopped = containers::was_stopped(engine, &self.name, since).await?;
+            return Ok(stopped.then(|| "somebody stopped it".to_owned()));
+        }
+        let unseen = container.finished_at.parse().is_ok_and(|ended: Timestamp| ended < self.watched_since);
+        let why = "it ended while no agent watched, and Podman does not tell whether somebody stopped it";
+        Ok(unseen.then(|| why.to_owned()))
     }
 
     async fn start_alone(&self, permit: Permit) -> Result<Identity> {
         let _alone = self.starting.lock().await;
-        let state = || containers::state(self.engine, &self.name);
-        let (before, ()) = tokio::join!(state(), permit);
-        let before = before?.with_context(|| format!("{} has removed {}", self.engine, self.name))?;
+        let (before, ()) = tokio::join!(self.look_again(), permit);
+        let (engine, before) = before?;
         // The engine itself starts none before the old one and its whole namespace are gone.
-        containers::start(self.engine, &self.name).await?;
+        containers::start(engine, &self.name).await?;
         let begin = Instant::now();
         loop {
-            let now = state().await?.with_context(|| format!("{} has removed {}", self.engine, self.name))?;
+            let (_, now) = self.look_again().await?;
             if now.started_at != before.started_at {
                 match living(now.pid)? {
                     Some(process) => return Ok(process),
@@ -67,17 +110,15 @@ impl ContainerSupervisor {
 }
 
 impl Supervisor for ContainerSupervisor {
-    fn plan(&self, _: u64) -> Answer<'_, Plan> {
-        Box::pin(async {
-            let Some(container) = containers::state(self.engine, &self.name).await? else {
+    fn plan(&self, died_ns: u64) -> Answer<'_, Plan> {
+        Box::pin(async move {
+            let Some((engine, container)) = self.look().await? else {
                 return Ok(Plan::Intended { why: "it was removed".to_owned() });
             };
-            let plan = plan(&container, living(container.pid)?);
-            // What the death itself shows to whoever was there; an agent that was not asks.
-            if let (Plan::GivesUp { .. }, Ok(since)) = (&plan, container.started_at.parse())
-                && containers::was_stopped(self.engine, &self.name, since).await?
-            {
-                return Ok(Plan::Intended { why: "somebody stopped it".to_owned() });
+            let since = Duration::from_nanos(clock::boot_ns().saturating_sub(died_ns));
+            let plan = plan(&container, living(container.pid)?, since);
+            if let (Plan::GivesUp { .. }, Some(why)) = (&plan, self.stopped_unseen(engine, &container).await?) {
+                return Ok(Plan::Intended { why });
             }
             Ok(plan)
         })
@@ -88,17 +129,21 @@ impl Supervisor for ContainerSupervisor {
     }
 
     fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>> {
-        Some(Box::pin(async move {
-            let container = containers::state(self.engine, &self.name).await?;
-            Ok(container.is_some_and(|container| container.pid == process.tgid))
-        }))
+        Some(Box::pin(
+            async move { Ok(self.look().await?.is_some_and(|(_, container)| container.pid == process.tgid)) },
+        ))
     }
 }
 
 /// What the engine is going to do about a container whose main process we believe dead.
-fn plan(container: &Container, main: Option<Identity>) -> Plan {
+/// `since` is the time from its death.
+fn plan(container: &Container, main: Option<Identity>, since: Duration) -> Plan {
     let policy = container.policy.as_str();
     match (container.status.as_str(), main) {
+        (STOPPED, _) if since >= CLEANED_UP => {
+            Plan::GivesUp { why: format!("not cleaned up for {} s", since.as_secs()) }
+        }
+        (STOPPED, _) => Plan::Restarts { within: NOTICES, why: "it is being cleaned up".to_owned() },
         ("running" | "paused", Some(process)) => Plan::Alive(process),
         ("running" | "paused" | "stopping", None) => {
             Plan::Restarts { within: NOTICES, why: "it has not noticed yet".to_owned() }
@@ -147,18 +192,26 @@ mod tests {
             (container("restarting", "always"), None, "Restarts"),
             (container("running", "no"), None, "Restarts"),
             (container("running", "no"), Some(process), "Alive"),
+            (container(STOPPED, "no"), None, "Restarts"),
             (container("removing", "no"), None, "Held"),
         ] {
-            let plan = plan(&container, main);
+            let plan = plan(&container, main, Duration::ZERO);
             assert!(format!("{plan:?}").starts_with(expected), "{container:?}: {plan:?}");
         }
+    }
+
+    #[test]
+    fn a_container_that_nobody_cleans_up_is_given_up() {
+        let left = container(STOPPED, "");
+        assert!(matches!(plan(&left, None, CLEANED_UP - NOTICES), Plan::Restarts { .. }));
+        assert!(matches!(plan(&left, None, CLEANED_UP), Plan::GivesUp { .. }));
     }
 
     #[test]
     fn the_engine_s_back_off_is_known() {
         for (restarts, within) in [(0, 100), (3, 800), (9, 51_200), (10, 60_000), (1000, 60_000)] {
             let container = Container { restarts, ..container("restarting", "always") };
-            let Plan::Restarts { within: found, .. } = plan(&container, None) else { panic!("at it") };
+            let Plan::Restarts { within: found, .. } = plan(&container, None, Duration::ZERO) else { panic!("at it") };
             assert_eq!(found, Duration::from_millis(within));
         }
     }

@@ -1,7 +1,7 @@
 //! What a real Docker engine does to its containers, and what they do to themselves.
 
 use serde_json::{Value, json};
-use tests::docker;
+use tests::engine::Kind;
 
 use crate::{case::Case, facts, scene::Scene};
 
@@ -24,7 +24,8 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 fn no_engine() -> Option<String> {
-    facts::lacks(&["dockerd", "docker"]).or_else(|| docker::missing().map(|what| format!("{what} is not installed")))
+    facts::lacks(&["dockerd", "docker"])
+        .or_else(|| Kind::Docker.missing().map(|what| format!("{what} is not installed")))
 }
 
 /// A shell that doubles a string until it is killed.

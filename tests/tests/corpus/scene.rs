@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use serde_json::Value;
-use tests::{PATIENCE, cgroup::Cgroup, docker::Engine, victim::Victim};
+use tests::{PATIENCE, cgroup::Cgroup, engine::Engine, victim::Victim};
 
 use crate::stage::{self, Stage};
 

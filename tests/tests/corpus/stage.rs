@@ -7,7 +7,7 @@ use serde_json::Value;
 use tests::{
     cgroup,
     defib::Watch,
-    docker::{self, Engine},
+    engine::{self, Engine, Kind},
 };
 
 /// Arguments of the watcher.
@@ -40,7 +40,7 @@ struct Running {
 impl Running {
     fn start() -> Self {
         let engine = tempfile::tempdir().expect("a directory for the engine");
-        let watch = Watch::start_with(&[("DOCKER_HOST", &docker::host(engine.path()))], WATCH);
+        let watch = Watch::start_with(&[("DOCKER_HOST", &engine::host(engine.path()))], WATCH);
         Self { watch, begin_ns: boot_ns(), kills_before: kernel_oom_kills(), engine: Some(engine) }
     }
 }
@@ -70,7 +70,7 @@ impl Stage {
     pub(crate) fn engine(&mut self) -> &Engine {
         if self.engine.is_none() {
             let directory = self.running().engine.take().expect("one engine is started");
-            self.engine = Some(Engine::start_in(directory));
+            self.engine = Some(Engine::start_in(Kind::Docker, directory));
         }
         self.engine.as_ref().expect("it was started")
     }

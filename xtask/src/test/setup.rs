@@ -42,7 +42,7 @@ fn missing(live: bool) -> Result<Vec<Need>> {
         needs.extend(toolchain::missing()?);
     }
     if workspace::in_ci() && live {
-        needs.extend(docker());
+        needs.extend(engines());
         needs.extend(corpus(|program| process::find(program).is_some()));
     }
     Ok(needs)
@@ -53,13 +53,14 @@ fn corpus(present: impl Fn(&str) -> bool) -> impl Iterator<Item = Need> {
     missing.map(|(program, package, why)| Need { what: program.to_owned(), why, mend: Mend::Packages(vec![package]) })
 }
 
-/// The Docker engine that live tests start for themselves.
-fn docker() -> Option<Need> {
-    let present = Path::new("/usr/sbin/dockerd").exists() && Path::new("/bin/busybox").exists();
+/// The container engines that live tests start for themselves.
+fn engines() -> Option<Need> {
+    let paths = ["/usr/sbin/dockerd", "/usr/bin/podman", "/usr/sbin/runc", "/bin/busybox"];
+    let present = paths.into_iter().all(|path| Path::new(path).exists());
     (!present).then(|| Need {
-        what: "dockerd and a static busybox".to_owned(),
+        what: "dockerd, podman and a static busybox".to_owned(),
         why: "live tests kill processes in real containers",
-        mend: Mend::Packages(vec!["docker.io", "busybox-static"]),
+        mend: Mend::Packages(vec!["docker.io", "podman", "runc", "busybox-static"]),
     })
 }
 
