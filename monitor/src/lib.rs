@@ -6,6 +6,7 @@
 //! evidence ──▶ cause                                                  diagnosis/ (pure)
 //! the three together: deaths with cause and service                   observer.rs
 //! death + supervisor + clock ──▶ actions                              healing/ (pure)
+//! memory samples ──▶ trend ──▶ forecast                               memory/ (pure)
 //! actions ──▶ start, prove health, count, serve                       supervisor/, health.rs, metrics.rs, web.rs
 //! ```
 //!
@@ -24,7 +25,7 @@ mod health;
 mod host;
 mod incident;
 mod kernel;
-mod memory;
+pub mod memory;
 mod metrics;
 mod observer;
 mod recent;

@@ -1,0 +1,254 @@
+//! The hourly verdict.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Trend,
+    pool::{Pool, pool},
+    run::{HOUR, Run},
+    summary::{Scratch, Summary},
+};
+use crate::memory::forecast::{Builds, Forecast, Level, Verdict};
+
+const DAY: f64 = 24.0 * HOUR;
+/// Less than this seen in all is too little for any verdict: seconds.
+const LEAST_SEEN: f32 = 12.0 * HOUR as f32;
+/// Hourly verdicts in a row that make an alert.
+const HELD: u8 = 6;
+
+/// What evidence must be like.
+struct Bar {
+    z: f32,
+    z_late: f32,
+    clear: f32,
+    ratio: f32,
+    t_late: f32,
+}
+
+/// Rises for certain, and does not level off.
+const GROWS: Bar = Bar { z: 3.3, z_late: 2.33, clear: 2.0, ratio: 0.65, t_late: 3.0 };
+/// The same in a part that was picked for rising: more is asked of it.
+const PICKED: Bar = Bar { z: 4.0, z_late: 3.0, clear: 4.0, ratio: 0.65, t_late: 4.0 };
+/// Enough for a hint.
+const HINTS: Bar = Bar { z: 3.0, z_late: 1.6, clear: 1.5, ratio: 0.5, t_late: 2.0 };
+/// Share of uptime that rises, and that rises late.
+const RISING: f32 = 0.8;
+const RISING_LATE: f32 = 0.7;
+/// Growth below this share of the limit in a day is none to speak of.
+const LEAST_DAILY: f32 = 0.01;
+/// Farther ahead than this is no forecast: seconds.
+const HORIZON: f64 = 60.0 * DAY;
+/// One incarnation alone must have lasted this long, several together this long: seconds.
+const ALONE: f32 = 24.0 * HOUR as f32;
+const TOGETHER: f32 = 48.0 * HOUR as f32;
+/// Fewer are not several.
+const SEVERAL: usize = 3;
+/// Windows in which a late onset is looked for: seconds.
+const WINDOWS: [f64; 2] = [36.0 * HOUR, 47.0 * HOUR];
+
+/// What an hour's look found. Bytes and seconds of the trend's pace.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Judgement {
+    enough: bool,
+    leak: bool,
+    hint: bool,
+    /// Of several incarnations.
+    pooled: bool,
+    /// Bytes a second, with the least and the most that it may be.
+    slope: f32,
+    slope_low: f32,
+    slope_high: f32,
+    /// Of the present incarnation at its last look.
+    floor: f32,
+    amplitude: f32,
+}
+
+/// How many looks in a row said so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Hold {
+    leak: Count,
+    hint: Count,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Count {
+    looks: u8,
+    on: bool,
+}
+
+impl Count {
+    fn add(&mut self, yes: bool) {
+        self.looks = if yes { (self.looks + 1).min(2 * HELD) } else { self.looks.saturating_sub(2) };
+        self.on = self.looks >= HELD || (self.on && self.looks > 0);
+    }
+}
+
+impl Hold {
+    pub(super) fn add(&mut self, judgement: &Judgement) {
+        self.leak.add(judgement.leak);
+        self.hint.add(judgement.leak || judgement.hint);
+    }
+}
+
+/// Looks at all that is known.
+pub(super) fn judge(trend: &Trend) -> Judgement {
+    let Some(run) = &trend.run else { return Judgement::default() };
+    let mut scratch = Scratch::default();
+    let gain = trend.load.bytes_per_core();
+    let current = Summary::of(run.bins(), 0.0, gain, run.build, &mut scratch);
+    let all: Vec<&Summary> = trend.past.iter().chain(&current).collect();
+    let floor = current.map_or_else(|| last_floor(run), |summary| summary.floor);
+    let mut found = Judgement { floor, ..Judgement::default() };
+    let Some(everything) = pool(all.iter().copied()) else { return found };
+    found.enough = everything.uptime >= LEAST_SEEN;
+    found.take(&everything);
+    let mut consider = |pool: &Pool, bar: &Bar, alone: bool| {
+        let long = pool.uptime >= if pool.count >= SEVERAL { TOGETHER } else { ALONE };
+        let grows = long && (pool.count >= SEVERAL || alone) && passes(pool, bar, trend, floor);
+        if grows && !found.leak {
+            found.leak = true;
+            found.pooled = pool.count >= SEVERAL;
+            found.take(pool);
+        }
+        grows
+    };
+    let alone = f64::from(everything.uptime) >= DAY && run.uptime >= DAY;
+    if !consider(&everything, &GROWS, alone) {
+        if let Some(recent) = recent(&all) {
+            consider(&recent, &PICKED, false);
+        }
+        for span in WINDOWS {
+            let from = (run.uptime - span).max(0.0) as f32;
+            if run.uptime > span
+                && let Some(window) = Summary::of(run.hours(), from, gain, run.build, &mut scratch)
+                && let Some(window) = pool([&window].into_iter())
+            {
+                consider(&window, &PICKED, true);
+            }
+        }
+        for share in [0.5, 0.75] {
+            let from = (run.uptime * share) as f32;
+            if run.uptime > 4.0 * DAY
+                && let Some(window) = Summary::of(run.bins(), from, gain, run.build, &mut scratch)
+                && let Some(window) = pool([&window].into_iter())
+            {
+                consider(&window, &PICKED, true);
+            }
+        }
+    }
+    found.hint = found.leak
+        || (everything.uptime >= if everything.count >= SEVERAL { TOGETHER } else { ALONE }
+            && passes(&everything, &HINTS, trend, floor));
+    found
+}
+
+/// The last incarnations only: as few as are several and long enough.
+fn recent(all: &[&Summary]) -> Option<Pool> {
+    let mut uptime = 0.0;
+    let mut count = 0;
+    for summary in all.iter().rev() {
+        uptime += summary.uptime;
+        count += 1;
+        if uptime >= TOGETHER && count >= SEVERAL {
+            return pool(all[all.len() - count..].iter().copied());
+        }
+    }
+    None
+}
+
+fn last_floor(run: &Run) -> f32 {
+    run.bins().last().map_or(0.0, |(_, bin)| bin.floor)
+}
+
+fn passes(pool: &Pool, bar: &Bar, trend: &Trend, floor: f32) -> bool {
+    let slope = pool.slope.min(pool.late);
+    let grows = pool.z >= bar.z
+        && pool.clear >= bar.clear
+        && pool.rising >= RISING
+        && pool.rising_late >= RISING_LATE
+        && slope > 0.0;
+    let goes_on =
+        pool.ratio >= bar.ratio && pool.z_late >= bar.z_late && (pool.count < SEVERAL || pool.t_late >= bar.t_late);
+    let matters = match trend.limit {
+        Some(limit) => {
+            let eta = f64::from((limit - floor - pool.amplitude).max(0.0) / slope);
+            slope * DAY as f32 >= LEAST_DAILY * limit && eta <= HORIZON
+        }
+        None => slope * DAY as f32 >= LEAST_DAILY * floor,
+    };
+    grows && goes_on && matters
+}
+
+impl Judgement {
+    fn take(&mut self, pool: &Pool) {
+        self.slope = pool.slope.min(pool.late);
+        let error = (2.0 / pool.z.max(2.2)).min(0.9);
+        self.slope_low = self.slope * (1.0 - error);
+        self.slope_high = pool.slope.max(pool.late) * (1.0 + error);
+        self.amplitude = pool.amplitude;
+    }
+}
+
+/// The forecast by the last look, for the present moment.
+pub(super) fn forecast(trend: &Trend) -> Forecast {
+    let scale = trend.pace.scale();
+    let uptime = trend.run.as_ref().map_or(0.0, |run| run.uptime);
+    let found = trend.judgement.unwrap_or_default();
+    let usual = usual_uptime(trend);
+    let leaks = trend.hold.leak.on;
+    let until = |slope: f32| {
+        let room = f64::from((trend.limit? - found.floor - found.amplitude).max(0.0));
+        let seconds = room / f64::from(slope);
+        (slope > 0.0 && seconds <= 10.0 * HORIZON).then_some(seconds)
+    };
+    let eta = until(found.slope).filter(|_| leaks || trend.hold.hint.on);
+    let (low, high) = (until(found.slope_high), until(found.slope_low));
+    let at_oom = eta.map(|eta| uptime + eta);
+    let severity = at_oom.zip(usual).map(|(at_oom, usual)| at_oom / usual.max(1.0));
+    let hidden = severity.is_some_and(|severity| severity > 1.0) || usual.is_some_and(|usual| usual < DAY);
+    let masked = trend.past.len() >= SEVERAL && hidden && uptime <= 1.5 * trend.past_longest();
+    let verdict = match (leaks, found.enough) {
+        (true, _) if masked => Verdict::MaskedLeak,
+        (true, _) => Verdict::Leak,
+        (false, true) => Verdict::Steady,
+        (false, false) => Verdict::Insufficient,
+    };
+    let fast = trend.fast.eta();
+    let level = Level::of(leaks, eta, fast);
+    Forecast {
+        verdict,
+        advisory: trend.hold.hint.on,
+        level,
+        growth_bytes_per_hour: found.enough.then(|| f64::from(found.slope) * HOUR / scale),
+        time_to_oom_seconds: eta.map(|eta| eta * scale),
+        time_to_oom_seconds_low: eta.and(low).map(|eta| eta * scale),
+        time_to_oom_seconds_high: eta.and(high).map(|eta| eta * scale),
+        uptime_seconds: uptime * scale,
+        longest_uptime_seconds: trend.longest * scale,
+        usual_uptime_seconds: usual.map(|usual| usual * scale),
+        uptime_at_oom_seconds: at_oom.map(|uptime| uptime * scale),
+        severity,
+        builds: builds(trend, scale),
+        exhausted_in_seconds: fast.map(|eta| eta * scale),
+    }
+}
+
+/// The uptime that 19 of 20 incarnations ended before.
+fn usual_uptime(trend: &Trend) -> Option<f64> {
+    let mut uptimes: Vec<f64> = trend.past.iter().map(|past| f64::from(past.uptime)).collect();
+    uptimes.sort_by(f64::total_cmp);
+    let index = (uptimes.len() as f64 * 0.95).ceil() as usize;
+    uptimes.get(index.saturating_sub(1)).copied()
+}
+
+/// The present build against the one before it.
+fn builds(trend: &Trend, scale: f64) -> Option<Builds> {
+    let run = trend.run.as_ref().filter(|run| run.build != 0)?;
+    let build = run.build;
+    let before = trend.past.iter().rev().map(|past| past.build).find(|other| *other != 0 && *other != build)?;
+    let gain = trend.load.bytes_per_core();
+    let current = Summary::of(run.bins(), 0.0, gain, run.build, &mut Scratch::default());
+    let of = |build: u32| pool(trend.past.iter().chain(&current).filter(move |past| past.build == build));
+    let hourly = |pool: Pool| f64::from(pool.slope) * HOUR / scale;
+    Some(Builds { now: hourly(of(build)?), before: hourly(of(before)?) })
+}
