@@ -15,7 +15,7 @@ use toml::Spanned;
 use crate::{control, kernel::Watched};
 
 pub(crate) use values::{Budget, Health, Pattern};
-use values::{cgroup_path, optional_duration, program, share};
+use values::{cgroup_path, optional_duration, program, sample_period, share};
 
 /// The default place of the configuration.
 pub(crate) const DEFAULT_PATH: &str = "/etc/defib/defib.toml";
@@ -52,6 +52,9 @@ pub(crate) struct Config {
     /// Its HTTP server.
     #[serde(default)]
     pub(crate) http: HttpConfig,
+    /// How memory is followed.
+    #[serde(default)]
+    pub(crate) forecast: ForecastConfig,
     /// What every service has unless it says otherwise.
     #[serde(default)]
     defaults: Settings,
@@ -103,6 +106,22 @@ pub(crate) struct HttpConfig {
 impl Default for HttpConfig {
     fn default() -> Self {
         Self { listen: SocketAddr::from(([127, 0, 0, 1], 9669)), web_config: None }
+    }
+}
+
+/// `[forecast]`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ForecastConfig {
+    /// Between two samples of a service's memory. All times of the forecast scale with it: at 1 s, what takes days at a minute
+    /// takes hours.
+    #[serde(deserialize_with = "sample_period")]
+    pub(crate) sample: Duration,
+}
+
+impl Default for ForecastConfig {
+    fn default() -> Self {
+        Self { sample: Duration::from_secs(60) }
     }
 }
 

@@ -26,6 +26,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::memory::forecast::Forecast;
+
 /// Where the agent listens unless it is told otherwise.
 pub(crate) const DEFAULT_PATH: &str = "/run/defib/control.sock";
 /// The agent answers from memory.
@@ -57,6 +59,10 @@ pub(crate) struct Status {
     pub(crate) memory_bytes: Option<u64>,
     /// Its memory limit, bytes.
     pub(crate) memory_limit_bytes: Option<u64>,
+    /// What is foreseen for its memory.
+    pub(crate) forecast: Forecast,
+    /// The same in words.
+    pub(crate) forecast_text: String,
 }
 
 /// A pause that is asked for.

@@ -18,6 +18,7 @@ use crate::{
     diagnosis::{Cause, Scope},
     healing::{Action, Outcome},
     kernel::{Kernel, SOURCES},
+    memory::forecast::{Forecast, Verdict},
     observer::Death,
     store::Store,
 };
@@ -41,6 +42,11 @@ pub(crate) struct Metrics {
     incidents_open: IntGaugeVec,
     circuit_open: IntGaugeVec,
     covered: IntGaugeVec,
+    memory: IntGaugeVec,
+    memory_limit: IntGaugeVec,
+    growth: GaugeVec,
+    oom_eta: GaugeVec,
+    leak: IntGaugeVec,
     services: Services,
 }
 
@@ -61,6 +67,10 @@ fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Res
 
 fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
     register(registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn float_gauges(registry: &Registry, name: &str, help: &str) -> Result<GaugeVec> {
+    register(registry, GaugeVec::new(Opts::new(name, help), &["service"])?)
 }
 
 impl Metrics {
@@ -130,6 +140,34 @@ impl Metrics {
                 "1 when systemd would bring the unit back after an OOM kill, 0 when it would stay dead (see defib audit).",
                 &["service"],
             )?,
+            memory: gauges(
+                registry,
+                "defib_service_memory_bytes",
+                "Memory of the service that no reclaim frees, swap included.",
+                &["service"],
+            )?,
+            memory_limit: gauges(
+                registry,
+                "defib_service_memory_limit_bytes",
+                "The least memory limit above the service; 0: none.",
+                &["service"],
+            )?,
+            growth: float_gauges(
+                registry,
+                "defib_service_memory_growth_bytes_per_hour",
+                "Growth of its memory with uptime, over all its incarnations.",
+            )?,
+            oom_eta: float_gauges(
+                registry,
+                "defib_service_oom_eta_seconds",
+                "Time until its memory runs out if it is not restarted; +Inf: not foreseen.",
+            )?,
+            leak: gauges(
+                registry,
+                "defib_service_leak",
+                "1 for what holds of its memory: leak, masked_leak (only restarts keep it alive), steady, insufficient (too little was seen).",
+                &["service", "verdict"],
+            )?,
             services: Services { known: HashSet::new(), cap },
         };
         metrics.start_series(OTHER);
@@ -156,6 +194,8 @@ impl Metrics {
         self.incidents_open.with_label_values(&[label]).set(0);
         self.circuit_open.with_label_values(&[label]).set(0);
         self.outage.with_label_values(&[label]);
+        self.memory.with_label_values(&[label]).set(0);
+        self.memory_limit.with_label_values(&[label]).set(0);
         for result in ["ok", "failed"] {
             self.restarts.with_label_values(&[label, result]);
         }
@@ -186,6 +226,26 @@ impl Metrics {
     /// Says whether systemd would bring a unit back after an OOM kill.
     pub(crate) fn covered(&self, service: &str, covered: bool) {
         self.covered.with_label_values(&[self.label(service)]).set(i64::from(covered));
+    }
+
+    /// Says what it uses; bytes.
+    pub(crate) fn memory(&self, service: &str, bytes: u64, limit: Option<u64>) {
+        let label = self.label(service);
+        let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.memory.with_label_values(&[label]).set(number(bytes));
+        self.memory_limit.with_label_values(&[label]).set(number(limit.unwrap_or(0)));
+    }
+
+    /// Says what is foreseen for its memory.
+    pub(crate) fn forecast(&self, service: &str, forecast: &Forecast) {
+        let label = self.label(service);
+        self.growth.with_label_values(&[label]).set(forecast.growth_bytes_per_hour.unwrap_or(0.0));
+        let eta = forecast.exhausted_in_seconds.or(forecast.time_to_oom_seconds);
+        self.oom_eta.with_label_values(&[label]).set(eta.unwrap_or(f64::INFINITY));
+        for verdict in Verdict::ALL {
+            let holds = i64::from(verdict == forecast.verdict);
+            self.leak.with_label_values(&[label, verdict.as_str()]).set(holds);
+        }
     }
 
     /// Says when it died.

@@ -9,7 +9,7 @@ use crate::{
     config::{Budget, Health},
     healing::{Action, Engine, Input, Ledger, Memory},
     host::process::Identity,
-    memory::Recorder,
+    memory::{Clocks, Follower, Measured, News, Recorder},
     supervisor::Supervisor,
 };
 
@@ -24,14 +24,23 @@ pub(crate) struct Managed {
     pub(crate) cgroup: Arc<str>,
     /// Its memory in the last minutes.
     pub(crate) recorder: Recorder,
+    /// Its memory over its incarnations.
+    pub(crate) follower: Follower,
     /// What the store has of its engine.
     kept: Memory,
 }
 
 impl Managed {
-    /// A service of which nothing is known yet.
-    pub(crate) fn new(engine: Engine, health: Health, supervisor: Arc<dyn Supervisor>, cgroup: Arc<str>) -> Self {
-        Self { engine, health, supervisor, cgroup, recorder: Recorder::default(), kept: Memory::default() }
+    /// A service of which nothing is known yet, but for what `follower` has seen.
+    pub(crate) fn new(
+        engine: Engine,
+        health: Health,
+        supervisor: Arc<dyn Supervisor>,
+        cgroup: Arc<str>,
+        follower: Follower,
+    ) -> Self {
+        let (recorder, kept) = (Recorder::default(), Memory::default());
+        Self { engine, health, supervisor, cgroup, recorder, follower, kept }
     }
 
     /// The living main process, when there is one.
@@ -108,11 +117,14 @@ impl Roster {
         Some(memory)
     }
 
-    /// Adds a measurement to a service's recorder.
-    pub(crate) fn sampled(&mut self, name: &str, at_ns: u64, bytes: u64, limit: Option<u64>) {
-        if let Some(managed) = self.services.get_mut(name) {
-            managed.recorder.add(at_ns, bytes, limit);
+    /// Takes a measurement; what is new about the service, if it is still the process that was measured.
+    pub(crate) fn measured(&mut self, measured: &Measured, clocks: Clocks<'_>) -> News {
+        let Some(managed) = self.services.get_mut(&measured.service) else { return News::default() };
+        if !managed.process().is_some_and(|process| process.matches(measured.process)) {
+            return News::default();
         }
+        managed.recorder.add(measured.at_ns, measured.bytes, measured.limit);
+        managed.follower.take(measured, clocks)
     }
 
     /// Number of services.

@@ -4,9 +4,11 @@
 //! comes back as an input. They end with the steward.
 //!
 //! * [`adopt`]: which services there are
+//! * [`growth`]: their memory
 //! * [`operators`]: what operators ask and tell
 
 mod adopt;
+mod growth;
 mod operators;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -35,9 +37,9 @@ use crate::{
         process::{self, Identity},
         systemd::Systemd,
     },
-    incident::{self, Book},
+    incident::{self, Before, Book},
     kernel::{Event, Kernel},
-    memory,
+    memory::{self, Follower, Measured},
     metrics::Metrics,
     observer::{Death, Observer, Sight},
     roster::{Managed, Roster},
@@ -71,8 +73,8 @@ enum Word {
     Met(Arc<str>, Identity),
     /// A moment that was found out beside.
     Moment(Arc<str>, u64, What),
-    /// Memory of services: bytes, and the least limit.
-    Measured(Vec<(Arc<str>, u64, Option<u64>)>),
+    /// Memory of services.
+    Measured(Vec<Measured>),
     /// Whether a unit would be brought back by systemd after an OOM kill.
     Covered(Arc<str>, bool),
 }
@@ -96,6 +98,10 @@ pub(crate) struct Steward {
     book: Book,
     /// What an earlier agent knew of services that have not been met yet.
     left: HashMap<String, Memory>,
+    /// What it knew of their memory.
+    followers: HashMap<String, Follower>,
+    /// Between two samples of a service's memory for its trend.
+    sample: Duration,
 }
 
 impl Steward {
@@ -127,6 +133,8 @@ impl Steward {
             store,
             book: Book::new(left.open, left.next_id),
             left: left.services,
+            followers: left.followers,
+            sample: config.forecast.sample,
         }
     }
 
@@ -171,7 +179,7 @@ impl Steward {
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
                 Some(command) = commands.recv() => self.command(command),
                 () = sleep_until(next_measurement) => {
-                    next_measurement = Instant::now() + memory::interval(self.roster.len());
+                    next_measurement = Instant::now() + memory::interval(self.roster.len(), self.sample);
                     self.measure();
                 }
                 () = sleep_until(next_audit) => {
@@ -196,6 +204,9 @@ impl Steward {
     /// Tells what has not been said, for a clean end.
     pub(crate) async fn end(&mut self) {
         self.keep_incidents();
+        for (name, managed) in self.roster.iter() {
+            self.store.keep_follower(name, managed.follower.clone());
+        }
         self.store.close().await;
     }
 
@@ -212,28 +223,6 @@ impl Steward {
             self.book.note(service, clock::wall(at_ns), what.word(), what.to_string());
         }
         self.timeline.say(at_ns, service, what);
-    }
-
-    /// Measures the memory of all services, beside everything else.
-    fn measure(&mut self) {
-        let Some(hierarchy) = self.hierarchy.clone() else { return };
-        let alive = self.roster.iter().filter(|(_, managed)| managed.process().is_some());
-        let alive: Vec<_> = alive.map(|(name, managed)| (Arc::clone(name), Arc::clone(&managed.cgroup))).collect();
-        if alive.is_empty() {
-            return;
-        }
-        let words = self.words.0.clone();
-        self.tasks.spawn(async move {
-            let measure = move || {
-                let one = |(name, cgroup): (Arc<str>, Arc<str>)| {
-                    Some((name, hierarchy.memory_used(&cgroup)?, hierarchy.least_memory_limit(&cgroup)))
-                };
-                alive.into_iter().filter_map(one).collect()
-            };
-            let measured = tokio::task::spawn_blocking(measure).await.unwrap_or_default();
-            // Nobody receives only when the agent stops.
-            words.send(Word::Measured(measured)).await.ok();
-        });
     }
 
     /// The next moment at which something is due without an input.
@@ -279,12 +268,7 @@ impl Steward {
             Word::Lost(service, process, at_ns) => self.lost(&service, process, at_ns),
             Word::Met(service, process) => self.introduce(&service, process, clock::boot_ns()),
             Word::Moment(service, at_ns, what) => self.say(at_ns, &service, what),
-            Word::Measured(measured) => {
-                let now = clock::boot_ns();
-                for (service, bytes, limit) in measured {
-                    self.roster.sampled(&service, now, bytes, limit);
-                }
-            }
+            Word::Measured(measured) => self.measured(measured),
             Word::Covered(service, covered) => self.metrics.covered(&service, covered),
         }
     }
@@ -477,8 +461,12 @@ impl Steward {
         match action {
             Action::Open { at_ns } => {
                 self.metrics.outage_began(service);
-                let (memory, limit) = (managed.recorder.samples(), managed.recorder.limit());
-                self.book.open(service, clock::wall(at_ns), memory, limit);
+                let before = Before {
+                    memory: managed.recorder.samples(),
+                    limit: managed.recorder.limit(),
+                    foretold: Some(managed.follower.foretold()),
+                };
+                self.book.open(service, clock::wall(at_ns), before);
             }
             Action::Ask { question, died_ns } => {
                 let supervisor = Arc::clone(&managed.supervisor);

@@ -1,4 +1,4 @@
-//! What outlives the agent, in SQLite: the state of each service's engine, and incidents.
+//! What outlives the agent, in SQLite: the state of each service's engine, what is known of its memory, and incidents.
 //!
 //! One thread owns the file. Writers hand it the newest version of a row and go on; versions that nobody has written yet
 //! are replaced by newer ones, so what waits is never more than what there is. [`Store::flush`] says when all that was
@@ -23,7 +23,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
-use crate::{healing::Memory, host::clock, incident::Incident};
+use crate::{healing::Memory, host::clock, incident::Incident, memory::Follower};
 
 /// The file in the state directory.
 const FILE: &str = "defib.db";
@@ -33,6 +33,8 @@ const LAYOUT: i64 = 1;
 const MAX_AGE: Duration = Duration::from_secs(400 * 86_400);
 /// And never more than this many of them; at some 8 KiB each that is 80 MiB.
 const MAX_INCIDENTS: i64 = 10_000;
+/// What is known of the memory of a service that was not seen for this long is forgotten: 90 days.
+const MAX_UNSEEN: Duration = Duration::from_secs(90 * 86_400);
 /// Incidents that wait for a disk that takes none; beyond, the oldest are dropped and counted.
 const MAX_WAITING: usize = 2_000;
 /// After a write that failed.
@@ -58,6 +60,11 @@ CREATE TABLE IF NOT EXISTS incident (
     ended_ms INTEGER,
     record TEXT NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS follower (
+    name TEXT PRIMARY KEY,
+    kept_ms INTEGER NOT NULL,
+    follower TEXT NOT NULL
+) STRICT;
 CREATE INDEX IF NOT EXISTS incident_began ON incident (began_ms);
 ";
 
@@ -72,6 +79,8 @@ pub(crate) struct Store {
 pub(crate) struct Left {
     /// The engines' memories by service, in this boot's time.
     pub(crate) services: HashMap<String, Memory>,
+    /// What was known of the memory of services.
+    pub(crate) followers: HashMap<String, Follower>,
     /// Incidents that were open.
     pub(crate) open: Vec<Incident>,
     /// The first id that is free.
@@ -95,6 +104,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Waiting {
     services: HashMap<Arc<str>, Memory>,
+    followers: HashMap<Arc<str>, Follower>,
     incidents: BTreeMap<i64, Incident>,
     flushed: Vec<oneshot::Sender<()>>,
     closing: bool,
@@ -102,7 +112,7 @@ struct Waiting {
 
 impl Waiting {
     fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.incidents.is_empty() && self.flushed.is_empty()
+        self.services.is_empty() && self.followers.is_empty() && self.incidents.is_empty() && self.flushed.is_empty()
     }
 }
 
@@ -140,6 +150,12 @@ impl Store {
     /// Hands over a service's state.
     pub(crate) fn keep_service(&self, name: &Arc<str>, memory: Memory) {
         lock(&self.shared.waiting).services.insert(Arc::clone(name), memory);
+        self.shared.wake.notify_one();
+    }
+
+    /// Hands over what is known of a service's memory.
+    pub(crate) fn keep_follower(&self, name: &Arc<str>, follower: Follower) {
+        lock(&self.shared.waiting).followers.insert(Arc::clone(name), follower);
         self.shared.wake.notify_one();
     }
 
@@ -207,21 +223,29 @@ fn write_on(mut connection: Connection, shared: &Shared) {
                 *lock(&shared.trouble) = Some(text);
             }
         }
-        let Waiting { services, incidents, flushed, closing } = batch;
+        let Waiting { services, followers, incidents, flushed, closing } = batch;
         for done in flushed {
             // Whoever asked may have given up.
             done.send(()).ok();
         }
         if written.is_err() && !closing {
-            put_back(shared, services, incidents);
+            put_back(shared, services, followers, incidents);
             std::thread::sleep(RETRY);
         }
     }
 }
 
 /// What could not be written waits again, unless something newer does.
-fn put_back(shared: &Shared, services: HashMap<Arc<str>, Memory>, incidents: BTreeMap<i64, Incident>) {
+fn put_back(
+    shared: &Shared,
+    services: HashMap<Arc<str>, Memory>,
+    followers: HashMap<Arc<str>, Follower>,
+    incidents: BTreeMap<i64, Incident>,
+) {
     let mut waiting = lock(&shared.waiting);
+    for (name, follower) in followers {
+        waiting.followers.entry(name).or_insert(follower);
+    }
     for (name, memory) in services {
         waiting.services.entry(name).or_insert(memory);
     }
@@ -239,6 +263,12 @@ fn write(connection: &mut Connection, batch: &Waiting) -> Result<()> {
         )?;
         for (name, memory) in &batch.services {
             service.execute(params![name.as_ref(), boot_id, lead_ns, serde_json::to_string(memory)?])?;
+        }
+        let mut follower = transaction
+            .prepare_cached("INSERT OR REPLACE INTO follower (name, kept_ms, follower) VALUES (?1, ?2, ?3)")?;
+        let now_ms = Timestamp::now().as_millisecond();
+        for (name, one) in &batch.followers {
+            follower.execute(params![name.as_ref(), now_ms, serde_json::to_string(one)?])?;
         }
         let mut incident = transaction.prepare_cached(
             "INSERT OR REPLACE INTO incident (id, service, kind, began_ms, ended_ms, record) \
@@ -357,12 +387,30 @@ fn read(connection: &Connection) -> Result<Left> {
         };
         left.services.insert(name, memory);
     }
+    read_followers(connection, &mut left)?;
     let mut statement = connection.prepare("SELECT record FROM incident WHERE ended_ms IS NULL ORDER BY id")?;
     for record in statement.query_map([], |row| row.get::<_, String>(0))? {
         left.open.push(serde_json::from_str(&record?).context("an open incident")?);
     }
     left.next_id = connection.query_row("SELECT coalesce(max(id), 0) + 1 FROM incident", [], |row| row.get(0))?;
     Ok(left)
+}
+
+/// Those that another version wrote, and that this one does not understand, begin anew: that costs a few days of forecast,
+/// not the file.
+fn read_followers(connection: &Connection, left: &mut Left) -> Result<()> {
+    let oldest = Timestamp::now().as_millisecond() - i64::try_from(MAX_UNSEEN.as_millis()).unwrap_or(i64::MAX);
+    connection.execute("DELETE FROM follower WHERE kept_ms < ?1", [oldest])?;
+    let mut statement = connection.prepare("SELECT name, follower FROM follower")?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+    for row in rows {
+        let (name, text) = row?;
+        match serde_json::from_str(&text) {
+            Ok(follower) => drop(left.followers.insert(name, follower)),
+            Err(error) => tracing::warn!("what was known of the memory of {name:?} cannot be read: {error}"),
+        }
+    }
+    Ok(())
 }
 
 /// Looks into a store that an agent may be writing to.

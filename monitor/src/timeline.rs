@@ -70,6 +70,10 @@ pub(crate) enum What {
     },
     /// The operator wants them again.
     Resumed,
+    /// Operators have to hear of its memory.
+    Forecast(String),
+    /// What was said of its memory no longer holds.
+    ForecastOver,
     /// An agent took over from an earlier one in the middle of it.
     AgentStarted,
     /// The outage is over in another way than by health.
@@ -97,6 +101,8 @@ impl What {
             Self::Failed(_) => "failed",
             Self::Paused { .. } => "paused",
             Self::Resumed => "resumed",
+            Self::Forecast(_) => "forecast",
+            Self::ForecastOver => "forecast_over",
             Self::AgentStarted => "agent_started",
             Self::Healthy { .. } => "healthy",
             Self::Over(_) => "over",
@@ -145,6 +151,8 @@ impl fmt::Display for What {
             Self::Paused { until, reason } if reason.is_empty() => write!(out, "paused until {until:.0}"),
             Self::Paused { until, reason } => write!(out, "paused until {until:.0}: {}", crate::text::Clean(reason)),
             Self::Resumed => out.write_str("resumed"),
+            Self::Forecast(text) => out.write_str(text),
+            Self::ForecastOver => out.write_str("its memory is not expected to run out any more"),
             Self::AgentStarted => out.write_str("a new agent goes on with it"),
             Self::Over(why) => write!(out, "over: {why}"),
             Self::Healthy { outage_ns } => write!(out, "healthy again; outage {:.3} s", *outage_ns as f64 / 1e9),

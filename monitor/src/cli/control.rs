@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::{config_arg, output};
 use crate::{
     control::{self, Pause, Resume, Status},
+    memory::forecast::{Forecast, Verdict},
     text::Clean,
 };
 
@@ -78,20 +79,22 @@ pub(super) async fn status(agent: &Agent) -> Result<()> {
         return output::line("the agent looks after no service; [[service]] in its configuration names them");
     }
     output::line(format!(
-        "{:<28} {:<14} {:>8} {:>8} {:>10} {:>10}  NOTES",
-        "SERVICE", "STATE", "PID", "SINCE", "MEMORY", "LIMIT"
+        "{:<28} {:<14} {:>8} {:>8} {:>10} {:>10} {:>10} {:>8}  NOTES",
+        "SERVICE", "STATE", "PID", "SINCE", "MEMORY", "LIMIT", "GROWTH/H", "OOM IN"
     ))?;
     for one in &all {
         let since = one.down_since.or(one.started);
         let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), output::bytes);
         output::line(format!(
-            "{:<28} {:<14} {:>8} {:>8} {:>10} {:>10}  {}",
+            "{:<28} {:<14} {:>8} {:>8} {:>10} {:>10} {:>10} {:>8}  {}",
             output::tail(&Clean(&one.service).to_string(), 28),
             one.state,
             one.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
             since.map_or_else(|| "-".to_owned(), ago),
             size(one.memory_bytes),
             size(one.memory_limit_bytes),
+            growth(&one.forecast),
+            oom_in(&one.forecast),
             notes(one),
         ))?;
     }
@@ -102,6 +105,18 @@ fn ago(at: Timestamp) -> String {
     output::span(u64::try_from(Timestamp::now().duration_since(at).as_millis()).unwrap_or(0))
 }
 
+/// Growth of memory in an hour of uptime, where it means something.
+fn growth(forecast: &Forecast) -> String {
+    let leaks = matches!(forecast.verdict, Verdict::Leak | Verdict::MaskedLeak);
+    let growth = forecast.growth_bytes_per_hour.filter(|growth| leaks && *growth > 0.0);
+    growth.map_or_else(|| "-".to_owned(), |growth| output::bytes(growth as u64))
+}
+
+fn oom_in(forecast: &Forecast) -> String {
+    let eta = forecast.exhausted_in_seconds.or(forecast.time_to_oom_seconds);
+    eta.map_or_else(|| "-".to_owned(), |seconds| output::span((seconds * 1e3) as u64))
+}
+
 fn notes(status: &Status) -> String {
     let mut notes = Vec::new();
     if let Some(incident) = status.incident {
@@ -109,6 +124,9 @@ fn notes(status: &Status) -> String {
     }
     if let Some(until) = status.paused_until {
         notes.push(format!("paused until {until:.0}"));
+    }
+    if status.forecast.level.is_some() {
+        notes.push(status.forecast_text.clone());
     }
     notes.join(", ")
 }

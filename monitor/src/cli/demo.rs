@@ -188,6 +188,8 @@ impl Stage {
                     story.sort_by_key(|step| step.at_ns);
                     return Ok(story);
                 }
+                What::Forecast(text) => ("forecast", text),
+                What::ForecastOver => ("forecast", "its memory is not expected to run out any more".to_owned()),
                 // The first start, before the story.
                 What::Waiting { .. } | What::RestartAsked { .. } | What::Started { .. } | What::Healthy { .. } => {
                     continue;

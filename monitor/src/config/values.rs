@@ -50,6 +50,16 @@ pub(super) fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> R
     parse_duration(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
+/// From 10 ms, at which measuring is all that the agent does, to an hour.
+pub(super) fn sample_period<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let period = parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)?;
+    if (Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&period) {
+        Ok(period)
+    } else {
+        Err(D::Error::custom(format!("{period:?} is out of range; allowed is 10ms to 1h")))
+    }
+}
+
 pub(super) fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     let value = f64::deserialize(deserializer)?;
     if (0.0..=1.0).contains(&value) {

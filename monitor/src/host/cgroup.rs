@@ -31,6 +31,9 @@ pub(crate) struct Hierarchy {
     pub(crate) id: u32,
     /// Where it is mounted.
     pub(crate) mount: PathBuf,
+    /// With v1: where processor time is counted, in a hierarchy of its own where services have the same paths, if they are
+    /// in it.
+    pub(crate) cpu: Option<PathBuf>,
 }
 
 impl Hierarchy {
@@ -53,7 +56,7 @@ impl Hierarchy {
             .find(|row| row.first() == Some(&"memory"))
             .and_then(|row| row.get(1)?.parse().ok())
             .unwrap_or(0);
-        let mut unified = None;
+        let (mut memory, mut cpu, mut unified) = (None, None, None);
         for line in mounts.lines() {
             let mut columns = line.split(' ');
             let (Some(_), Some(mount), Some(kind), Some(options)) =
@@ -61,15 +64,21 @@ impl Hierarchy {
             else {
                 continue;
             };
-            let mount = unescape(mount);
-            match kind {
-                "cgroup" if v1 != 0 && options.split(',').any(|option| option == "memory") => {
-                    return Ok(Self { version: Version::V1, id: v1, mount });
-                }
-                "cgroup2" if unified.is_none() => unified = Some(Self { version: Version::V2, id: 0, mount }),
-                _ => {}
+            let controls = |controller| kind == "cgroup" && options.split(',').any(|option| option == controller);
+            if controls("memory") {
+                memory.get_or_insert_with(|| unescape(mount));
+            }
+            if controls("cpuacct") {
+                cpu.get_or_insert_with(|| unescape(mount));
+            }
+            if kind == "cgroup2" {
+                unified.get_or_insert_with(|| unescape(mount));
             }
         }
+        if let (true, Some(mount)) = (v1 != 0, memory) {
+            return Ok(Self { version: Version::V1, id: v1, mount, cpu });
+        }
+        let unified = unified.map(|mount| Self { version: Version::V2, id: 0, mount, cpu: None });
         match unified {
             Some(unified) if v1 == 0 => Ok(unified),
             Some(_) => bail!(
@@ -143,42 +152,27 @@ impl Hierarchy {
         Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
     }
 
+    /// All processes in a cgroup and below it; none when it does not exist.
+    pub(crate) fn members(&self, path: &str) -> Result<Vec<u32>> {
+        let mut members = Vec::new();
+        let own = Self { mount: self.directory(path), ..self.clone() };
+        if !own.mount.exists() {
+            return Ok(members);
+        }
+        let mut error = None;
+        own.walk(|_, path| match own.processes(path) {
+            Ok(pids) => members.extend(pids),
+            Err(failed) => error = Some(failed),
+        })?;
+        error.map_or(Ok(members), Err)
+    }
+
     /// The process that a service began with: of those whose parent lives outside the cgroup, the oldest.
     pub(crate) fn main_process(&self, path: &str) -> Result<Option<Identity>> {
         let members: HashSet<u32> = self.processes(path)?.into_iter().collect();
         let outside =
             members.iter().filter(|&&pid| process::parent(pid).is_some_and(|parent| !members.contains(&parent)));
         Ok(outside.filter_map(|&pid| process::identity(pid).ok().flatten()).min_by_key(|process| process.start_ns))
-    }
-
-    /// The memory limit of a cgroup itself in bytes; `None` without one, or when it cannot be read.
-    pub(crate) fn memory_limit(&self, path: &str) -> Option<u64> {
-        let name = match self.version {
-            Version::V1 => "memory.limit_in_bytes",
-            Version::V2 => "memory.max",
-        };
-        // v2 says `max`; v1 the largest number of pages that it can count.
-        let limit = fs::read_to_string(self.directory(path).join(name)).ok()?.trim().parse().ok()?;
-        (limit < NO_LIMIT_V1).then_some(limit)
-    }
-
-    /// The least memory limit of a cgroup and those above it.
-    pub(crate) fn least_memory_limit(&self, path: &str) -> Option<u64> {
-        ancestry(path).filter_map(|path| self.memory_limit(path)).min()
-    }
-
-    /// Memory of a cgroup and those below it that cannot be taken back without swapping: without file pages that nobody has
-    /// touched for long. Bytes; `None` where it cannot be read.
-    pub(crate) fn memory_used(&self, path: &str) -> Option<u64> {
-        let (usage, inactive) = match self.version {
-            Version::V1 => ("memory.usage_in_bytes", "total_inactive_file "),
-            Version::V2 => ("memory.current", "inactive_file "),
-        };
-        let directory = self.directory(path);
-        let used: u64 = fs::read_to_string(directory.join(usage)).ok()?.trim().parse().ok()?;
-        let stat = fs::read_to_string(directory.join("memory.stat")).ok()?;
-        let inactive: u64 = stat.lines().find_map(|line| line.strip_prefix(inactive)?.parse().ok()).unwrap_or(0);
-        Some(used.saturating_sub(inactive))
     }
 
     /// How many processes the OOM killer has killed in a cgroup, and how often a whole group (v2). v2 counts those in
@@ -255,11 +249,8 @@ impl Hierarchy {
     }
 }
 
-/// Where v1 begins to mean "no limit": it says `PAGE_COUNTER_MAX` pages, just below 2^63 bytes.
-const NO_LIMIT_V1: u64 = 1 << 62;
-
 /// A path and those above it, the root last.
-fn ancestry(path: &str) -> impl Iterator<Item = &str> {
+pub(super) fn ancestry(path: &str) -> impl Iterator<Item = &str> {
     let path = path.trim_end_matches('/');
     std::iter::successors(Some(path), |path| path.rfind('/').map(|slash| &path[..slash]))
 }
@@ -277,15 +268,16 @@ mod tests {
     const NO_V1: &str = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t0\t90\t1\nmemory\t0\t90\t1\n";
     const ON_V1: &str = "#subsys_name\thierarchy\tnum_cgroups\tenabled\nmemory\t4\t90\t1\n";
     const UNIFIED: &str = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n";
-    const HYBRID: &str = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
+    const HYBRID: &str = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu,cpuacct 0 0\n\
         cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
 
     #[test]
     fn the_hierarchy_of_the_memory_controller_is_chosen() {
         let v2 = Hierarchy::choose(NO_V1, UNIFIED).expect("found");
-        assert_eq!(v2, Hierarchy { version: Version::V2, id: 0, mount: "/sys/fs/cgroup".into() });
+        assert_eq!(v2, Hierarchy { version: Version::V2, id: 0, mount: "/sys/fs/cgroup".into(), cpu: None });
         let v1 = Hierarchy::choose(ON_V1, HYBRID).expect("found");
-        assert_eq!(v1, Hierarchy { version: Version::V1, id: 4, mount: "/sys/fs/cgroup/memory".into() });
+        let cpu = Some("/sys/fs/cgroup/cpu".into());
+        assert_eq!(v1, Hierarchy { version: Version::V1, id: 4, mount: "/sys/fs/cgroup/memory".into(), cpu });
         // A kernel without v1 has no /proc/cgroups rows at all.
         assert_eq!(Hierarchy::choose("", UNIFIED).expect("found").version, Version::V2);
     }
@@ -305,27 +297,23 @@ mod tests {
     }
 
     #[test]
-    fn limits_and_counts_are_read_in_both_versions() {
+    fn counts_are_read_in_both_versions() {
         let mount = tempfile::tempdir().expect("a directory");
         let write = |path: &str, text: &str| {
             let file = mount.path().join(path);
             fs::create_dir_all(file.parent().expect("a parent")).expect("directories");
             fs::write(file, text).expect("written");
         };
-        write("a/memory.max", "1000\n");
-        write("a/b/memory.max", "max\n");
         write("a/b/memory.events", "low 0\noom 7\noom_kill 3\noom_group_kill 1\n");
         write("a/memory.oom.group", "1\n");
         write("a/b/memory.oom.group", "0\n");
-        let v2 = Hierarchy { version: Version::V2, id: 0, mount: mount.path().to_owned() };
-        assert_eq!((v2.memory_limit("/a/b"), v2.least_memory_limit("/a/b")), (None, Some(1000)));
+        let v2 = Hierarchy { version: Version::V2, id: 0, mount: mount.path().to_owned(), cpu: None };
         assert_eq!(v2.oom_kills("/a/b"), Some((3, Some(1))));
         assert!(v2.kills_groups("/a/b", None) && v2.kills_groups("/a/b", Some("/a")));
         assert!(!v2.kills_groups("/a/b", Some("/a/b")), "above the limit that was met");
-        write("c/memory.limit_in_bytes", "9223372036854771712\n");
         write("c/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n");
         let v1 = Hierarchy { version: Version::V1, ..v2 };
-        assert_eq!((v1.memory_limit("/c"), v1.oom_kills("/c")), (None, Some((2, None))));
+        assert_eq!(v1.oom_kills("/c"), Some((2, None)));
     }
 
     #[test]

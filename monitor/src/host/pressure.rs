@@ -28,7 +28,8 @@ fn judge(pressure: &str, meminfo: &str) -> Option<String> {
         .then(|| format!("{:.1} % of its memory is available", available / total * 100.0))
 }
 
-fn full_avg10(pressure: &str) -> Option<f64> {
+/// Share of the last ten seconds in which all waited, in percent.
+pub(super) fn full_avg10(pressure: &str) -> Option<f64> {
     let full = pressure.lines().find_map(|line| line.strip_prefix("full "))?;
     full.split(' ').find_map(|word| word.strip_prefix("avg10="))?.parse().ok()
 }

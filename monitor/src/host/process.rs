@@ -1,6 +1,11 @@
 //! Processes by identity: `/proc/PID/stat` names the start time, so a pid is never trusted alone.
 
-use std::{fs, io};
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
+    os::unix::fs::MetadataExt as _,
+};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -69,6 +74,25 @@ pub(crate) fn parent(tgid: u32) -> Option<u32> {
     fields(&stat)?.get(1)?.parse().ok()
 }
 
+/// Memory of a process that no reclaim frees, swap included, bytes; `None` when it has gone, and for kernel threads.
+pub(crate) fn memory_held(tgid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{tgid}/status")).ok()?;
+    let kib =
+        |key| status.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let parts = [kib("RssAnon:")?, kib("RssShmem:")?, kib("VmSwap:").unwrap_or(0)];
+    Some(parts.into_iter().sum::<u64>().saturating_mul(1024))
+}
+
+/// A number that is the same for processes of the same program file with the same arguments; `None` when it has gone. A file
+/// that was replaced, as a deploy does, is another one.
+pub(crate) fn build(tgid: u32) -> Option<u64> {
+    let file = fs::metadata(format!("/proc/{tgid}/exe")).ok()?;
+    let arguments = fs::read(format!("/proc/{tgid}/cmdline")).ok()?;
+    let mut hasher = DefaultHasher::new();
+    (file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec(), arguments).hash(&mut hasher);
+    Some(hasher.finish())
+}
+
 fn gone(error: &io::Error) -> bool {
     // ESRCH: the process went between open and read.
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
@@ -103,6 +127,22 @@ mod tests {
         assert!(has_ended(stat("Z", 1).as_bytes()));
         assert!(!has_ended(stat("Z", 2).as_bytes()));
         assert!(!has_ended(stat("S", 1).as_bytes()));
+    }
+
+    #[test]
+    fn a_build_is_the_same_for_the_same_program_and_arguments() {
+        let sleeper = |seconds: &str| std::process::Command::new("sleep").arg(seconds).spawn().expect("sleep starts");
+        let mut children = [sleeper("1000"), sleeper("1000"), sleeper("1001")];
+        // A child has our own file until it executes its own.
+        let ours = build(std::process::id());
+        let builds = children.each_ref().map(|child| {
+            std::iter::repeat_with(|| build(child.id())).find(|build| build.is_some() && *build != ours).flatten()
+        });
+        for child in &mut children {
+            child.kill().expect("killed");
+            child.wait().expect("it ends");
+        }
+        assert!(builds[0] == builds[1] && builds[0] != builds[2], "{builds:?}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::record::{Entry, Incident, Kind, Sample};
+use super::record::{Before, Entry, Incident, Kind};
 use crate::{healing::Outcome, recent::Recent};
 
 /// Moments in one record; a service that is tried for weeks tells no more in the thousandth than in the hundredth.
@@ -105,24 +105,17 @@ impl Book {
         self.waiting.insert(Arc::clone(service), (entries, death));
     }
 
-    /// An outage begins; `memory` is what was measured before.
-    pub(crate) fn open(&mut self, service: &Arc<str>, began: Timestamp, memory: Vec<Sample>, limit: Option<u64>) {
+    /// An outage begins.
+    pub(crate) fn open(&mut self, service: &Arc<str>, began: Timestamp, before: Before) {
         if self.open.contains_key(service) {
             return;
         }
-        let incident = self.begin(service, Kind::Outage, began, memory, limit);
+        let incident = self.begin(service, Kind::Outage, began, before);
         self.open.insert(Arc::clone(service), incident);
         self.changed.insert(Arc::clone(service));
     }
 
-    fn begin(
-        &mut self,
-        service: &Arc<str>,
-        kind: Kind,
-        began: Timestamp,
-        memory: Vec<Sample>,
-        memory_limit: Option<u64>,
-    ) -> Incident {
+    fn begin(&mut self, service: &Arc<str>, kind: Kind, began: Timestamp, before: Before) -> Incident {
         let (timeline, death) = self.waiting.remove(service).unwrap_or_default();
         let mut incident = Incident {
             id: self.next_id,
@@ -138,8 +131,9 @@ impl Book {
             missing: Value::Null,
             timeline,
             moments_dropped: 0,
-            memory,
-            memory_limit,
+            memory: before.memory,
+            memory_limit: before.limit,
+            foretold: before.foretold,
             restarts: 0,
             deaths: 1,
         };
@@ -190,7 +184,7 @@ impl Book {
                 earlier
             }
             None => {
-                let mut incident = self.begin(service, Kind::NearMiss, at, Vec::new(), None);
+                let mut incident = self.begin(service, Kind::NearMiss, at, Before::default());
                 tell(&mut incident, death);
                 incident
             }
@@ -230,6 +224,7 @@ fn add(incident: &mut Incident, entry: Entry) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::incident::{Foretold, Sample};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_700_000_000 + second).expect("a time")
@@ -249,7 +244,7 @@ mod tests {
         book.note(&web, at(0), "oom_mark", "chosen".to_owned());
         book.death(&web, death("oom_kill"));
         let memory = vec![Sample { at: at(-5), bytes: 9 }];
-        book.open(&web, at(0), memory, Some(10));
+        book.open(&web, at(0), Before { memory, limit: Some(10), foretold: Some(Foretold::default()) });
         assert_eq!(book.open_id("web"), Some(7));
         let [incident] = &book.take_changed()[..] else { panic!("one record") };
         assert_eq!((incident.timeline.len(), incident.cause_text.as_str()), (1, "oom_kill"));
@@ -260,7 +255,7 @@ mod tests {
         let [incident] = &book.take_changed()[..] else { panic!("one record") };
         assert_eq!((incident.outage_ms, incident.restarts, incident.ended), (Some(2900), 1, Some(at(3))));
         assert_eq!(book.open_id("web"), None);
-        book.open(&web, at(9), Vec::new(), None);
+        book.open(&web, at(9), Before::default());
         assert_eq!(book.open_id("web"), Some(8));
     }
 
@@ -270,7 +265,7 @@ mod tests {
         book.note(&web, at(0), "died", "stopped".to_owned());
         book.conclude(&web, Outcome::Intended);
         assert_eq!(book.take_changed(), []);
-        book.open(&web, at(1), Vec::new(), None);
+        book.open(&web, at(1), Before::default());
         assert_eq!(book.take_changed()[0].timeline, [], "and nothing of it in the next one");
     }
 
@@ -290,7 +285,7 @@ mod tests {
     #[test]
     fn a_long_story_keeps_its_beginning_and_its_end() {
         let (mut book, web) = book();
-        book.open(&web, at(0), Vec::new(), None);
+        book.open(&web, at(0), Before::default());
         for second in 0..1000 {
             book.note(&web, at(second), "failed", second.to_string());
         }
@@ -302,7 +297,7 @@ mod tests {
     #[test]
     fn an_open_incident_of_an_earlier_agent_goes_on() {
         let (mut book, web) = book();
-        book.open(&web, at(0), Vec::new(), None);
+        book.open(&web, at(0), Before::default());
         let open = book.take_changed();
         let mut next = Book::new(open, 8);
         next.close(&web, at(60), Duration::from_secs(60), Outcome::Respawned);

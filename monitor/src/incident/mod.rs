@@ -9,5 +9,5 @@ mod record;
 mod report;
 
 pub(crate) use book::{Book, Death};
-pub(crate) use record::{Incident, Kind, Sample};
+pub(crate) use record::{Before, Foretold, Incident, Kind, Sample};
 pub(crate) use report::markdown;

@@ -46,6 +46,34 @@ pub(crate) struct Sample {
     pub(crate) bytes: u64,
 }
 
+/// What was known of the service's memory when it died.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Foretold {
+    /// `leak`, `masked_leak`, `steady`, `insufficient`.
+    pub(crate) verdict: String,
+    /// Growth with uptime.
+    pub(crate) growth_bytes_per_hour: Option<f64>,
+    /// Since when operators had been told that memory would run out; `None`: they had not.
+    pub(crate) since: Option<Timestamp>,
+    /// When it was said to run out, at first: the estimate.
+    pub(crate) runs_out: Option<Timestamp>,
+    /// The earliest.
+    pub(crate) earliest: Option<Timestamp>,
+    /// The latest; `None` with an estimate: it might have been never.
+    pub(crate) latest: Option<Timestamp>,
+}
+
+/// Memory of the service before it died.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Before {
+    /// See [`Incident::memory`].
+    pub(crate) memory: Vec<Sample>,
+    /// See [`Incident::memory_limit`].
+    pub(crate) limit: Option<u64>,
+    /// See [`Incident::foretold`].
+    pub(crate) foretold: Option<Foretold>,
+}
+
 /// See the module. Times are the wall clock's as it was set then; spans are measured on the clock that never steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Incident {
@@ -79,6 +107,9 @@ pub(crate) struct Incident {
     pub(crate) memory: Vec<Sample>,
     /// Memory limit in bytes.
     pub(crate) memory_limit: Option<u64>,
+    /// What was known of its memory; `None` for a near miss, and in records of older agents.
+    #[serde(default)]
+    pub(crate) foretold: Option<Foretold>,
     /// Restarts that were asked for.
     pub(crate) restarts: u32,
     /// Deaths that are told in this record.

@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use jiff::{SpanRound, Timestamp, Unit};
 use serde_json::Value;
 
-use super::record::{Incident, Kind};
+use super::record::{Foretold, Incident, Kind};
 use crate::{healing::Outcome, text::Clean};
 
 /// Writes the report.
@@ -79,11 +79,45 @@ fn write(out: &mut String, incident: &Incident) -> fmt::Result {
         }
     }
 
+    if let Some(foretold) = incident.foretold.as_ref().filter(|_| is_want_of_memory(incident)) {
+        writeln!(out, "\n## Was it foreseen?\n")?;
+        writeln!(out, "{}", foreseen(incident, foretold))?;
+    }
+
     writeln!(out, "\n## What would have prevented it\n")?;
     for advice in advice(incident) {
         writeln!(out, "- {advice}")?;
     }
     Ok(())
+}
+
+fn is_want_of_memory(incident: &Incident) -> bool {
+    matches!(incident.cause["kind"].as_str(), Some("oom_kill" | "userspace_oom_kill" | "app_oom_probable"))
+}
+
+/// What the forecast had said of a death for want of memory.
+fn foreseen(incident: &Incident, foretold: &Foretold) -> String {
+    let Some(since) = foretold.since else {
+        return match foretold.verdict.as_str() {
+            "insufficient" => "No: too little had been seen of its memory to say anything.".to_owned(),
+            _ => "No: its memory had not been seen to grow with uptime.".to_owned(),
+        };
+    };
+    let mut text =
+        format!("Yes: since {since}, {} before it died.", offset(since, incident.began).trim_start_matches('+'));
+    if let Some(growth) = foretold.growth_bytes_per_hour {
+        // Writing to a string does not fail.
+        write!(text, " Its memory grew by {:.1} MiB an hour of uptime.", growth / f64::from(1 << 20)).ok();
+    }
+    if let Some(runs_out) = foretold.runs_out {
+        let between = match (foretold.earliest, foretold.latest) {
+            (Some(earliest), Some(latest)) => format!(", between {earliest:.0} and {latest:.0}"),
+            (Some(earliest), None) => format!(", not before {earliest:.0}"),
+            _ => String::new(),
+        };
+        write!(text, " It was said to run out at {runs_out:.0}{between}, if it was not restarted.").ok();
+    }
+    text
 }
 
 /// Text that cannot leave its cell: what a process chose is among it.
@@ -196,6 +230,14 @@ mod tests {
             moments_dropped: 0,
             memory: vec![Sample { at: at(-10_000), bytes: 10 << 20 }, Sample { at: at(-5_000), bytes: 31 << 20 }],
             memory_limit: Some(32 << 20),
+            foretold: Some(Foretold {
+                verdict: "masked_leak".to_owned(),
+                growth_bytes_per_hour: Some(2_202_009.6),
+                since: Some(at(-90_000_000)),
+                runs_out: Some(at(3_600_000)),
+                earliest: Some(at(-3_600_000)),
+                latest: None,
+            }),
             restarts: 1,
             deaths: 1,
         }
@@ -216,6 +258,8 @@ mod tests {
             "- not there in time: kernel_log",
             "From 10.0 MiB to 31.0 MiB in 5.000 s (limit 32.0 MiB).",
             "| -5.000 s | 31.0 MiB |",
+            "Yes: since 2023-11-13T21:13:20Z, 25h before it died. Its memory grew by 2.1 MiB an hour",
+            "said to run out at 2023-11-14T23:13:20Z, not before 2023-11-14T21:13:20Z",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

@@ -1,13 +1,13 @@
 //! What the trend of a service's memory means: will it run out, when, and does anything but restarts keep it alive?
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Seconds ahead from which on a leak is a warning, and a page.
 const WARN: f64 = 7.0 * 86_400.0;
 const PAGE: f64 = 4.0 * 3600.0;
 
 /// What memory does with uptime.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It grows, and does not level off.
@@ -36,7 +36,7 @@ impl Verdict {
 }
 
 /// Whom it concerns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
     /// A leak, farther than a week from its limit.
@@ -61,7 +61,7 @@ impl Level {
 }
 
 /// Growth of two builds over the same uptimes, bytes an hour.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Builds {
     /// The present build.
     pub now: f64,
@@ -70,7 +70,7 @@ pub struct Builds {
 }
 
 /// All that is said of a service's memory at a moment. Seconds are real ones.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Forecast {
     /// The held verdict.
     pub verdict: Verdict,

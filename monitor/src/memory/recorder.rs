@@ -1,21 +1,11 @@
 //! The flight recorder: what memory did in the minutes before a death, which nobody can measure afterwards.
 
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
 
 use crate::{host::clock, incident::Sample};
 
 /// Measurements kept of each service: three minutes at the shortest interval.
 const KEPT: usize = 36;
-/// Between two measurements of a service.
-const SHORTEST: Duration = Duration::from_secs(5);
-/// Measurements in a second at most, over all services: two small files each.
-const PER_SECOND: usize = 100;
-
-/// How often services are measured when there are so many of them.
-pub(crate) fn interval(services: usize) -> Duration {
-    SHORTEST.max(Duration::from_secs_f64(services as f64 / PER_SECOND as f64))
-}
-
 /// The last measurements of one service.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Recorder {
@@ -63,11 +53,5 @@ mod tests {
         let samples = recorder.samples();
         assert_eq!((samples.len(), samples[0].bytes, recorder.last()), (KEPT, 9640, Some(9990)));
         assert_eq!(recorder.limit(), Some(7));
-    }
-
-    #[test]
-    fn many_services_are_measured_less_often() {
-        assert_eq!(interval(10), SHORTEST);
-        assert_eq!(interval(10_000), Duration::from_secs(100));
     }
 }

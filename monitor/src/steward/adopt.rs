@@ -136,8 +136,10 @@ impl Steward {
             seed: hasher.finish(),
         };
         self.metrics.add_managed(&service);
-        self.roster
-            .add(Arc::clone(&service), Managed::new(Engine::new(policy), rule.health.clone(), supervisor, cgroup));
+        let follower = self.follower(&service);
+        self.metrics.forecast(&service, &follower.forecast());
+        let managed = Managed::new(Engine::new(policy), rule.health.clone(), supervisor, cgroup, follower);
+        self.roster.add(Arc::clone(&service), managed);
         if is_unit(&service) {
             self.look_at_coverage(&service);
         }

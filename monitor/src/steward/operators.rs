@@ -7,6 +7,7 @@ use crate::{
     control::{Command, Pause, Resume, Status},
     healing::Input,
     host::clock,
+    memory::Words,
     roster::Managed,
     text::Clean,
     timeline::What,
@@ -51,6 +52,7 @@ impl Steward {
 
     fn status(&self, name: &Arc<str>, managed: &Managed) -> Status {
         let engine = managed.engine();
+        let forecast = managed.follower.forecast();
         let process = managed.process();
         Status {
             service: name.to_string(),
@@ -62,6 +64,8 @@ impl Steward {
             paused_until: engine.paused_until(clock::boot_ns()).map(clock::wall),
             memory_bytes: managed.recorder.last(),
             memory_limit_bytes: managed.recorder.limit(),
+            forecast_text: Words(&forecast).to_string(),
+            forecast,
         }
     }
 }

@@ -1,11 +1,15 @@
 use super::*;
-use crate::{host::process::Identity, incident::Book};
+use crate::{
+    host::process::Identity,
+    incident::{Before, Book},
+    memory::Pace,
+};
 
 fn incidents(count: usize) -> Vec<Incident> {
     let mut book = Book::new(Vec::new(), 1);
     for number in 0..count {
         let service: Arc<str> = format!("service-{number}").into();
-        book.open(&service, Timestamp::now(), Vec::new(), None);
+        book.open(&service, Timestamp::now(), Before::default());
     }
     book.take_changed()
 }
@@ -23,6 +27,7 @@ async fn written(directory: &Path, count: usize) {
     let (store, left) = Store::open(directory).expect("a store");
     assert_eq!((left.next_id, left.trouble), (1, None));
     store.keep_service(&"web".into(), memory());
+    store.keep_follower(&"web".into(), Follower::new(Pace::default()));
     for incident in incidents(count) {
         store.keep_incident(incident);
     }
@@ -35,6 +40,7 @@ async fn what_was_kept_is_there_again() {
     written(directory.path(), 3).await;
     let (_, left) = Store::open(directory.path()).expect("a store");
     assert_eq!(left.services["web"], memory());
+    assert!(left.followers["web"].keeps(Pace::default()));
     assert_eq!((left.open.len(), left.next_id, left.rebooted), (3, 4, false));
     let reader = Reader::open(directory.path()).expect("a reader beside it");
     let ids = |incidents: Vec<Incident>| incidents.iter().map(|incident| incident.id).collect::<Vec<_>>();
@@ -147,4 +153,22 @@ fn what_waits_for_a_full_disk_is_bounded_and_counted() {
     }
     assert_eq!(lock(&store.shared.waiting).incidents.len(), MAX_WAITING);
     assert_eq!(store.losses(), (0, 5));
+}
+
+#[tokio::test]
+async fn a_memory_that_is_not_understood_or_long_gone_begins_anew_and_costs_nothing_else() {
+    let directory = tempfile::tempdir().expect("a directory");
+    written(directory.path(), 1).await;
+    let connection = Connection::open(directory.path().join(FILE)).expect("opened");
+    let now_ms = Timestamp::now().as_millisecond();
+    let insert =
+        "INSERT INTO follower SELECT ?1, ?2, CASE WHEN ?3 = '' THEN follower ELSE ?3 END FROM follower LIMIT 1";
+    for (name, age_days, text) in [("odd", 0, "{\"pace\":7}"), ("old", 91, ""), ("seen", 89, "")] {
+        connection.execute(insert, params![name, now_ms - age_days * 86_400_000, text]).expect("inserted");
+    }
+    drop(connection);
+    let (_, left) = Store::open(directory.path()).expect("a store");
+    let mut names: Vec<_> = left.followers.keys().map(String::as_str).collect();
+    names.sort_unstable();
+    assert_eq!((names, left.trouble, left.open.len()), (vec!["seen", "web"], None, 1));
 }

@@ -54,19 +54,10 @@ fn kill(hierarchy: &Hierarchy, path: &str, pid: u32) -> Result<()> {
     }
 }
 
-/// All processes in a cgroup and below it; none when it does not exist.
+/// All processes in a cgroup and below it that have not ended; none when it does not exist.
 fn members(hierarchy: &Hierarchy, path: &str) -> Result<Vec<u32>> {
-    let mut members = Vec::new();
-    let own = Hierarchy { mount: hierarchy.directory(path), ..hierarchy.clone() };
-    if !own.mount.exists() {
-        return Ok(members);
-    }
-    let mut error = None;
-    own.walk(|_, path| match own.processes(path) {
-        Ok(pids) => members.extend(pids),
-        Err(failed) => error = Some(failed),
-    })?;
+    let mut members = hierarchy.members(path)?;
     // A zombie has ended; whoever shall reap it, it holds nothing.
     members.retain(|&pid| !process::is_zombie(pid));
-    error.map_or(Ok(members), Err)
+    Ok(members)
 }

@@ -129,7 +129,8 @@ impl Trend {
             load: Load::default(),
             fast: Fast::default(),
             limit: None,
-            last: f64::NEG_INFINITY,
+            // JSON has no infinity.
+            last: f64::MIN,
             shift: 0.0,
             stale: 0,
             stale_time: 0.0,

@@ -1,0 +1,95 @@
+//! Measures the memory of services: reads files, keeps nothing.
+//!
+//! Every few seconds what the flight recorder keeps, two or three small files each; once a minute what the trend wants
+//! beside that. A thousand services are measured in turn, so that their number sets how often and never how much.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::host::{cgroup::Hierarchy, clock, memory, process, process::Identity};
+
+/// Between two measurements of a service, for its flight recorder.
+const SHORTEST: Duration = Duration::from_secs(5);
+/// Measurements in a second at most, over all services.
+const PER_SECOND: usize = 100;
+/// Where nothing limits a service, the host does: this share of its memory is left to it, the rest to the kernel and those
+/// who keep it running.
+const OF_THE_HOST: f64 = 0.95;
+
+/// How often services are measured when there are so many of them, and the trend wants one sample each `sample`.
+pub(crate) fn interval(services: usize, sample: Duration) -> Duration {
+    SHORTEST.min(sample).max(Duration::from_secs_f64(services as f64 / PER_SECOND as f64))
+}
+
+/// A service to measure.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    /// Its name.
+    pub(crate) service: Arc<str>,
+    /// Its living main process.
+    pub(crate) process: Identity,
+    /// Where it lives.
+    pub(crate) cgroup: Arc<str>,
+    /// Its trend wants a sample too.
+    pub(crate) whole: bool,
+}
+
+/// One measurement.
+#[derive(Clone, Debug)]
+pub(crate) struct Measured {
+    /// The service.
+    pub(crate) service: Arc<str>,
+    /// The main process that it was about.
+    pub(crate) process: Identity,
+    /// When, CLOCK_BOOTTIME nanoseconds.
+    pub(crate) at_ns: u64,
+    /// Memory that no reclaim frees, bytes.
+    pub(crate) bytes: u64,
+    /// The least limit on the way up, bytes.
+    pub(crate) limit: Option<u64>,
+    /// What the trend wants beside that.
+    pub(crate) whole: Option<Whole>,
+}
+
+/// What a trend knows of a moment beside memory and limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Whole {
+    /// The limit, or what the host can give; bytes.
+    pub(crate) ceiling: f64,
+    /// Processor time used so far, seconds.
+    pub(crate) cpu_seconds: Option<f64>,
+    /// Share of the last ten seconds in which all processes waited for memory, of 1.
+    pub(crate) pressure: Option<f64>,
+    /// Tells builds apart.
+    pub(crate) build: Option<u64>,
+}
+
+/// Measures services. Those whose cgroup has gone are left out.
+pub(crate) fn measure(hierarchy: &Hierarchy, targets: Vec<Target>) -> Vec<Measured> {
+    targets.into_iter().filter_map(|target| one(hierarchy, target)).collect()
+}
+
+fn one(hierarchy: &Hierarchy, Target { service, process, cgroup, whole }: Target) -> Option<Measured> {
+    let at_ns = clock::boot_ns();
+    let bytes = hierarchy.memory_held(&cgroup)?;
+    let limit = hierarchy.least_memory_limit(&cgroup);
+    let whole = whole.then(|| Whole {
+        ceiling: limit.map_or_else(|| memory::of_the_host() * OF_THE_HOST, |limit| limit as f64),
+        cpu_seconds: hierarchy.cpu_seconds(&cgroup),
+        pressure: hierarchy.memory_pressure(&cgroup),
+        build: process::build(process.tgid),
+    });
+    Some(Measured { service, process, at_ns, bytes, limit, whole })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_services_are_measured_less_often_and_a_fast_trend_more_often() {
+        let minute = Duration::from_secs(60);
+        assert_eq!(interval(10, minute), SHORTEST);
+        assert_eq!(interval(10_000, minute), Duration::from_secs(100));
+        assert_eq!(interval(1, Duration::from_millis(100)), Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,68 @@
+//! Memory of the services: measured beside everything else, followed, and told when it will run out.
+
+use std::sync::Arc;
+
+use super::{Steward, Word};
+use crate::{
+    host::clock,
+    memory::{self, Clocks, Follower, Measured, Pace, Target, Words},
+    timeline::What,
+};
+
+impl Steward {
+    /// Measures the memory of all living services.
+    pub(super) fn measure(&mut self) {
+        let Some(hierarchy) = self.hierarchy.clone() else { return };
+        let now = clock::boot_ns();
+        let targets: Vec<_> = self
+            .roster
+            .iter()
+            .filter_map(|(service, managed)| {
+                let (service, cgroup) = (Arc::clone(service), Arc::clone(&managed.cgroup));
+                Some(Target { service, process: managed.process()?, cgroup, whole: managed.follower.is_due(now) })
+            })
+            .collect();
+        if targets.is_empty() {
+            return;
+        }
+        let words = self.words.0.clone();
+        self.tasks.spawn(async move {
+            let measure = move || memory::measure(&hierarchy, targets);
+            let measured = tokio::task::spawn_blocking(measure).await.unwrap_or_default();
+            // Nobody receives only when the agent stops.
+            words.send(Word::Measured(measured)).await.ok();
+        });
+    }
+
+    /// Takes what was measured.
+    pub(super) fn measured(&mut self, all: Vec<Measured>) {
+        for measured in all {
+            let began = clock::wall(measured.process.start_ns);
+            let clocks = Clocks { began, now: clock::wall(measured.at_ns), boot_id: clock::boot_id() };
+            let news = self.roster.measured(&measured, clocks);
+            let service = &measured.service;
+            self.metrics.memory(service, measured.bytes, measured.limit);
+            if let Some(forecast) = &news.forecast {
+                self.metrics.forecast(service, forecast);
+                if news.raised {
+                    self.say(measured.at_ns, service, What::Forecast(Words(forecast).to_string()));
+                }
+            }
+            if news.cleared {
+                self.say(measured.at_ns, service, What::ForecastOver);
+            }
+            if news.keep
+                && let Some(managed) = self.roster.get(service)
+            {
+                self.store.keep_follower(service, managed.follower.clone());
+            }
+        }
+    }
+
+    /// What is known of a service's memory: by an earlier agent, if it took samples as often.
+    pub(super) fn follower(&mut self, service: &str) -> Follower {
+        let pace = Pace { sample_seconds: self.sample.as_secs_f64() };
+        let left = self.followers.remove(service).filter(|follower| follower.keeps(pace));
+        left.unwrap_or_else(|| Follower::new(pace))
+    }
+}
