@@ -4,7 +4,7 @@
 //! * [`cgroup`]: a memory cgroup that removes itself
 //! * [`defib`]: the binary under test, as a watcher or as an agent
 //! * [`victim`]: the program that dies on command
-//! * [`docker`]: a Docker engine of a test's own
+//! * [`engine`]: a container engine of a test's own
 //! * [`live`]: whether a live test can run here; if not, it says why and is counted as skipped
 
 pub mod cgroup;

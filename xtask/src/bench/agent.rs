@@ -27,19 +27,24 @@ impl Drop for Running {
     }
 }
 
-/// `defib run` without a configuration.
+/// `defib run`.
 pub(super) struct Agent {
     child: Running,
     address: SocketAddr,
 }
 
 impl Agent {
-    /// Starts it and waits until it is ready.
-    pub(super) fn start(programs: &Programs) -> Result<Self> {
+    /// Starts it with this configuration and waits until it is ready.
+    pub(super) fn start(programs: &Programs, config_text: &str) -> Result<Self> {
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let config = workspace::target().join("bench.toml");
-        std::fs::write(&config, "").with_context(|| format!("cannot write {}", config.display()))?;
+        std::fs::write(&config, config_text).with_context(|| format!("cannot write {}", config.display()))?;
         let state = workspace::target().join("bench-state");
+        // What an earlier arm has left is another agent's.
+        std::fs::remove_dir_all(&state).or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error).with_context(|| format!("cannot remove {}", state.display())),
+        })?;
         let child = Command::new(&programs.defib)
             .args(["run", "--listen", &address.to_string(), "--config"])
             .arg(&config)
@@ -73,7 +78,8 @@ impl Agent {
             .collect())
     }
 
-    fn get(&self, path: &str) -> Result<String> {
+    /// The whole answer to a GET.
+    pub(super) fn get(&self, path: &str) -> Result<String> {
         let mut stream = TcpStream::connect(self.address)?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address)?;
         let mut text = String::new();

@@ -21,7 +21,7 @@ pub(super) struct Footprint {
 
 pub(super) fn measure(programs: &Programs) -> Result<Footprint> {
     say::line(format_args!("bench: an idle agent, {} s", IDLE.as_secs()));
-    let agent = Agent::start(programs)?;
+    let agent = Agent::start(programs, "")?;
     let (begin, cpu) = (Instant::now(), stats::cpu_ns(agent.pid())?);
     sleep(IDLE);
     let cpu = (stats::cpu_ns(agent.pid())? - cpu) as f64 / begin.elapsed().as_nanos() as f64;

@@ -3,6 +3,7 @@
 //! * [`storm`]: run time of the kernel programs under a storm of exits, beside libbpf-tools' `exitsnoop`
 //! * [`detection`]: kernel hook to user space on an otherwise idle machine
 //! * [`footprint`]: resident memory and CPU of an idle agent
+//! * [`scale`]: the same with many services to look after
 //!
 //! The run writes its tables to `docs/performance.md`; no figure there is typed by hand.
 
@@ -10,6 +11,7 @@ mod agent;
 mod detection;
 mod footprint;
 mod report;
+mod scale;
 mod stats;
 mod storm;
 
@@ -22,7 +24,7 @@ use crate::{artifacts, privilege, say, workspace};
 /// Measure cost and speed on this machine, and write the tables to docs/performance.md
 ///
 /// Needs root, to load the programs and to have the kernel measure them (`kernel.bpf_stats_enabled`, put back at the
-/// end). Takes about two minutes; leave the machine alone meanwhile. With `exitsnoop` (Debian package libbpf-tools)
+/// end). Takes about nine minutes; leave the machine alone meanwhile. With `exitsnoop` (Debian package libbpf-tools)
 /// installed, it is measured in the same run.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -44,7 +46,8 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     let storm = storm::measure(&programs, args.rounds)?;
     let detection = detection::measure(&programs)?;
     let footprint = footprint::measure(&programs)?;
-    let text = report::write(&storm, &detection, &footprint);
+    let scale = scale::measure(&programs)?;
+    let text = report::write(&storm, &detection, &footprint, &scale);
     say::line(&text);
     if !args.print {
         let path = workspace::root().join("docs/performance.md");

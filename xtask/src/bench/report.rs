@@ -2,10 +2,10 @@
 
 use std::{fmt::Write as _, fs};
 
-use super::{detection::Detection, footprint::Footprint, storm::Storm};
+use super::{detection::Detection, footprint::Footprint, scale::Scale, storm::Storm};
 
 /// The text of `docs/performance.md`.
-pub(super) fn write(storm: &Storm, detection: &Detection, footprint: &Footprint) -> String {
+pub(super) fn write(storm: &Storm, detection: &Detection, footprint: &Footprint, scale: &[Scale]) -> String {
     let mut text = String::from("# Measured cost and speed\n\n");
     let mut line = |arguments: std::fmt::Arguments<'_>| {
         // A String takes whatever is written.
@@ -63,6 +63,17 @@ pub(super) fn write(storm: &Storm, detection: &Detection, footprint: &Footprint)
         footprint.peak_kib as f64 / 1024.0
     ));
     line(format_args!("| CPU, share of one core | {:.3} % | 0.2 % |", footprint.cpu * 100.0));
+    line(format_args!("\n## An agent that looks after services whose memory it follows\n"));
+    line(format_args!("| services | resident memory | CPU, share of one core | a scrape | its size |"));
+    line(format_args!("|---:|---:|---:|---:|---:|"));
+    for Scale { services, resident_kib, cpu, scrape_ms, scrape_bytes } in scale {
+        line(format_args!(
+            "| {services} | {:.1} MiB | {:.3} % | {scrape_ms:.1} ms | {} KiB |",
+            *resident_kib as f64 / 1024.0,
+            cpu * 100.0,
+            scrape_bytes / 1024
+        ));
+    }
     text
 }
 

@@ -47,7 +47,7 @@ pub(super) fn measure(programs: &Programs, rounds: u32) -> Result<Storm> {
     for round in 1..=rounds {
         say::line(format_args!("bench: storm of exits, round {round} of {rounds}"));
         {
-            let agent = Agent::start(programs)?;
+            let agent = Agent::start(programs, "")?;
             let before = agent.metrics()?;
             storm(programs, 0)?;
             let between = agent.metrics()?;

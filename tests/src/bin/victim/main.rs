@@ -49,6 +49,13 @@ enum Way {
     LeakInChild,
     /// A child takes memory; this process waits for a signal
     LeakInChildAndIdle,
+    /// Take memory at a pace, until something ends it
+    LeakSlowly {
+        /// What it takes at once, in MiB
+        base: usize,
+        /// What it takes in a second, in KiB
+        kib: u64,
+    },
     /// The first thread leaves, then another takes memory
     LeakAfterLeader,
     /// A thread takes memory, the first one waits
@@ -165,6 +172,7 @@ fn main() {
             memory::leak_in_child();
             processes::idle()
         }
+        Way::LeakSlowly { base, kib } => memory::leak_slowly(base, kib),
         Way::LeakAfterLeader => threads::leave_to(|| memory::leak()),
         Way::LeakInThread => memory::leak_in_thread(),
         Way::LeakInTwin => memory::leak_in_twin(),

@@ -6,7 +6,7 @@ use std::{
     path::Path,
     process::Command,
     thread::{sleep, spawn},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::wait_for_input;
@@ -19,6 +19,25 @@ pub(crate) fn leak() -> ! {
     loop {
         // Written to, so that the pages are really there.
         taken.push(vec![1u8; MIB]);
+    }
+}
+
+/// Takes this much at once, then so much in each second, in small pages.
+pub(crate) fn leak_slowly(base_mib: usize, kib_per_second: u64) -> ! {
+    const PAGE: usize = 4096;
+    // SAFETY: takes numbers only. It fails where there are no huge pages, which is as good.
+    unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+    let base = std::hint::black_box(vec![1u8; base_mib * MIB]);
+    let begin = Instant::now();
+    let mut taken = Vec::new();
+    loop {
+        // By the clock, not by the sleeps: a busy machine makes those longer.
+        let due = begin.elapsed().as_micros() as u64 * kib_per_second * 1024 / 1_000_000 / PAGE as u64;
+        while (taken.len() as u64) < due {
+            taken.push(vec![1u8; PAGE]);
+        }
+        sleep(Duration::from_millis(2));
+        std::hint::black_box(&base);
     }
 }
 
