@@ -367,7 +367,9 @@ impl Steward {
         self.book.death(&service, record_of(death));
         self.name_site(&service, death);
         self.metrics.last_died(&service, clock::wall(death.kernel_ns));
-        let intended = matches!(death.cause, Cause::Stopped { .. }).then(|| death.cause.to_string());
+        // A stop that systemd did not confirm in time is no more than likely: its plan will tell.
+        let is_stop = matches!(death.cause, Cause::Stopped { .. }) && !death.evidence.lacks_systemd();
+        let intended = is_stop.then(|| death.cause.to_string());
         self.step(&service, Input::Died { process: death.process, at_ns: death.kernel_ns, intended }, now);
     }
 
