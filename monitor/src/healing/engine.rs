@@ -21,7 +21,10 @@ use std::{collections::VecDeque, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{budget::Ledger, plan::Plan};
+use super::{
+    budget::{Ledger, nanoseconds},
+    plan::Plan,
+};
 use crate::{
     config::{Backoff, Budget, Mode},
     host::process::Identity,
@@ -788,10 +791,6 @@ impl Engine {
 
 /// The reason of a wait for the next half-open try.
 const CIRCUIT_OPEN: &str = "circuit open";
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
 
 #[cfg(test)]
 mod tests;
