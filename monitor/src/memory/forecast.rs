@@ -69,6 +69,14 @@ pub struct Builds {
     pub before: f64,
 }
 
+impl Builds {
+    /// For people; `name` is the present build's: "since build 1f3a: +2.1 MiB/h against +0 KiB/h".
+    pub fn sentence(&self, name: &str) -> String {
+        let signed = |growth: f64| format!("{}{}/h", if growth < 0.0 { "" } else { "+" }, size(growth));
+        format!("since build {name}: {} against {}", signed(self.now), signed(self.before))
+    }
+}
+
 /// All that is said of a service's memory at a moment. Seconds are real ones.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Forecast {
@@ -103,8 +111,59 @@ pub struct Forecast {
 }
 
 impl Forecast {
+    /// For people, in a sentence.
+    pub fn sentence(&self) -> String {
+        let grows =
+            self.growth_bytes_per_hour.map_or_else(String::new, |growth| format!("grows by {} an hour", size(growth)));
+        let fast = self.exhausted_in_seconds.map(|eta| format!("Memory is exhausted in about {}. ", time(eta)));
+        let text = match self.verdict {
+            Verdict::MaskedLeak => match (self.uptime_at_oom_seconds, self.usual_uptime_seconds) {
+                (Some(end), Some(usual)) => format!(
+                    "It {grows} and survives only because it is restarted within {}; it would die after {}.",
+                    time(usual),
+                    time(end)
+                ),
+                _ => format!("It {grows}; restarts hide how far that goes."),
+            },
+            Verdict::Leak => match self.time_to_oom_seconds {
+                Some(eta) => format!("It {grows} and does not level off: out of memory in about {}.", time(eta)),
+                None => format!("It {grows} and does not level off; it has no limit to reach."),
+            },
+            Verdict::Steady if self.advisory => {
+                format!("It {grows} with uptime. Whether that levels off cannot be told yet.")
+            }
+            Verdict::Steady => "No leak: its memory does not grow with uptime, or levels off.".to_owned(),
+            Verdict::Insufficient => {
+                "Too little was seen to say: it takes half a day, and incarnations of two hours.".to_owned()
+            }
+        };
+        fast.unwrap_or_default() + &text
+    }
+
     /// Whether an operator is told, at whatever level.
     pub fn alerts(&self) -> bool {
         self.level.is_some()
+    }
+}
+
+/// Bytes as people read them.
+fn size(bytes: f64) -> String {
+    const MIB: f64 = 1_048_576.0;
+    if bytes.abs() >= 1024.0 * MIB {
+        format!("{:.1} GiB", bytes / (1024.0 * MIB))
+    } else if bytes.abs() >= MIB {
+        format!("{:.1} MiB", bytes / MIB)
+    } else {
+        format!("{:.0} KiB", bytes / 1024.0)
+    }
+}
+
+/// Seconds as people read them, to one unit.
+fn time(seconds: f64) -> String {
+    match seconds {
+        ..120.0 => format!("{seconds:.0} seconds"),
+        120.0..7200.0 => format!("{:.0} minutes", seconds / 60.0),
+        7200.0..172_800.0 => format!("{:.0} hours", seconds / 3600.0),
+        _ => format!("{:.0} days", seconds / 86_400.0),
     }
 }

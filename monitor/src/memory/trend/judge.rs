@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Trend,
-    pool::{Pool, pool},
+    pool::{Pool, alone, pool},
     run::{HOUR, Run},
     summary::{Scratch, Summary},
 };
@@ -22,15 +22,16 @@ struct Bar {
     z_late: f32,
     clear: f32,
     ratio: f32,
+    straight: f32,
     t_late: f32,
 }
 
 /// Rises for certain, and does not level off.
-const GROWS: Bar = Bar { z: 3.3, z_late: 2.33, clear: 2.0, ratio: 0.65, t_late: 3.0 };
+const GROWS: Bar = Bar { z: 3.3, z_late: 2.33, clear: 2.0, ratio: 0.3, straight: 6.0, t_late: 3.0 };
 /// The same in a part that was picked for rising: more is asked of it.
-const PICKED: Bar = Bar { z: 4.0, z_late: 3.0, clear: 4.0, ratio: 0.65, t_late: 4.0 };
+const PICKED: Bar = Bar { z: 4.0, z_late: 3.0, clear: 4.0, ratio: 0.4, straight: 8.0, t_late: 4.0 };
 /// Enough for a hint.
-const HINTS: Bar = Bar { z: 3.0, z_late: 1.6, clear: 1.5, ratio: 0.5, t_late: 2.0 };
+const HINTS: Bar = Bar { z: 3.0, z_late: 1.6, clear: 1.5, ratio: 0.3, straight: 2.0, t_late: 2.0 };
 /// Share of uptime that rises, and that rises late.
 const RISING: f32 = 0.8;
 const RISING_LATE: f32 = 0.7;
@@ -96,15 +97,20 @@ pub(super) fn judge(trend: &Trend) -> Judgement {
     let mut scratch = Scratch::default();
     let gain = trend.load.bytes_per_core();
     let current = Summary::of(run.bins(), 0.0, gain, run.build, &mut scratch);
-    let all: Vec<&Summary> = trend.past.iter().chain(&current).collect();
+    let itself = current.and_then(|summary| alone(&summary, &scratch.dots));
+    let past: Vec<Summary> = trend.past.iter().map(|past| past.unpack(&mut scratch)).collect();
+    let all: Vec<&Summary> = past.iter().chain(&current).collect();
     let floor = current.map_or_else(|| last_floor(run), |summary| summary.floor);
     let mut found = Judgement { floor, ..Judgement::default() };
-    let Some(everything) = pool(all.iter().copied()) else { return found };
+    let Some(mut everything) = pool(all.iter().copied()) else { return found };
+    if everything.count == 1 && let Some(itself) = itself.filter(|itself| itself.uptime == everything.uptime) {
+        everything = itself;
+    }
     found.enough = everything.uptime >= LEAST_SEEN;
     found.take(&everything);
-    let mut consider = |pool: &Pool, bar: &Bar, alone: bool| {
+    let mut consider = |pool: &Pool, bar: &Bar, single: bool| {
         let long = pool.uptime >= if pool.count >= SEVERAL { TOGETHER } else { ALONE };
-        let grows = long && (pool.count >= SEVERAL || alone) && passes(pool, bar, trend, floor);
+        let grows = long && (pool.count >= SEVERAL || single) && passes(pool, bar, trend, floor);
         if grows && !found.leak {
             found.leak = true;
             found.pooled = pool.count >= SEVERAL;
@@ -112,8 +118,8 @@ pub(super) fn judge(trend: &Trend) -> Judgement {
         }
         grows
     };
-    let alone = f64::from(everything.uptime) >= DAY && run.uptime >= DAY;
-    if !consider(&everything, &GROWS, alone) {
+    let single = f64::from(everything.uptime) >= DAY && run.uptime >= DAY;
+    if !consider(&everything, &GROWS, single) {
         if let Some(recent) = recent(&all) {
             consider(&recent, &PICKED, false);
         }
@@ -121,7 +127,7 @@ pub(super) fn judge(trend: &Trend) -> Judgement {
             let from = (run.uptime - span).max(0.0) as f32;
             if run.uptime > span
                 && let Some(window) = Summary::of(run.hours(), from, gain, run.build, &mut scratch)
-                && let Some(window) = pool([&window].into_iter())
+                && let Some(window) = alone(&window, &scratch.dots)
             {
                 consider(&window, &PICKED, true);
             }
@@ -130,7 +136,7 @@ pub(super) fn judge(trend: &Trend) -> Judgement {
             let from = (run.uptime * share) as f32;
             if run.uptime > 4.0 * DAY
                 && let Some(window) = Summary::of(run.bins(), from, gain, run.build, &mut scratch)
-                && let Some(window) = pool([&window].into_iter())
+                && let Some(window) = alone(&window, &scratch.dots)
             {
                 consider(&window, &PICKED, true);
             }
@@ -168,7 +174,7 @@ fn passes(pool: &Pool, bar: &Bar, trend: &Trend, floor: f32) -> bool {
         && pool.rising_late >= RISING_LATE
         && slope > 0.0;
     let goes_on =
-        pool.ratio >= bar.ratio && pool.z_late >= bar.z_late && (pool.count < SEVERAL || pool.t_late >= bar.t_late);
+        pool.ratio >= bar.ratio && pool.shape.straight >= bar.straight && pool.z_late >= bar.z_late && (pool.count < SEVERAL || pool.t_late >= bar.t_late);
     let matters = match trend.limit {
         Some(limit) => {
             let eta = f64::from((limit - floor - pool.amplitude).max(0.0) / slope);
@@ -248,7 +254,9 @@ fn builds(trend: &Trend, scale: f64) -> Option<Builds> {
     let before = trend.past.iter().rev().map(|past| past.build).find(|other| *other != 0 && *other != build)?;
     let gain = trend.load.bytes_per_core();
     let current = Summary::of(run.bins(), 0.0, gain, run.build, &mut Scratch::default());
-    let of = |build: u32| pool(trend.past.iter().chain(&current).filter(move |past| past.build == build));
+    let mut scratch = Scratch::default();
+    let past: Vec<Summary> = trend.past.iter().map(|past| past.unpack(&mut scratch)).collect();
+    let of = |build: u32| pool(past.iter().chain(&current).filter(move |past| past.build == build));
     let hourly = |pool: Pool| f64::from(pool.slope) * HOUR / scale;
     Some(Builds { now: hourly(of(build)?), before: hourly(of(before)?) })
 }

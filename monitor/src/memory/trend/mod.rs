@@ -17,6 +17,7 @@ mod judge;
 mod load;
 mod pool;
 mod run;
+mod shape;
 mod stats;
 mod summary;
 
@@ -27,7 +28,7 @@ use self::{
     judge::{Hold, Judgement},
     load::Load,
     run::{MINUTE, Run},
-    summary::{Scratch, Summary},
+    summary::{Past, Scratch, Summary},
 };
 use super::forecast::Forecast;
 
@@ -90,7 +91,7 @@ pub enum Seen {
     Refused,
     /// It was taken.
     Taken,
-    /// It was taken, and the hourly verdict was made.
+    /// It was taken, and there is news: the hourly verdict was made, or memory is exhausted within minutes.
     Judged,
 }
 
@@ -100,7 +101,7 @@ pub struct Trend {
     pace: Pace,
     run: Option<Run>,
     #[serde(deserialize_with = "bounded::<_, _, PAST>")]
-    past: Vec<Summary>,
+    past: Vec<Past>,
     /// Of all incarnations, seconds.
     longest: f64,
     load: Load,
@@ -179,9 +180,8 @@ impl Trend {
         self.fast.add(time, bytes, self.limit, pressure.filter(usable), seen_before);
         if hour {
             self.judge();
-            return Seen::Judged;
         }
-        Seen::Taken
+        if hour || self.fast.eta().is_some() { Seen::Judged } else { Seen::Taken }
     }
 
     /// The forecast as of the last sample.
@@ -192,7 +192,7 @@ impl Trend {
     /// Bytes that it takes in memory, all told.
     pub fn size(&self) -> usize {
         size_of::<Self>()
-            + self.past.capacity() * size_of::<Summary>()
+            + self.past.capacity() * size_of::<Past>()
             + self.run.as_ref().map_or(0, Run::heap)
             + self.fast.heap()
     }
@@ -240,7 +240,7 @@ impl Trend {
             if self.past.len() >= PAST {
                 self.past.remove(0);
             }
-            self.past.push(Summary { uptime: run.uptime as f32, ..summary });
+            self.past.push(Past::new(&summary, run.uptime as f32));
         }
     }
 

@@ -1,6 +1,11 @@
 //! Several incarnations as one series by uptime.
 
-use super::{stats, summary::Summary};
+use super::{
+    shape::Shape,
+    stats::{self, Dot},
+    summary::Summary,
+};
+
 
 /// What they say together. Bytes and seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,6 +29,8 @@ pub(super) struct Pool {
     /// Mean late slope against its error, as the incarnations differ; 0 of fewer than three.
     pub(super) t_late: f32,
     pub(super) amplitude: f32,
+    /// Whether it is a line.
+    pub(super) shape: Shape,
 }
 
 /// Only incarnations at least half as long as the longest are compared: the others lack its second half.
@@ -34,6 +41,8 @@ pub(super) fn pool<'a>(summaries: impl Iterator<Item = &'a Summary> + Clone) -> 
         return None;
     }
     let sum = |of: &dyn Fn(&Summary) -> f32| kept.iter().map(|summary| of(summary)).sum::<f32>();
+    let curves: Vec<Vec<Dot>> = kept.iter().map(|summary| summary.dots().collect()).collect();
+    let groups: Vec<&[Dot]> = curves.iter().map(Vec::as_slice).collect();
     let uptime = sum(&|one| one.uptime);
     let middle = |of: &dyn Fn(&Summary) -> f32| {
         let mut values: Vec<_> = kept.iter().map(|summary| (of(summary), summary.uptime)).collect();
@@ -66,5 +75,13 @@ pub(super) fn pool<'a>(summaries: impl Iterator<Item = &'a Summary> + Clone) -> 
         clear: middle(&|one| one.slope * one.uptime / one.noise.max(1.0)),
         t_late,
         amplitude: middle(&|one| one.amplitude),
+        shape: Shape::of(&groups),
     })
+}
+
+/// One incarnation, or a part of one, by all its dots.
+pub(super) fn alone(summary: &Summary, dots: &[Dot]) -> Option<Pool> {
+    let mut shape = Shape::of(&[dots]);
+    shape.straight /= summary.inflation;
+    Some(Pool { shape, ..pool([summary].into_iter())? })
 }

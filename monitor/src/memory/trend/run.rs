@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Bins of the whole incarnation; when they are full, two become one and each covers twice as much.
-pub(super) const BINS: usize = 48;
+pub(super) const BINS: usize = 40;
 /// Bins of the last two days, an hour each: what sets in late would drown in the long ones.
 pub(super) const HOURS: usize = 48;
 /// Seconds.

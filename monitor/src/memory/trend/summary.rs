@@ -13,12 +13,16 @@ const SKIP_SHARE: f32 = 0.1;
 /// Fewer bins say nothing.
 const LEAST_BINS: usize = 12;
 
+/// Points that the curve of an incarnation is kept in.
+pub(super) const POINTS: usize = 8;
+
 /// Growth of one incarnation or of a part of one. Bytes and seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Summary {
     /// 0 where it is not known.
     pub(super) build: u32,
-    /// Uptime at its end.
+    /// Uptime from which on it is summarised, and at its end.
+    pub(super) from: f32,
     pub(super) uptime: f32,
     /// Bytes a second: of all of it, of its first half and of its second half.
     pub(super) slope: f32,
@@ -35,12 +39,17 @@ pub(super) struct Summary {
     pub(super) noise: f32,
     /// How far peaks stand above that line.
     pub(super) amplitude: f32,
+    /// Medians of equal parts, above the least of them. Not a number where nothing was seen.
+    pub(super) curve: [f32; POINTS],
+    /// How much less the values say because each is like the one before: 1 where it is not.
+    pub(super) inflation: f32,
 }
 
 /// Buffers that are used again and again.
 #[derive(Default)]
 pub(super) struct Scratch {
-    dots: Vec<Dot>,
+    /// What was summarised last, without its load.
+    pub(super) dots: Vec<Dot>,
     residuals: Vec<f32>,
     slopes: Vec<f32>,
 }
@@ -63,6 +72,7 @@ impl Summary {
         if dots.len() < LEAST_BINS {
             return None;
         }
+        let from = dots[0].x;
         let slope = stats::slope(dots, slopes);
         let half = dots.len() / 2;
         let early = stats::slope(&dots[..half], slopes);
@@ -84,6 +94,7 @@ impl Summary {
         let amplitude = above.fold(0.0, f32::max);
         Some(Self {
             build,
+            from,
             uptime,
             slope,
             early,
@@ -95,6 +106,111 @@ impl Summary {
             floor,
             noise,
             amplitude,
+            curve: curve(dots, from, uptime, slopes),
+            inflation,
         })
+    }
+
+    /// The curve as dots at the middles of its parts.
+    pub(super) fn dots(&self) -> impl Iterator<Item = Dot> {
+        let (from, part) = (self.from, (self.uptime - self.from) / POINTS as f32);
+        let seen = self.curve.into_iter().enumerate().filter(|(_, y)| y.is_finite());
+        seen.map(move |(index, y)| Dot { x: from + (index as f32 + 0.5) * part, y })
+    }
+}
+
+fn curve(dots: &[Dot], from: f32, uptime: f32, scratch: &mut Vec<f32>) -> [f32; POINTS] {
+    let part = (uptime - from) / POINTS as f32;
+    let mut curve = [f32::NAN; POINTS];
+    let mut rest = dots;
+    for (index, point) in curve.iter_mut().enumerate() {
+        let end = if index + 1 == POINTS { f32::INFINITY } else { from + (index as f32 + 1.0) * part };
+        let (here, after) = rest.split_at(rest.partition_point(|dot| dot.x < end));
+        rest = after;
+        if !here.is_empty() {
+            scratch.clear();
+            scratch.extend(here.iter().map(|dot| dot.y));
+            *point = stats::median(scratch);
+        }
+    }
+    let least = curve.iter().copied().fold(f32::INFINITY, f32::min);
+    curve.map(|y| y - least)
+}
+
+/// A past incarnation, in few bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Past {
+    pub(super) build: u32,
+    from: f32,
+    pub(super) uptime: f32,
+    s: i16,
+    s_late: i16,
+    v: f32,
+    v_late: f32,
+    floor: f32,
+    noise: f32,
+    amplitude: f32,
+    /// The highest point of the curve; the points are shares of it.
+    height: f32,
+    curve: [i16; POINTS],
+}
+
+impl Past {
+    /// Packs a summary of an incarnation that ended at `uptime`.
+    pub(super) fn new(summary: &Summary, uptime: f32) -> Self {
+        let height = summary.curve.iter().copied().fold(0.0, f32::max);
+        let packed = |y: f32| match y / height * f32::from(i16::MAX) {
+            share if share.is_finite() => share as i16,
+            _ if y.is_finite() => 0,
+            _ => i16::MIN,
+        };
+        Self {
+            build: summary.build,
+            from: summary.from,
+            uptime,
+            s: summary.s as i16,
+            s_late: summary.s_late as i16,
+            v: summary.v,
+            v_late: summary.v_late,
+            floor: summary.floor,
+            noise: summary.noise,
+            amplitude: summary.amplitude,
+            height,
+            curve: summary.curve.map(packed),
+        }
+    }
+
+    /// The summary again. Slopes are those of the curve.
+    pub(super) fn unpack(&self, scratch: &mut Scratch) -> Summary {
+        let unpacked = |share: i16| match share {
+            i16::MIN => f32::NAN,
+            share => f32::from(share) / f32::from(i16::MAX) * self.height,
+        };
+        let Self { build, from, uptime, s, s_late, v, v_late, floor, noise, amplitude, .. } = *self;
+        let mut summary = Summary {
+            build,
+            from,
+            uptime,
+            slope: 0.0,
+            early: 0.0,
+            late: 0.0,
+            s: f32::from(s),
+            v,
+            s_late: f32::from(s_late),
+            v_late,
+            floor,
+            noise,
+            amplitude,
+            curve: self.curve.map(unpacked),
+            inflation: 1.0,
+        };
+        let Scratch { dots, slopes, .. } = scratch;
+        dots.clear();
+        dots.extend(summary.dots());
+        let half = dots.len() / 2;
+        summary.slope = stats::slope(dots, slopes);
+        summary.early = stats::slope(&dots[..half], slopes);
+        summary.late = stats::slope(&dots[half..], slopes);
+        summary
     }
 }
