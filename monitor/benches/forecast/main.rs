@@ -43,6 +43,8 @@ struct Args {
     /// A line for each miss and each false alarm
     #[arg(long)]
     misses: bool,
+    #[arg(long)]
+    only: Option<u64>,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -72,6 +74,10 @@ fn run(args: &Args) -> Vec<Row> {
             for family in 0..if leaking { LEAKING.len() } else { HEALTHY.len() } {
                 for schedule in Schedule::ALL {
                     let seed = range.start + jobs.len() as u64;
+                    if args.only.is_some_and(|only| only != seed) {
+                        jobs.push((leaking, 99, schedule, seed));
+                        continue;
+                    }
                     assert!(range.contains(&seed), "{index}: more services than seeds");
                     jobs.push((leaking, family, schedule, seed));
                 }
@@ -82,6 +88,9 @@ fn run(args: &Args) -> Vec<Row> {
     let work = || {
         let mut rows = Vec::new();
         while let Some(&(leaking, family, schedule, seed)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if family == 99 {
+                continue;
+            }
             let families = if leaking { &LEAKING } else { &HEALTHY };
             let outcome = replay(&families[family], schedule, seed, !args.no_load);
             rows.push(Row { leaking, family, schedule, seed, outcome });
@@ -89,7 +98,8 @@ fn run(args: &Args) -> Vec<Row> {
         rows
     };
     let mut rows = thread::scope(|scope| {
-        let threads: Vec<_> = (0..thread::available_parallelism().map_or(1, usize::from)).map(|_| scope.spawn(work)).collect();
+        let threads: Vec<_> =
+            (0..thread::available_parallelism().map_or(1, usize::from)).map(|_| scope.spawn(work)).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect::<Vec<_>>()
     });
     rows.sort_by_key(|row| row.seed);

@@ -60,17 +60,42 @@ pub(crate) fn print(rows: &[Row], args: &Args) {
             share(false, &|one| one.others[2].is_some()),
         );
     }
+    let mut ratios: Vec<f64> = rows.iter().filter_map(|row| row.outcome.eta).collect();
+    ratios.sort_by(f64::total_cmp);
+    println!(
+        "eta median {:.2} 10% {:.2} 90% {:.2}",
+        ratios[ratios.len() / 2],
+        ratios[ratios.len() / 10],
+        ratios[ratios.len() * 9 / 10]
+    );
     let mut seconds: Vec<f64> = rows.iter().map(|row| row.outcome.seconds * 1000.0).collect();
     seconds.sort_by(f64::total_cmp);
     let slowest = rows.iter().map(|row| row.outcome.verdict_seconds * 1e6).fold(0.0, f64::max);
-    println!("replay {:.1} ms median, {:.1} ms most; verdict {slowest:.0} µs at most", seconds[seconds.len() / 2], seconds[seconds.len() - 1]);
+    println!(
+        "replay {:.1} ms median, {:.1} ms most; verdict {slowest:.0} µs at most",
+        seconds[seconds.len() / 2],
+        seconds[seconds.len() - 1]
+    );
     if args.misses {
         for row in rows {
             let one = &row.outcome;
             let families = if row.leaking { &LEAKING } else { &HEALTHY };
-            let bad = if row.leaking { !one.in_time(one.alert) || (row.schedule != Schedule::Never && !one.before_gap(one.alert)) } else { one.alert.is_some() };
+            let bad = if row.leaking {
+                !one.in_time(one.alert) || (row.schedule != Schedule::Never && !one.before_gap(one.alert))
+            } else {
+                one.alert.is_some()
+            };
             if bad {
-                println!("{} {} {} {}: alert {:?} advisory {:?} oom {:?} gap {GAP}", if row.leaking { "LEAK" } else { "ok" }, families[row.family].name, row.schedule.name(), row.seed, one.alert, one.advisory, one.oom);
+                println!(
+                    "{} {} {} {}: alert {:?} advisory {:?} oom {:?} gap {GAP}",
+                    if row.leaking { "LEAK" } else { "ok" },
+                    families[row.family].name,
+                    row.schedule.name(),
+                    row.seed,
+                    one.alert,
+                    one.advisory,
+                    one.oom
+                );
             }
         }
     }

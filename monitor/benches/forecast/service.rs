@@ -239,8 +239,14 @@ pub(crate) fn live(family: &Family, schedule: Schedule, seed: u64) -> (Vec<Minut
                     (vary * gain * (1.0 + uptime / tau).ln()).min(full)
                 }
                 Part::Load => draws.load * requests,
-                Part::Teeth => draws.tooth.0 * (uptime / draws.tooth.1).fract(),
-                Part::Step => if time >= draws.step.1 { draws.step.0 } else { 0.0 },
+                Part::Teeth => draws.tooth.0 * (uptime / (vary * draws.tooth.1)).fract(),
+                Part::Step => {
+                    if time >= draws.step.1 {
+                        draws.step.0
+                    } else {
+                        0.0
+                    }
+                }
                 Part::Bursts => {
                     if time >= next_burst {
                         burst_until = time + random.between(5.0, 60.0) * MINUTE;
@@ -280,8 +286,20 @@ pub(crate) fn live(family: &Family, schedule: Schedule, seed: u64) -> (Vec<Minut
                                 0.0
                             }
                         }
-                        Pattern::LateOnset => if time >= draws.onset { amount } else { 0.0 },
-                        Pattern::LateInUptime => if uptime >= draws.onset_uptime { amount } else { 0.0 },
+                        Pattern::LateOnset => {
+                            if time >= draws.onset {
+                                amount
+                            } else {
+                                0.0
+                            }
+                        }
+                        Pattern::LateInUptime => {
+                            if uptime >= draws.onset_uptime {
+                                amount
+                            } else {
+                                0.0
+                            }
+                        }
                         Pattern::Weekdays => {
                             let by_day = (6.0 * HOUR..22.0 * HOUR).contains(&time.fract());
                             if weekday(time) && by_day { amount * 1.5 } else { 0.0 }

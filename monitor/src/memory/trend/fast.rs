@@ -61,7 +61,7 @@ impl Fast {
         if self.samples.len() < LEAST || last < high * limit || last <= before {
             return None;
         }
-        let dots: Vec<Dot> = self.samples.iter().map(|&(x, y)| Dot { x, y }).collect();
+        let dots: Vec<Dot> = self.samples.iter().map(|&(x, y)| Dot { x, y, load: 0.0, work: 0.0 }).collect();
         let pairs = (dots.len() * (dots.len() - 1) / 2) as f32;
         let (rising, _) = stats::rising(&dots);
         // Of the pairs that rise less those that fall: 0.6 where 80 of 100 rise.

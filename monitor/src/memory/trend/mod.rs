@@ -15,6 +15,7 @@
 mod fast;
 mod judge;
 mod load;
+mod past;
 mod pool;
 mod run;
 mod shape;
@@ -27,13 +28,14 @@ use self::{
     fast::Fast,
     judge::{Hold, Judgement},
     load::Load,
+    past::Past,
     run::{MINUTE, Run},
-    summary::{Past, Scratch, Summary},
+    summary::{Scratch, Summary},
 };
 use super::forecast::Forecast;
 
 /// Incarnations that are remembered.
-const PAST: usize = 14;
+const PAST: usize = 12;
 /// Incarnations that ended sooner are not remembered: they grew up, and nothing else. Seconds.
 const SHORTEST: f64 = 7200.0;
 /// Starts that differ by less are the same one, rounded: seconds.
@@ -157,8 +159,8 @@ impl Trend {
         self.last = time;
 
         let uptime = (time - start).max(0.0);
-        // 32 bits of it will do to tell it from the one before; 0 stands for none.
-        let build = build.map_or(0, |build| ((build ^ (build >> 32)) as u32).max(1));
+        // 16 bits of it will do to tell it from the one before; 0 stands for none.
+        let build = build.map_or(0, |build| ((build ^ (build >> 16) ^ (build >> 32) ^ (build >> 48)) as u16).max(1));
         if !same {
             self.end_run();
             self.fast = Fast::default();
@@ -235,10 +237,11 @@ impl Trend {
         if run.seen() < SHORTEST {
             return;
         }
+        let mut scratch = Scratch::default();
         let gain = self.load.bytes_per_core();
-        if let Some(summary) = Summary::of(run.bins(), 0.0, gain, run.build, &mut Scratch::default()) {
+        if let Some(summary) = Summary::of(run.bins(), 0.0, gain, run.build, &mut scratch) {
             if self.past.len() >= PAST {
-                self.past.remove(0);
+                past::make_room(&mut self.past, &mut scratch);
             }
             self.past.push(Past::new(&summary, run.uptime as f32));
         }

@@ -4,7 +4,7 @@
 //! is seen in all of them together. Least squares, over a small set of curves:
 //!
 //! * what fills up: `1 - exp(-u/τ)`, and `ln(1 + u/τ)`, which caches do
-//! * what leaks: a line, a line with a warm-up before it, a line that begins late
+//! * what leaks: a line, a line with a warm-up before it, a line that begins late, and the same by load instead of time
 
 use super::{run::HOUR, stats::Dot};
 
@@ -22,21 +22,38 @@ const BOTH: [(f32, f32); 4] = [(1.5 * H, 1.0 * H), (4.5 * H, 1.0 * H), (1.5 * H,
 /// Where a line may begin, as shares of the longest uptime.
 const LATE: [f32; 3] = [0.25, 0.5, 0.7];
 const H: f32 = HOUR as f32;
+/// Share of all squares that is not worth a difference: the curves are a coarse set, and no service keeps to one.
+const COARSE: f64 = 1e-3;
 
-/// Sums over all dots, each incarnation about its own mean: of a curve f, the line u, and memory y.
+/// Sums of products: of curves f and g, the line u, the load l, and memory y.
 #[derive(Clone, Copy, Default)]
-struct Sums {
+struct Raw {
     ff: f64,
+    fg: f64,
+    gg: f64,
     fu: f64,
+    fl: f64,
+    gl: f64,
     fy: f64,
+    gy: f64,
+    ll: f64,
+    ly: f64,
+    yy: f64,
 }
+
+/// The dots of an incarnation, and how many incarnations they stand for.
+pub(super) type Group<'a> = (&'a [Dot], f32);
 
 /// How the dots are spread about the mean of their incarnation.
 struct Fit<'a> {
-    groups: &'a [&'a [Dot]],
+    groups: &'a [Group<'a>],
+    ll: f64,
+    lu: f64,
+    ly: f64,
     uu: f64,
     uy: f64,
     yy: f64,
+    loaded: f32,
 }
 
 /// What the comparison says.
@@ -45,144 +62,159 @@ pub(super) struct Shape {
     /// How much better a leak explains the dots than anything that fills up: differences of squares in units of the
     /// variance that is left. Below 0: worse.
     pub(super) straight: f32,
-    /// Bytes a second of the leak that explains them best.
-    pub(super) slope: f32,
+    /// Growth in the second half to that in the first: 1 for a line, 0 for what is full.
+    pub(super) ratio: f32,
+    /// Share of what strays from a line that the load explains.
+    pub(super) loaded: f32,
 }
 
 impl Shape {
     /// Compares; each group is an incarnation.
-    pub(super) fn of(groups: &[&[Dot]]) -> Self {
+    pub(super) fn of(groups: &[Group<'_>]) -> Self {
         let fit = Fit::new(groups);
-        let longest = groups.iter().filter_map(|group| group.last()).map(|dot| dot.x).fold(0.0, f32::max);
-        let count: usize = groups.iter().map(|group| group.len()).sum();
+        let longest = groups.iter().filter_map(|(dots, _)| dots.last()).map(|dot| dot.x).fold(0.0, f32::max);
+        let count: usize = groups.iter().map(|(dots, _)| dots.len()).sum();
         let free = count as f64 - groups.len() as f64 - 2.0;
         if fit.uu <= 0.0 || fit.yy <= 0.0 || free < 3.0 {
             return Self::default();
         }
-        let fill = |tau: f32| fit.sums(move |u| 1.0 - (-u / tau).exp());
-        let logarithm = |tau: f32| fit.sums(move |u| (u / tau).ln_1p());
+        let none = |_: &Dot| 0.0;
+        let fill = |tau: f32| move |dot: &Dot| f64::from(1.0 - (-dot.x / tau).exp());
+        let logarithm = |tau: f32| move |dot: &Dot| f64::from((dot.x / tau).ln_1p());
         let mut healthy = fit.yy;
-        for tau in FILLS.into_iter().filter(|tau| *tau <= FILL_MOST * longest).chain(FILLS_SHARE.map(|share| share * longest)) {
-            healthy = healthy.min(fit.alone(fill(tau)));
+        let slowest = FILL_MOST * longest;
+        let fills = FILLS.into_iter().filter(|tau| *tau <= slowest);
+        for tau in fills.chain(FILLS_SHARE.map(|share| share * longest)) {
+            healthy = healthy.min(fit.alone(&fit.sums(fill(tau), none)));
         }
         for tau in LOGARITHMS.into_iter().chain(LOGARITHMS_SHARE.map(|share| share * longest)) {
-            healthy = healthy.min(fit.alone(logarithm(tau)));
+            healthy = healthy.min(fit.alone(&fit.sums(logarithm(tau), none)));
         }
         for (tau, slower) in BOTH {
-            healthy = healthy.min(fit.both(|u| 1.0 - (-u / tau).exp(), |u| (u / slower).ln_1p()));
-        }
-        let mut leak = (fit.yy - fit.uy.max(0.0).powi(2) / fit.uu, fit.uy / fit.uu);
-        let mut consider = |(rest, slope): (f64, f64)| {
-            if rest < leak.0 {
-                leak = (rest, slope);
+            let sums = fit.sums(fill(tau), logarithm(slower));
+            if let Some(rest) = fit.both(sums.ff, sums.fg, sums.gg, sums.fy, sums.gy) {
+                healthy = healthy.min(rest);
             }
-        };
+        }
+        let mut leak = fit.yy - fit.uy.max(0.0).powi(2) / fit.uu;
         for tau in WARM_UPS {
-            if let Some(found) = fit.with_line(fill(tau)) {
-                consider(found);
+            let sums = fit.sums(fill(tau), none);
+            if let Some(rest) = fit.both(sums.ff, sums.fu, fit.uu, sums.fy, fit.uy) {
+                leak = leak.min(rest);
             }
         }
         for share in LATE {
             let begin = share * longest;
-            let sums = fit.sums(move |u| (u - begin).max(0.0));
-            if sums.ff > 0.0 && sums.fy > 0.0 {
-                consider((fit.alone(sums), sums.fy / sums.ff));
-            }
+            let sums = fit.sums(move |dot: &Dot| f64::from((dot.x - begin).max(0.0)), none);
+            leak = leak.min(fit.alone(&sums));
         }
-        let variance = (leak.0 / free).max(fit.yy * 1e-9);
-        Self { straight: ((healthy - leak.0) / variance) as f32, slope: leak.1 as f32 }
+        if fit.ll > 0.0 {
+            let sums = fit.sums(|dot| f64::from(dot.work), none);
+            leak = leak.min(fit.alone(&sums));
+        }
+        let variance = (leak / free).max(COARSE * fit.yy / count as f64);
+        Self { straight: ((healthy - leak) / variance) as f32, ratio: fit.ratio(longest), loaded: fit.loaded }
     }
 }
 
 impl<'a> Fit<'a> {
-    fn new(groups: &'a [&'a [Dot]]) -> Self {
-        let mut fit = Self { groups, uu: 0.0, uy: 0.0, yy: 0.0 };
-        for group in groups {
-            let n = group.len() as f64;
-            let (mut u, mut y) = (0.0, 0.0);
-            for dot in *group {
-                u += f64::from(dot.x);
-                y += f64::from(dot.y);
-            }
-            for dot in *group {
-                let (du, dy) = (f64::from(dot.x) - u / n, f64::from(dot.y) - y / n);
-                fit.uu += du * du;
-                fit.uy += du * dy;
-                fit.yy += dy * dy;
-            }
+    fn new(groups: &'a [Group<'a>]) -> Self {
+        let mut fit = Self { groups, ll: 0.0, lu: 0.0, ly: 0.0, uu: 0.0, uy: 0.0, yy: 0.0, loaded: 0.0 };
+        let line = fit.raw(|dot| f64::from(dot.x), |_| 0.0);
+        (fit.ll, fit.lu, fit.ly) = (line.ll, line.fl, line.ly);
+        (fit.uu, fit.uy, fit.yy) = (line.ff, line.fy, line.yy);
+        if fit.ll > 0.0 && fit.uu > 0.0 {
+            let load = fit.ll - fit.lu * fit.lu / fit.uu;
+            let both = fit.ly - fit.lu * fit.uy / fit.uu;
+            let rest = fit.yy - fit.uy * fit.uy / fit.uu;
+            fit.loaded = if load > 0.0 && rest > 0.0 { (both * both / (load * rest)) as f32 } else { 0.0 };
+            fit.uu -= fit.lu * fit.lu / fit.ll;
+            fit.uy -= fit.lu * fit.ly / fit.ll;
+            fit.yy -= fit.ly * fit.ly / fit.ll;
         }
         fit
     }
 
-    fn sums(&self, curve: impl Fn(f32) -> f32) -> Sums {
-        let mut sums = Sums::default();
-        for group in self.groups {
-            let n = group.len() as f64;
-            let (mut f, mut u, mut y, mut ff, mut fu, mut fy) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
-            let Some(first) = group.first() else { continue };
-            for dot in *group {
-                // About the first, so that little is lost to rounding.
-                let (df, du, dy) = (f64::from(curve(dot.x)), f64::from(dot.x - first.x), f64::from(dot.y - first.y));
-                f += df;
-                u += du;
-                y += dy;
-                ff += df * df;
-                fu += df * du;
-                fy += df * dy;
+    /// Sums of products of two curves, the line, load and memory, each about its mean in each incarnation.
+    fn raw(&self, one: impl Fn(&Dot) -> f64, other: impl Fn(&Dot) -> f64) -> Raw {
+        let mut raw = Raw::default();
+        for (dots, weight) in self.groups {
+            let Some(first) = dots.first() else { continue };
+            let (n, weight) = (dots.len() as f64, f64::from(*weight));
+            // Of curve, curve, line, load and memory, about the first dot, so that little is lost to rounding.
+            let mut sum = [0.0; 5];
+            let mut products = [0.0; 12];
+            for dot in *dots {
+                let f = one(dot) - one(first);
+                let g = other(dot) - other(first);
+                let u = f64::from(dot.x - first.x);
+                let l = f64::from(dot.load - first.load);
+                let y = f64::from(dot.y - first.y);
+                for (total, value) in sum.iter_mut().zip([f, g, u, l, y]) {
+                    *total += value;
+                }
+                let pairs = [f * f, f * g, g * g, f * u, f * l, g * l, f * y, g * y, l * l, l * y, y * y];
+                for (total, value) in products.iter_mut().zip(pairs) {
+                    *total += value;
+                }
             }
-            sums.ff += ff - f * f / n;
-            sums.fu += fu - f * u / n;
-            sums.fy += fy - f * y / n;
+            let [f, g, u, l, y] = sum;
+            let about = |index: usize, a: f64, b: f64| weight * (products[index] - a * b / n);
+            raw.ff += about(0, f, f);
+            raw.fg += about(1, f, g);
+            raw.gg += about(2, g, g);
+            raw.fu += about(3, f, u);
+            raw.fl += about(4, f, l);
+            raw.gl += about(5, g, l);
+            raw.fy += about(6, f, y);
+            raw.gy += about(7, g, y);
+            raw.ll += about(8, l, l);
+            raw.ly += about(9, l, y);
+            raw.yy += about(10, y, y);
         }
-        sums
+        raw
+    }
+
+    /// The same with what the load explains taken out (Frisch and Waugh 1933).
+    fn sums(&self, one: impl Fn(&Dot) -> f64, other: impl Fn(&Dot) -> f64) -> Raw {
+        let mut raw = self.raw(one, other);
+        if self.ll > 0.0 {
+            raw.ff -= raw.fl * raw.fl / self.ll;
+            raw.fg -= raw.fl * raw.gl / self.ll;
+            raw.gg -= raw.gl * raw.gl / self.ll;
+            raw.fu -= raw.fl * self.lu / self.ll;
+            raw.fy -= raw.fl * self.ly / self.ll;
+            raw.gy -= raw.gl * self.ly / self.ll;
+        }
+        raw
     }
 
     /// Squares that are left by a curve that rises or is not there.
-    fn alone(&self, sums: Sums) -> f64 {
+    fn alone(&self, sums: &Raw) -> f64 {
         if sums.ff > 0.0 { self.yy - sums.fy.max(0.0).powi(2) / sums.ff } else { self.yy }
     }
 
     /// Squares that are left by two curves that both rise.
-    fn both(&self, one: impl Fn(f32) -> f32, other: impl Fn(f32) -> f32) -> f64 {
-        let (mut ff, mut gg, mut fg, mut fy, mut gy) = (0.0, 0.0, 0.0, 0.0, 0.0);
-        for group in self.groups {
-            let n = group.len() as f64;
-            let Some(first) = group.first() else { continue };
-            let (mut f, mut g, mut y) = (0.0, 0.0, 0.0);
-            let (mut aff, mut agg, mut afg, mut afy, mut agy) = (0.0, 0.0, 0.0, 0.0, 0.0);
-            for dot in *group {
-                let (df, dg, dy) = (f64::from(one(dot.x)), f64::from(other(dot.x)), f64::from(dot.y - first.y));
-                f += df;
-                g += dg;
-                y += dy;
-                aff += df * df;
-                agg += dg * dg;
-                afg += df * dg;
-                afy += df * dy;
-                agy += dg * dy;
-            }
-            ff += aff - f * f / n;
-            gg += agg - g * g / n;
-            fg += afg - f * g / n;
-            fy += afy - f * y / n;
-            gy += agy - g * y / n;
-        }
-        let determinant = ff * gg - fg * fg;
-        if determinant <= ff * gg * 1e-6 {
-            return self.yy;
-        }
-        let (a, b) = ((fy * gg - gy * fg) / determinant, (gy * ff - fy * fg) / determinant);
-        if a > 0.0 && b > 0.0 { self.yy - a * fy - b * gy } else { self.yy }
+    fn both(&self, ff: f64, fg: f64, gg: f64, fy: f64, gy: f64) -> Option<f64> {
+        let (a, b) = solve(ff, fg, gg, fy, gy)?;
+        (a > 0.0 && b > 0.0).then(|| self.yy - a * fy - b * gy)
     }
 
-    /// Squares that are left by a line with a curve, and the line's slope; both rise.
-    fn with_line(&self, sums: Sums) -> Option<(f64, f64)> {
-        let determinant = self.uu * sums.ff - sums.fu * sums.fu;
-        if determinant <= self.uu * sums.ff * 1e-6 {
-            return None;
+    /// Two lines that meet in the middle: the slope of the second to that of the first.
+    fn ratio(&self, longest: f32) -> f32 {
+        let first = self.groups.iter().filter_map(|(dots, _)| dots.first()).map(|dot| dot.x).fold(longest, f32::min);
+        let middle = f32::midpoint(first, longest);
+        let sums = self.sums(|dot| f64::from((dot.x - middle).max(0.0)), |_| 0.0);
+        match solve(sums.ff, sums.fu, self.uu, sums.fy, self.uy) {
+            Some((more, early)) if early > 0.0 => ((early + more) / early) as f32,
+            Some((more, early)) if early + more > 0.0 => f32::MAX,
+            _ => 0.0,
         }
-        let slope = (self.uy * sums.ff - sums.fy * sums.fu) / determinant;
-        let height = (sums.fy * self.uu - self.uy * sums.fu) / determinant;
-        (slope > 0.0 && height > 0.0).then(|| (self.yy - slope * self.uy - height * sums.fy, slope))
     }
+}
+
+/// The two unknowns of two normal equations.
+fn solve(ff: f64, fg: f64, gg: f64, fy: f64, gy: f64) -> Option<(f64, f64)> {
+    let determinant = ff * gg - fg * fg;
+    (determinant > ff * gg * 1e-6).then(|| ((fy * gg - gy * fg) / determinant, (gy * ff - fy * fg) / determinant))
 }

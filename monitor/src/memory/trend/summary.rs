@@ -1,7 +1,5 @@
 //! What is kept of an incarnation: how it grew with uptime.
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     run::Bin,
     stats::{self, Dot},
@@ -20,7 +18,7 @@ pub(super) const POINTS: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Summary {
     /// 0 where it is not known.
-    pub(super) build: u32,
+    pub(super) build: u16,
     /// Uptime from which on it is summarised, and at its end.
     pub(super) from: f32,
     pub(super) uptime: f32,
@@ -41,8 +39,29 @@ pub(super) struct Summary {
     pub(super) amplitude: f32,
     /// Medians of equal parts, above the least of them. Not a number where nothing was seen.
     pub(super) curve: [f32; POINTS],
+    /// Mean load of the same parts, cores.
+    pub(super) loads: [f32; POINTS],
+    /// How many incarnations this stands for.
+    pub(super) count: f32,
     /// How much less the values say because each is like the one before: 1 where it is not.
     pub(super) inflation: f32,
+}
+
+/// Load added up over time.
+#[derive(Default)]
+struct Work {
+    sum: f32,
+    last: Option<(f32, f32)>,
+}
+
+impl Work {
+    fn add(&mut self, x: f32, load: f32) -> f32 {
+        if let Some((before, then)) = self.last {
+            self.sum += (x - before) * f32::midpoint(then, load);
+        }
+        self.last = Some((x, load));
+        self.sum
+    }
 }
 
 /// Buffers that are used again and again.
@@ -51,7 +70,7 @@ pub(super) struct Scratch {
     /// What was summarised last, without its load.
     pub(super) dots: Vec<Dot>,
     residuals: Vec<f32>,
-    slopes: Vec<f32>,
+    pub(super) slopes: Vec<f32>,
 }
 
 impl Summary {
@@ -60,7 +79,7 @@ impl Summary {
         bins: impl Iterator<Item = (f32, Bin)> + Clone,
         from: f32,
         gain: f32,
-        build: u32,
+        build: u16,
         scratch: &mut Scratch,
     ) -> Option<Self> {
         let Scratch { dots, residuals, slopes } = scratch;
@@ -68,7 +87,11 @@ impl Summary {
         let skip = from.max(SKIP_SECONDS).max(uptime * SKIP_SHARE);
         let kept = bins.filter(|(middle, _)| *middle >= skip);
         dots.clear();
-        dots.extend(kept.clone().map(|(x, bin)| Dot { x, y: bin.floor - gain * bin.cpu.max(0.0) }));
+        let mut work = Work::default();
+        dots.extend(kept.clone().map(|(x, bin)| {
+            let load = bin.cpu.max(0.0);
+            Dot { x, y: bin.floor - gain * load, load, work: work.add(x, load) }
+        }));
         if dots.len() < LEAST_BINS {
             return None;
         }
@@ -92,6 +115,7 @@ impl Summary {
         let floor = stats::median(slopes);
         let above = kept.skip(half).map(|(x, bin)| bin.peak - floor - late * (x - uptime));
         let amplitude = above.fold(0.0, f32::max);
+        let (curve, loads) = curve(dots, from, uptime, slopes);
         Some(Self {
             build,
             from,
@@ -106,111 +130,45 @@ impl Summary {
             floor,
             noise,
             amplitude,
-            curve: curve(dots, from, uptime, slopes),
+            curve,
+            loads,
+            count: 1.0,
             inflation,
         })
+    }
+
+    /// How much it counts: its uptime, all incarnations together.
+    pub(super) fn weight(&self) -> f32 {
+        self.uptime * self.count
     }
 
     /// The curve as dots at the middles of its parts.
     pub(super) fn dots(&self) -> impl Iterator<Item = Dot> {
         let (from, part) = (self.from, (self.uptime - self.from) / POINTS as f32);
         let seen = self.curve.into_iter().enumerate().filter(|(_, y)| y.is_finite());
-        seen.map(move |(index, y)| Dot { x: from + (index as f32 + 0.5) * part, y })
+        let mut work = Work::default();
+        seen.map(move |(index, y)| {
+            let (x, load) = (from + (index as f32 + 0.5) * part, self.loads[index]);
+            Dot { x, y, load, work: work.add(x, load) }
+        })
     }
 }
 
-fn curve(dots: &[Dot], from: f32, uptime: f32, scratch: &mut Vec<f32>) -> [f32; POINTS] {
+fn curve(dots: &[Dot], from: f32, uptime: f32, scratch: &mut Vec<f32>) -> ([f32; POINTS], [f32; POINTS]) {
     let part = (uptime - from) / POINTS as f32;
-    let mut curve = [f32::NAN; POINTS];
+    let (mut curve, mut loads) = ([f32::NAN; POINTS], [0.0; POINTS]);
     let mut rest = dots;
-    for (index, point) in curve.iter_mut().enumerate() {
+    for index in 0..POINTS {
         let end = if index + 1 == POINTS { f32::INFINITY } else { from + (index as f32 + 1.0) * part };
         let (here, after) = rest.split_at(rest.partition_point(|dot| dot.x < end));
         rest = after;
         if !here.is_empty() {
             scratch.clear();
             scratch.extend(here.iter().map(|dot| dot.y));
-            *point = stats::median(scratch);
+            curve[index] = stats::median(scratch);
+            loads[index] = here.iter().map(|dot| dot.load).sum::<f32>() / here.len() as f32;
         }
     }
     let least = curve.iter().copied().fold(f32::INFINITY, f32::min);
-    curve.map(|y| y - least)
-}
-
-/// A past incarnation, in few bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Past {
-    pub(super) build: u32,
-    from: f32,
-    pub(super) uptime: f32,
-    s: i16,
-    s_late: i16,
-    v: f32,
-    v_late: f32,
-    floor: f32,
-    noise: f32,
-    amplitude: f32,
-    /// The highest point of the curve; the points are shares of it.
-    height: f32,
-    curve: [i16; POINTS],
-}
-
-impl Past {
-    /// Packs a summary of an incarnation that ended at `uptime`.
-    pub(super) fn new(summary: &Summary, uptime: f32) -> Self {
-        let height = summary.curve.iter().copied().fold(0.0, f32::max);
-        let packed = |y: f32| match y / height * f32::from(i16::MAX) {
-            share if share.is_finite() => share as i16,
-            _ if y.is_finite() => 0,
-            _ => i16::MIN,
-        };
-        Self {
-            build: summary.build,
-            from: summary.from,
-            uptime,
-            s: summary.s as i16,
-            s_late: summary.s_late as i16,
-            v: summary.v,
-            v_late: summary.v_late,
-            floor: summary.floor,
-            noise: summary.noise,
-            amplitude: summary.amplitude,
-            height,
-            curve: summary.curve.map(packed),
-        }
-    }
-
-    /// The summary again. Slopes are those of the curve.
-    pub(super) fn unpack(&self, scratch: &mut Scratch) -> Summary {
-        let unpacked = |share: i16| match share {
-            i16::MIN => f32::NAN,
-            share => f32::from(share) / f32::from(i16::MAX) * self.height,
-        };
-        let Self { build, from, uptime, s, s_late, v, v_late, floor, noise, amplitude, .. } = *self;
-        let mut summary = Summary {
-            build,
-            from,
-            uptime,
-            slope: 0.0,
-            early: 0.0,
-            late: 0.0,
-            s: f32::from(s),
-            v,
-            s_late: f32::from(s_late),
-            v_late,
-            floor,
-            noise,
-            amplitude,
-            curve: self.curve.map(unpacked),
-            inflation: 1.0,
-        };
-        let Scratch { dots, slopes, .. } = scratch;
-        dots.clear();
-        dots.extend(summary.dots());
-        let half = dots.len() / 2;
-        summary.slope = stats::slope(dots, slopes);
-        summary.early = stats::slope(&dots[..half], slopes);
-        summary.late = stats::slope(&dots[half..], slopes);
-        summary
-    }
+    (curve.map(|y| y - least), loads)
 }
