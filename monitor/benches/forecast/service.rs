@@ -140,8 +140,6 @@ pub(crate) struct Minute {
 /// The draws of one service.
 struct Draws {
     base: f64,
-    /// Share of the others' sizes where many come together.
-    size: f64,
     warm_up: (f64, f64),
     logarithm: (f64, f64, f64),
     load: f64,
@@ -163,13 +161,13 @@ struct Draws {
 
 impl Draws {
     fn new(family: &Family, random: &mut Random) -> Self {
+        // Where many come together, each is half as large.
         let size = if family.parts.len() > 3 { 0.5 } else { 1.0 };
         let base = random.between(0.15, 0.35);
         let full = random.between(0.10, 0.35) * size;
         let (tau, full_after) = (random.magnitude(0.25 * HOUR, 6.0 * HOUR), random.between(1.0, 14.0));
         Self {
             base,
-            size,
             warm_up: (random.between(0.05, 0.25) * size, random.between(1.0, 6.0) * HOUR),
             logarithm: (full / (1.0 + full_after / tau).ln(), tau, full),
             load: random.between(0.05, 0.15) * size,
@@ -233,50 +231,50 @@ pub(crate) fn live(family: &Family, schedule: Schedule, seed: u64) -> (Vec<Minut
         let mut memory = draws.base;
         for part in family.parts {
             memory += match part {
-                Part::WarmUp => vary * draws.warm_up.0 * (1.0 - (-uptime / draws.warm_up.1).exp()),
-                Part::Logarithm => {
+                WarmUp => vary * draws.warm_up.0 * (1.0 - (-uptime / draws.warm_up.1).exp()),
+                Logarithm => {
                     let (gain, tau, full) = draws.logarithm;
                     (vary * gain * (1.0 + uptime / tau).ln()).min(full)
                 }
-                Part::Load => draws.load * requests,
-                Part::Teeth => draws.tooth.0 * (uptime / (vary * draws.tooth.1)).fract(),
-                Part::Step => {
+                Load => draws.load * requests,
+                Teeth => draws.tooth.0 * (uptime / (vary * draws.tooth.1)).fract(),
+                Step => {
                     if time >= draws.step.1 {
                         draws.step.0
                     } else {
                         0.0
                     }
                 }
-                Part::Bursts => {
+                Bursts => {
                     if time >= next_burst {
                         burst_until = time + random.between(5.0, 60.0) * MINUTE;
                         next_burst = burst_until + random.wait(1.0 / draws.bursts.0);
                     }
                     if time < burst_until { draws.bursts.1 } else { 0.0 }
                 }
-                Part::SlowCache => vary * draws.slow_cache.0 * (1.0 - (-uptime / draws.slow_cache.1).exp()),
-                Part::Traffic => {
+                SlowCache => vary * draws.slow_cache.0 * (1.0 - (-uptime / draws.slow_cache.1).exp()),
+                Traffic => {
                     cpu *= traffic;
                     // An eighth of a heap of a fifth of the limit at a time.
                     0.2 * 0.125 * ((traffic - 1.0) / 0.125).floor()
                 }
-                Part::Nightly => {
+                Nightly => {
                     let (height, length, phase) = draws.nightly;
                     let on = (time + phase).fract() < length;
                     cpu += if on { 1.0 } else { 0.0 };
                     if on { height } else { 0.0 }
                 }
-                Part::Office => {
+                Office => {
                     let on = weekday(time) && (8.0 * HOUR..18.0 * HOUR).contains(&time.fract());
                     cpu += if on { 1.0 } else { 0.0 };
                     if on { draws.office } else { 0.0 }
                 }
-                Part::Leak(pattern) => {
+                Leak(pattern) => {
                     let amount = draws.rate * MINUTE;
                     leaked += match pattern {
-                        Pattern::Linear => amount,
-                        Pattern::Requests => amount * requests,
-                        Pattern::Chunks => {
+                        Linear => amount,
+                        Requests => amount * requests,
+                        Chunks => {
                             chunk_left -= amount;
                             if chunk_left < 0.0 {
                                 chunk_left += random.wait(draws.chunk);
@@ -286,21 +284,21 @@ pub(crate) fn live(family: &Family, schedule: Schedule, seed: u64) -> (Vec<Minut
                                 0.0
                             }
                         }
-                        Pattern::LateOnset => {
+                        LateOnset => {
                             if time >= draws.onset {
                                 amount
                             } else {
                                 0.0
                             }
                         }
-                        Pattern::LateInUptime => {
+                        LateInUptime => {
                             if uptime >= draws.onset_uptime {
                                 amount
                             } else {
                                 0.0
                             }
                         }
-                        Pattern::Weekdays => {
+                        Weekdays => {
                             let by_day = (6.0 * HOUR..22.0 * HOUR).contains(&time.fract());
                             if weekday(time) && by_day { amount * 1.5 } else { 0.0 }
                         }

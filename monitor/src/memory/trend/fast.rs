@@ -19,6 +19,8 @@ const PRESSED: f32 = 0.6;
 const PRESSURE: f64 = 0.1;
 /// Share of pairs that rise.
 const RISING: f32 = 0.8;
+/// Share of the slope that each half must have: a step is no way to anywhere.
+const STEADY: f32 = 0.4;
 /// Samples in a row that must say so.
 const HELD: u8 = 3;
 
@@ -68,7 +70,12 @@ impl Fast {
         if rising < (2.0 * RISING - 1.0) * pairs {
             return None;
         }
-        let slope = stats::slope(&dots, &mut Vec::new());
+        let mut scratch = Vec::new();
+        let slope = stats::slope(&dots, &mut scratch);
+        let (first, second) = dots.split_at(dots.len() / 2);
+        if [first, second].iter().any(|half| stats::slope(half, &mut scratch) < STEADY * slope) {
+            return None;
+        }
         let eta = (limit - last).max(0.0) / slope;
         (slope > 0.0 && f64::from(eta) <= SOON).then_some(eta)
     }

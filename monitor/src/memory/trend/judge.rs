@@ -32,13 +32,13 @@ struct Bar {
 
 /// Rises for certain, and does not level off.
 const GROWS: Bar =
-    Bar { z: 3.3, z_late: 2.33, clear: 2.0, t_late: 3.0, straight: 7.0, plausible: 2.0, ease: 0.0, loaded: 0.1 };
+    Bar { z: 3.3, z_late: 2.33, clear: 2.0, t_late: 3.0, straight: 6.5, plausible: 1.5, ease: 0.0, loaded: 0.1 };
 /// The same in a part that was picked for rising: more is asked of it.
 const PICKED: Bar =
-    Bar { z: 4.0, z_late: 3.0, clear: 4.0, t_late: 4.0, straight: 9.0, plausible: 5.0, ease: 0.0, loaded: 0.1 };
+    Bar { z: 4.0, z_late: 3.0, clear: 4.0, t_late: 4.0, straight: 9.0, plausible: 4.0, ease: 0.0, loaded: 0.1 };
 /// Enough for a hint.
 const HINTS: Bar =
-    Bar { z: 3.3, z_late: 2.0, clear: 1.5, t_late: 2.0, straight: 3.0, plausible: -0.5, ease: 0.25, loaded: 0.3 };
+    Bar { z: 3.3, z_late: 2.0, clear: 1.5, t_late: 2.0, straight: 2.0, plausible: -1.5, ease: 0.33, loaded: 0.6 };
 /// Where all incarnations are shorter than this (seconds), more is asked: warm-ups have not ended.
 const SHORT: f32 = 12.0 * HOUR as f32;
 const SHORT_STRICT: f32 = 1.6;
@@ -46,10 +46,13 @@ const SHORT_STRICT: f32 = 1.6;
 const SLOWEST: f32 = 18.0 * HOUR as f32;
 /// Growth of its second half to its first over a long uptime: that of a cache that fills by the logarithm.
 const LOGARITHM: f32 = 0.55;
-/// Room for chance.
-const MARGIN: f32 = 0.05;
+/// Room for what caches there are, and for chance: that much for one incarnation, less for many.
+const MARGIN: f32 = 0.02;
+const CHANCE: f32 = 0.2;
+/// Below this ratio it levels off, however well a line fits what is left of it.
+const NO_LINE: f32 = 0.25;
 /// Asked for at most.
-const ALMOST_STRAIGHT: f32 = 0.82;
+const ALMOST_STRAIGHT: f32 = 0.92;
 /// Share of uptime that rises, and that rises late.
 const RISING: f32 = 0.8;
 const RISING_LATE: f32 = 0.7;
@@ -197,10 +200,10 @@ fn passes(pool: &Pool, bar: &Bar, trend: &Trend, floor: f32) -> bool {
         && pool.rising_late >= RISING_LATE
         && slope > 0.0;
     let filling = (-0.45 * pool.longest / SLOWEST).exp().max(LOGARITHM);
-    let asked = (filling + MARGIN).min(ALMOST_STRAIGHT) - bar.ease;
+    let asked = (filling + MARGIN + CHANCE / (pool.count as f32).sqrt()).min(ALMOST_STRAIGHT) - bar.ease;
     let ratio = pool.ratio.min(pool.shape.ratio);
     let strict = if pool.longest < SHORT { SHORT_STRICT } else { 1.0 };
-    let line = pool.shape.straight >= bar.straight * strict
+    let line = (pool.shape.straight >= bar.straight * strict && pool.ratio >= NO_LINE)
         || (pool.shape.straight >= bar.plausible * strict && ratio >= asked && pool.shape.loaded <= bar.loaded);
     let goes_on = line && pool.z_late >= bar.z_late && (pool.count < SEVERAL || pool.t_late >= bar.t_late);
     let matters = match trend.limit {
