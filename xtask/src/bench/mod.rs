@@ -3,12 +3,14 @@
 //! * [`storm`]: run time of the kernel programs under a storm of exits, beside libbpf-tools' `exitsnoop`
 //! * [`detection`]: kernel hook to user space on an otherwise idle machine
 //! * [`footprint`]: resident memory and CPU of an idle agent
+//! * [`forecast`]: how many leaks are found, and how many that are none, on simulated services; a command of its own
 //!
 //! The run writes its tables to `docs/performance.md`; no figure there is typed by hand.
 
 mod agent;
 mod detection;
 mod footprint;
+mod forecast;
 mod report;
 mod stats;
 mod storm;
@@ -25,7 +27,10 @@ use crate::{artifacts, privilege, say, workspace};
 /// end). Takes about two minutes; leave the machine alone meanwhile. With `exitsnoop` (Debian package libbpf-tools)
 /// installed, it is measured in the same run.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Print the tables without writing docs/performance.md
     #[arg(long)]
     print: bool,
@@ -34,7 +39,15 @@ pub(crate) struct Args {
     rounds: u32,
 }
 
+#[derive(clap::Subcommand)]
+enum What {
+    Forecast(forecast::Args),
+}
+
 pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
+    if let Some(What::Forecast(args)) = &args.what {
+        return forecast::execute(args);
+    }
     ensure!(privilege::is_root(), "cargo xtask bench needs root, to load the kernel programs and have them measured");
     let built = artifacts::release()?;
     let programs = Programs {

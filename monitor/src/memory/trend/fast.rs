@@ -39,7 +39,14 @@ pub(super) struct Fast {
 impl Fast {
     /// Adds a sample. `before`: the most bytes seen in this incarnation before these minutes. What was there before and did
     /// no harm, such as the next tooth of a collector's sawtooth, is no way to the limit.
-    pub(super) fn add(&mut self, time: f64, bytes: f32, limit: Option<f32>, pressure: Option<f64>, before: f32) {
+    pub(super) fn add(
+        &mut self,
+        time: f64,
+        bytes: f32,
+        limit: Option<f32>,
+        pressure: Option<f64>,
+        before: impl Fn() -> f32,
+    ) {
         if self.samples.is_empty() || time - self.base > 1e6 {
             self.base = time;
             self.samples.clear();
@@ -57,10 +64,10 @@ impl Fast {
         self.held = if self.eta.is_some() { self.held.saturating_add(1) } else { 0 };
     }
 
-    fn way_to(&self, limit: f32, pressure: Option<f64>, before: f32) -> Option<f32> {
+    fn way_to(&self, limit: f32, pressure: Option<f64>, before: impl Fn() -> f32) -> Option<f32> {
         let &(_, last) = self.samples.last()?;
         let high = if pressure.is_some_and(|share| share >= PRESSURE) { PRESSED } else { HIGH };
-        if self.samples.len() < LEAST || last < high * limit || last <= before {
+        if self.samples.len() < LEAST || last < high * limit || last <= before() {
             return None;
         }
         let dots: Vec<Dot> = self.samples.iter().map(|&(x, y)| Dot { x, y, load: 0.0, work: 0.0 }).collect();

@@ -175,7 +175,13 @@ pub(super) fn judge(trend: &Trend) -> Judgement {
 }
 
 /// The last incarnations only: as few as are several and long enough.
-fn recent(all: &[&Summary]) -> Option<Pool> {
+fn recent(mut all: &[&Summary]) -> Option<Pool> {
+    if let [rest @ .., before, last] = all
+        && last.uptime < before.uptime / 2.0
+    {
+        // It lacks the second half; the pool would leave it out, and one would be missing.
+        all = &all[..=rest.len()];
+    }
     let mut uptime = 0.0;
     let mut count = 0;
     for summary in all.iter().rev() {
@@ -240,7 +246,8 @@ impl Judgement {
 pub(super) fn forecast(trend: &Trend) -> Forecast {
     let scale = trend.pace.scale();
     let uptime = trend.run.as_ref().map_or(0.0, |run| run.uptime);
-    let found = trend.judgement.unwrap_or_default();
+    // After a restart of the agent there is none until the hour is full.
+    let found = trend.judgement.unwrap_or_else(|| judge(trend));
     let usual = usual_uptime(trend);
     let leaks = trend.hold.leak.on;
     let since = (trend.last - found.at).max(0.0);

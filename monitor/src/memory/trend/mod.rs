@@ -132,7 +132,8 @@ impl Trend {
             load: Load::default(),
             fast: Fast::default(),
             limit: None,
-            last: f64::NEG_INFINITY,
+            // Before all times, and a number in JSON, which infinity is not.
+            last: -1e300,
             shift: 0.0,
             stale: 0,
             stale_time: 0.0,
@@ -178,8 +179,7 @@ impl Trend {
         if hour && let Some((before, after)) = run.last_hours() {
             self.load.add(before, after);
         }
-        let seen_before = run.peak_before(fast::SPAN);
-        self.fast.add(time, bytes, self.limit, pressure.filter(usable), seen_before);
+        self.fast.add(time, bytes, self.limit, pressure.filter(usable), || run.peak_before(fast::SPAN));
         if hour {
             self.judge();
         }
