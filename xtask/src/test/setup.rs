@@ -43,6 +43,7 @@ fn missing(live: bool) -> Result<Vec<Need>> {
     }
     if workspace::in_ci() && live {
         needs.extend(docker());
+        needs.extend(prometheus());
         needs.extend(corpus(|program| process::find(program).is_some()));
     }
     Ok(needs)
@@ -60,6 +61,16 @@ fn docker() -> Option<Need> {
         what: "dockerd and a static busybox".to_owned(),
         why: "live tests kill processes in real containers",
         mend: Mend::Packages(vec!["docker.io", "busybox-static"]),
+    })
+}
+
+/// The server that `defib forecast` is tested with; a person's machine is left without one.
+fn prometheus() -> Option<Need> {
+    let present = process::find("prometheus").is_some() && process::find("promtool").is_some();
+    (!present).then(|| Need {
+        what: "prometheus".to_owned(),
+        why: "a live test asks a real server for a history",
+        mend: Mend::Packages(vec!["prometheus"]),
     })
 }
 

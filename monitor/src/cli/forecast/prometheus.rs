@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes of an answer.
 const ANSWER_MAX: usize = 64 << 20;
 /// A fall of memory to less than this share of what it was is taken for a new incarnation, where starts are not known.
-const FALL: f64 = 0.6;
+const FALL: f64 = 0.7;
 
 /// Where the series is, if not in a file.
 #[derive(clap::Args)]
@@ -35,7 +35,7 @@ pub(super) struct Server {
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     step: Duration,
     /// PromQL for the start of the incarnation, Unix seconds, such as process_start_time_seconds; without it, a fall of
-    /// memory by two fifths counts as a restart
+    /// memory by three tenths counts as a restart
     #[arg(long, value_name = "PROMQL", requires = "prometheus")]
     start_query: Option<String>,
     /// PromQL for the load, cores in use

@@ -147,13 +147,13 @@ impl Trend {
         let scale = self.pace.scale();
         let Sample { time, start, bytes, limit, cpu, pressure, build } = *sample;
         let (clock, start) = (time / scale, start / scale);
-        if !(clock.is_finite() && start.is_finite() && bytes.is_finite() && bytes >= 0.0 && bytes < 1e30) {
+        let usable = |value: &f64| (0.0..1e30).contains(value);
+        if !(clock.is_finite() && start.is_finite() && usable(&bytes)) {
             return Seen::Refused;
         }
         let same = self.run.as_ref().is_some_and(|run| (run.start - start).abs() < SAME_START / scale.min(1.0));
         let Some(time) = self.settle(clock, same) else { return Seen::Refused };
         let bytes = bytes as f32;
-        let usable = |value: &f64| value.is_finite() && *value >= 0.0 && *value < 1e30;
         self.limit = limit.filter(|limit| usable(limit) && *limit > 0.0).map(|limit| limit as f32);
         let cpu = cpu.filter(usable).map(|cpu| cpu as f32);
         let hole = time - self.last > HOLE;

@@ -29,7 +29,7 @@ pub(super) struct Pool {
     /// Share of uptime in incarnations that rise, and in those that rise late.
     pub(super) rising: f32,
     pub(super) rising_late: f32,
-    /// Growth of an incarnation against how far it strays from its line.
+    /// Growth of an incarnation against how far it strays from its line; many, that stray each in its own way, say more.
     pub(super) clear: f32,
     /// Mean late slope against its error, as the incarnations differ; 0 of fewer than three.
     pub(super) t_late: f32,
@@ -53,6 +53,7 @@ pub(super) fn pool<'a>(summaries: impl Iterator<Item = &'a Summary> + Clone) -> 
         Shape::of(&groups)
     };
     let uptime = sum(&|one| one.weight());
+    let number = sum(&|one| one.count);
     let middle = |of: &dyn Fn(&Summary) -> f32| {
         let mut values: Vec<_> = kept.iter().map(|summary| (of(summary), summary.weight())).collect();
         stats::weighted_median(&mut values)
@@ -82,7 +83,7 @@ pub(super) fn pool<'a>(summaries: impl Iterator<Item = &'a Summary> + Clone) -> 
         },
         rising: share(&|one| one.s > 0.0),
         rising_late: share(&|one| one.s_late > 0.0),
-        clear: middle(&|one| one.slope * one.uptime / one.noise.max(1.0)),
+        clear: middle(&|one| one.slope * one.uptime / one.noise.max(1.0)) * (number / 3.0).sqrt().max(1.0),
         t_late,
         amplitude: middle(&|one| one.amplitude),
         shape: Shape::default(),

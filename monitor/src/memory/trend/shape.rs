@@ -197,7 +197,7 @@ impl<'a> Fit<'a> {
     /// Squares that are left by two curves that both rise.
     fn both(&self, ff: f64, fg: f64, gg: f64, fy: f64, gy: f64) -> Option<f64> {
         let (a, b) = solve(ff, fg, gg, fy, gy)?;
-        (a > 0.0 && b > 0.0).then(|| self.yy - a * fy - b * gy)
+        (a > 0.0 && b > 0.0).then_some(self.yy - a * fy - b * gy)
     }
 
     /// Two lines that meet in the middle: the slope of the second to that of the first.
