@@ -1,100 +1,144 @@
-//! A real service leaks under a real limit, restarts hide it, and the agent says when it will die. Time is scaled by
-//! configuration: a day of the forecast takes a quarter of a minute.
+//! `defib forecast` as an operator runs it: a recorded file, and a real Prometheus that was given the same history.
 
 use std::{
-    thread::sleep,
-    time::{Duration, Instant},
+    fmt::Write as _,
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use jiff::Timestamp;
 use serde_json::Value;
-use tests::{cgroup::Cgroup, defib::Agent, eventually, live, victim::binary};
+use tests::{
+    defib::{run, scratch},
+    eventually, live,
+};
 
-/// A day of the forecast, at a sample each 10 ms where a host's agent has a minute.
-const DAY: Duration = Duration::from_millis(10 * 24 * 60);
-/// What the service takes at once, and its limit, in MiB.
-const BASE: u64 = 16;
-const LIMIT: u64 = 48;
-/// Its days from start to limit.
-const DAYS: u64 = 5;
-/// Days on which it is restarted, as by a deploy.
-const DEPLOYS: u32 = 4;
+const MINUTE: u64 = 60;
+const DAY: u64 = 1440 * MINUTE;
+/// Longer than the 11,000 minutes that a server answers in one piece.
+const DAYS: u64 = 9;
+const LIMIT: u64 = 2_000_000_000;
 
-fn main_process(cgroup: &Cgroup) -> i32 {
-    eventually("the service", || cgroup.members().first().copied())
+/// A minute of a service that leaks 200 MB a day and is restarted every day: time, start, bytes.
+fn history(end: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+    let begin = end - DAYS * DAY;
+    (0..DAYS * DAY / MINUTE).map(move |minute| {
+        let time = begin + minute * MINUTE;
+        let uptime = minute * MINUTE % DAY;
+        (time, time - uptime, 300_000_000 + uptime * 2315 + minute * 7919 % 101 * 20_000)
+    })
 }
 
-fn restart(cgroup: &Cgroup) {
-    let old = main_process(cgroup);
-    let pid = rustix::process::Pid::from_raw(old).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
-    eventually("a new process", || cgroup.members().into_iter().find(|&pid| pid != old));
+fn report(output: &Output) -> Value {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-fn status(agent: &Agent) -> Value {
-    let output = agent.control(&["status", "--json"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut all: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
-    all.pop().expect("one service")
-}
-
-fn time(value: &Value) -> Timestamp {
-    value.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no time: {value}"))
+fn check(report: &Value, end: u64) {
+    assert_eq!(report["verdict"], "masked_leak", "{report}");
+    let first = report["first_alert_time"].as_f64().expect("it alerted");
+    assert!(first < (end - 4 * DAY) as f64, "{report}");
+    let growth = report["growth_bytes_per_hour"].as_f64().expect("known") / 3600.0;
+    assert!((growth / 2315.0 - 1.0).abs() < 0.1, "{report}");
 }
 
 #[test]
-fn a_leak_that_restarts_hide_is_foretold_and_comes_when_it_was_said_to_come() {
-    if !live::can_run("a_leak_that_restarts_hide_is_foretold_and_comes_when_it_was_said_to_come") {
-        return;
+fn a_recorded_file_is_replayed() {
+    let place = scratch();
+    let end = 1_700_000_000;
+    let mut text = String::from("time,start,bytes,limit\n");
+    for (time, start, bytes) in history(end) {
+        writeln!(text, "{time},{start},{bytes},{LIMIT}").expect("a string takes it");
     }
-    let cgroup = Cgroup::new(Some(LIMIT << 20));
-    let kib_per_second = (LIMIT - BASE) * 1024 * 1000 / (DAYS * DAY.as_millis() as u64);
-    let agent = Agent::start(&format!(
-        "[forecast]\nsample = \"10ms\"\n[defaults]\nbudget = {{ per_host = \"100/1m\" }}\n\
-         [[service]]\nname = \"leaky\"\nrestart = true\ngrace = \"0s\"\nhealth = \"exec:/bin/true\"\n\
-         backoff = {{ initial = \"10ms\" }}\nbudget = {{ per_service = \"100/1m\" }}\n\
-         command = {{ start = [\"{}\", \"leak-slowly\", \"{BASE}\", \"{kib_per_second}\"], cgroup = \"{}\" }}\n",
-        binary("victim").display(),
-        cgroup.path
-    ));
-    main_process(&cgroup);
-    for _ in 0..DEPLOYS {
-        sleep(DAY);
-        restart(&cgroup);
+    let (file, picture) = (place.path().join("web.csv"), place.path().join("web.svg"));
+    fs::write(&file, text).expect("written");
+    let path = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    check(&report(&run(&["forecast", &path(&file), "--json", "--svg", &path(&picture)])), end);
+    assert!(fs::read_to_string(&picture).expect("drawn").starts_with("<svg"));
+    let people = String::from_utf8(run(&["forecast", &path(&file)]).stdout).expect("UTF-8");
+    assert!(people.contains("survives only because it is restarted") && people.contains("limit"), "{people}");
+
+    fs::write(&file, "time,start,bytes,limit\n1,1,1,1\n2,1,lots,1\n").expect("written");
+    let wrong = run(&["forecast", &path(&file)]);
+    let stderr = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert_eq!(wrong.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("line 3, column bytes: 'lots' is no number") && stderr.lines().count() == 1, "{stderr}");
+    assert_eq!(run(&["forecast"]).status.code(), Some(2), "neither a file nor a server");
+}
+
+/// A Prometheus that ends with the test.
+struct Prometheus(Child);
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
     }
+}
 
-    // Two more days without a deploy: the gap. By now it is known, and that only restarts have hidden it.
-    let gap = Instant::now();
-    sleep(DAY * 2);
-    let metrics = agent.metrics();
-    let leaks = |verdict: &str| metrics.get(&format!("defib_service_leak{{service=\"leaky\",verdict=\"{verdict}\"}}"));
-    assert!(leaks("masked_leak") == Some(1.0) || leaks("leak") == Some(1.0), "{}", metrics.0);
-    let growth = metrics.get("defib_service_memory_growth_bytes_per_hour{service=\"leaky\"}").expect("a figure");
-    let real = (kib_per_second * 1024 * 3600) as f64;
-    assert!((0.7 * real..=1.3 * real).contains(&growth), "{growth} bytes an hour, not {real}");
-    let told = Timestamp::now();
-    let now = status(&agent);
-    let seconds = |name: &str| now["forecast"][name].as_f64();
-    let (low, high) = (seconds("time_to_oom_seconds_low"), seconds("time_to_oom_seconds_high"));
-    println!("MEASURED told: {}", now["forecast_text"]);
+#[test]
+fn a_prometheus_is_asked_for_the_same() {
+    let name = "a_prometheus_is_asked_for_the_same";
+    let version = Command::new("promtool").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !version.is_ok_and(|status| status.success()) {
+        return live::skip(name, "needs prometheus and promtool (Debian package prometheus)");
+    }
+    let place = scratch();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let mut text = String::new();
+    for (metric, value) in [("web_bytes", 2), ("web_start", 1)] {
+        writeln!(text, "# TYPE {metric} gauge").expect("a string takes it");
+        for (time, start, bytes) in history(now) {
+            let value = if value == 1 { start } else { bytes };
+            writeln!(text, "{metric}{{job=\"web\"}} {value} {time}").expect("a string takes it");
+        }
+    }
+    let (input, data) = (place.path().join("history"), place.path().join("data"));
+    fs::write(&input, text + "# EOF\n").expect("written");
+    let filled = Command::new("promtool")
+        .args(["tsdb", "create-blocks-from", "openmetrics"])
+        .args([&input, &data])
+        .output()
+        .expect("promtool runs");
+    assert!(filled.status.success(), "{}", String::from_utf8_lossy(&filled.stderr));
+    let config = place.path().join("prometheus.yml");
+    fs::write(&config, "").expect("written");
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port").local_addr().expect("bound").port();
+    let server = Command::new("prometheus")
+        .arg(format!("--config.file={}", config.display()))
+        .arg(format!("--storage.tsdb.path={}", data.display()))
+        .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+        .arg("--storage.tsdb.retention.time=60d")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let _server = Prometheus(server.expect("prometheus runs"));
 
-    // Nobody deploys, and it dies.
-    sleep((DAY * DAYS as u32).saturating_sub(gap.elapsed()).saturating_sub(DAY / 2));
-    let incident = eventually("its OOM kill", || {
-        agent.incidents("leaky").into_iter().find(|incident| incident["cause"]["kind"] == "oom_kill")
+    let url = format!("http://127.0.0.1:{port}");
+    let limit = LIMIT.to_string();
+    let ask = |query: &str, more: &[&str]| {
+        let arguments =
+            ["forecast", "--json", "--prometheus", &url, "--range", "10d", "--limit", &limit, "--query", query];
+        run(&[&arguments, more].concat())
+    };
+    let answer = eventually("Prometheus", || {
+        Some(ask("web_bytes{job=\"web\"}", &["--start-query", "web_start"])).filter(|output| output.status.success())
     });
-    let died = time(&incident["began"]).duration_since(told).as_secs_f64();
-    println!("MEASURED died after {died:.1} s, foretold between {low:?} and {high:?}");
-    assert!(
-        low.is_some_and(|low| low <= died) && high.is_none_or(|high| died <= high),
-        "{died} s, {low:?} to {high:?}"
-    );
-    let foretold = &incident["foretold"];
-    assert!(time(&foretold["since"]) < told, "{foretold}");
+    check(&report(&answer), now);
+    // Starts can be seen in falls of memory too.
+    let guessed = report(&ask("web_bytes", &[]));
+    assert_eq!(guessed["verdict"], "masked_leak", "{guessed}");
 
-    // Its record says so, for people too.
-    let state = agent.state.path().to_str().expect("UTF-8");
-    let report = tests::defib::run(&["incidents", "report", &incident["id"].to_string(), "--state-dir", state]);
-    let report = String::from_utf8(report.stdout).expect("UTF-8");
-    assert!(report.contains("## Was it foreseen?\n\nYes: since "), "{report}");
+    for (query, want) in [
+        ("{job=\"web\"}", "gives 2 series"),
+        ("no_such_series", "there is no series for no_such_series"),
+        ("web_bytes{", "parse error"),
+    ] {
+        let output = ask(query, &[]);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && stderr.contains(want), "{stderr}");
+    }
 }

@@ -3,18 +3,20 @@
 //! * [`ebpf`]: build the kernel programs, or check that the committed object is what its sources give
 //! * [`test`]: format, lints, unit tests, object check, live kernel tests
 //! * [`corpus`]: the corpus of deaths on this kernel and on others, and the table of docs/diagnosis.md
-//! * [`bench`]: measure cost and speed, and write docs/performance.md
+//! * [`bench`]: measure cost and speed, and write docs/performance.md; measure the forecast, and write docs/forecast.md
 //! * [`vm`]: run a command or a live test on another kernel
 //! * [`demo`], [`run`]: build the program as the invoking user, start it with the rights that it needs
 //!
 //! One file (or directory) for each command; the rest is what they share: [`needs`] (what a machine lacks and the
-//! command that brings it), [`artifacts`] (where cargo put an executable), [`privilege`] (root, sudo or neither),
+//! command that brings it), [`artifacts`] (where cargo put an executable), [`document`] (what runs write
+//! in docs/), [`privilege`] (root, sudo or neither),
 //! [`process`] (children and their errors), [`tee`] (output to two places), [`workspace`] (paths), [`say`] (the only way to
 //! the terminal).
 mod artifacts;
 mod bench;
 mod corpus;
 mod demo;
+mod document;
 mod ebpf;
 mod launch;
 mod needs;

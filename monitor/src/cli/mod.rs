@@ -6,6 +6,7 @@ mod config_arg;
 mod control;
 mod demo;
 mod doctor;
+mod forecast;
 mod incidents;
 mod output;
 mod run;
@@ -49,6 +50,8 @@ enum Command {
     Status(control::Agent),
     /// Shows what happened: list, one record, or a root-cause report in Markdown
     Incidents(incidents::Args),
+    /// Replays a memory series through the forecaster: is it a leak, do restarts hide it, when is memory out
+    Forecast(forecast::Args),
     /// Maintenance: no restarts of a service by Defib, until the time runs out
     Pause(control::PauseArgs),
     /// Ends a pause
@@ -120,6 +123,7 @@ fn dispatch(command: Command) -> Result<()> {
         }
         Command::Status(agent) => runtime()?.block_on(control::status(&agent)),
         Command::Incidents(args) => incidents::run(&args),
+        Command::Forecast(args) => runtime()?.block_on(forecast::run(args)),
         Command::Pause(args) => runtime()?.block_on(control::pause(args)),
         Command::Resume(args) => runtime()?.block_on(control::resume(args)),
         Command::Check(args) => check::run(&args),
@@ -180,4 +184,14 @@ fn asked_to_stop() -> Result<impl Future<Output = ()>> {
             _ = hang_up.recv() => {}
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
 }

@@ -29,8 +29,17 @@ impl fmt::Display for Words<'_> {
             return write!(out, "its memory runs out in {} if it goes on like in the last minutes", span(seconds));
         }
         match (forecast.verdict, forecast.growth_bytes_per_hour) {
-            (Verdict::Insufficient, _) => return out.write_str("too little was seen of its memory to say"),
-            (Verdict::Steady, _) => return out.write_str("its memory does not grow with uptime"),
+            (Verdict::Insufficient, _) => {
+                return out.write_str("too little was seen of its memory to say: it takes half a day");
+            }
+            (Verdict::Steady, Some(growth)) if forecast.advisory => {
+                let growth = mib(growth);
+                return write!(
+                    out,
+                    "its memory grows by {growth:.1} MiB an hour of uptime; whether that levels off cannot be told yet"
+                );
+            }
+            (Verdict::Steady, _) => return out.write_str("its memory does not grow with uptime, or levels off"),
             (_, None) => out.write_str("its memory grows with uptime")?,
             (_, Some(growth)) => write!(out, "its memory grows by {:.1} MiB an hour of uptime", mib(growth))?,
         }
@@ -91,7 +100,9 @@ mod tests {
         );
         let fast = Forecast { exhausted_in_seconds: Some(754.0), ..forecast() };
         assert!(Words(&fast).to_string().contains("runs out in 12m 34s"));
-        let steady = Forecast { verdict: Verdict::Steady, ..forecast() };
-        assert_eq!(Words(&steady).to_string(), "its memory does not grow with uptime");
+        let hint = Forecast { verdict: Verdict::Steady, ..forecast() };
+        assert!(Words(&hint).to_string().contains("cannot be told yet"));
+        let steady = Forecast { advisory: false, ..hint };
+        assert_eq!(Words(&steady).to_string(), "its memory does not grow with uptime, or levels off");
     }
 }

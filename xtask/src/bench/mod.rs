@@ -4,12 +4,14 @@
 //! * [`detection`]: kernel hook to user space on an otherwise idle machine
 //! * [`footprint`]: resident memory and CPU of an idle agent
 //! * [`scale`]: the same with many services to look after
+//! * [`forecast`]: how many leaks are found, and how many that are none, on simulated services; a command of its own
 //!
 //! The run writes its tables to `docs/performance.md`; no figure there is typed by hand.
 
 mod agent;
 mod detection;
 mod footprint;
+mod forecast;
 mod report;
 mod scale;
 mod stats;
@@ -27,7 +29,10 @@ use crate::{artifacts, privilege, say, workspace};
 /// end). Takes about nine minutes; leave the machine alone meanwhile. With `exitsnoop` (Debian package libbpf-tools)
 /// installed, it is measured in the same run.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Print the tables without writing docs/performance.md
     #[arg(long)]
     print: bool,
@@ -36,7 +41,15 @@ pub(crate) struct Args {
     rounds: u32,
 }
 
+#[derive(clap::Subcommand)]
+enum What {
+    Forecast(forecast::Args),
+}
+
 pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
+    if let Some(What::Forecast(args)) = &args.what {
+        return forecast::execute(args);
+    }
     ensure!(privilege::is_root(), "cargo xtask bench needs root, to load the kernel programs and have them measured");
     let built = artifacts::release()?;
     let programs = Programs {

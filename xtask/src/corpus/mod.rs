@@ -10,10 +10,8 @@
 //! * [`cells`]: reads that
 //! * [`verdict`]: what must hold for it
 //! * [`matrix`]: shows it
-//! * [`document`]: writes it to docs/diagnosis.md
 
 mod cells;
-mod document;
 mod foreign;
 mod matrix;
 mod places;
@@ -84,7 +82,7 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     }
     if args.write {
         let path = workspace::root().join("docs/diagnosis.md");
-        document::write(&path, &matrix::markdown(&report.cases, &report.runs)?)?;
+        crate::document::CORPUS.write(&path, &matrix::markdown(&report.cases, &report.runs)?)?;
         say::line(format_args!("written to {}", path.display()));
     }
     Ok(ExitCode::SUCCESS)

@@ -43,6 +43,7 @@ fn missing(live: bool) -> Result<Vec<Need>> {
     }
     if workspace::in_ci() && live {
         needs.extend(engines());
+        needs.extend(prometheus());
         needs.extend(corpus(|program| process::find(program).is_some()));
     }
     Ok(needs)
@@ -61,6 +62,16 @@ fn engines() -> Option<Need> {
         what: "dockerd, podman and a static busybox".to_owned(),
         why: "live tests kill processes in real containers",
         mend: Mend::Packages(vec!["docker.io", "podman", "runc", "busybox-static"]),
+    })
+}
+
+/// The server that `defib forecast` is tested with; a person's machine is left without one.
+fn prometheus() -> Option<Need> {
+    let present = process::find("prometheus").is_some() && process::find("promtool").is_some();
+    (!present).then(|| Need {
+        what: "prometheus".to_owned(),
+        why: "a live test asks a real server for a history",
+        mend: Mend::Packages(vec!["prometheus"]),
     })
 }
 

@@ -19,6 +19,8 @@ const PRESSED: f32 = 0.6;
 const PRESSURE: f64 = 0.1;
 /// Share of pairs that rise.
 const RISING: f32 = 0.8;
+/// Share of the slope that each half must have: a step is no way to anywhere.
+const STEADY: f32 = 0.4;
 /// Samples in a row that must say so.
 const HELD: u8 = 3;
 
@@ -37,7 +39,14 @@ pub(super) struct Fast {
 impl Fast {
     /// Adds a sample. `before`: the most bytes seen in this incarnation before these minutes. What was there before and did
     /// no harm, such as the next tooth of a collector's sawtooth, is no way to the limit.
-    pub(super) fn add(&mut self, time: f64, bytes: f32, limit: Option<f32>, pressure: Option<f64>, before: f32) {
+    pub(super) fn add(
+        &mut self,
+        time: f64,
+        bytes: f32,
+        limit: Option<f32>,
+        pressure: Option<f64>,
+        before: impl Fn() -> f32,
+    ) {
         if self.samples.is_empty() || time - self.base > 1e6 {
             self.base = time;
             self.samples.clear();
@@ -55,20 +64,25 @@ impl Fast {
         self.held = if self.eta.is_some() { self.held.saturating_add(1) } else { 0 };
     }
 
-    fn way_to(&self, limit: f32, pressure: Option<f64>, before: f32) -> Option<f32> {
+    fn way_to(&self, limit: f32, pressure: Option<f64>, before: impl Fn() -> f32) -> Option<f32> {
         let &(_, last) = self.samples.last()?;
         let high = if pressure.is_some_and(|share| share >= PRESSURE) { PRESSED } else { HIGH };
-        if self.samples.len() < LEAST || last < high * limit || last <= before {
+        if self.samples.len() < LEAST || last < high * limit || last <= before() {
             return None;
         }
-        let dots: Vec<Dot> = self.samples.iter().map(|&(x, y)| Dot { x, y }).collect();
+        let dots: Vec<Dot> = self.samples.iter().map(|&(x, y)| Dot { x, y, load: 0.0, work: 0.0 }).collect();
         let pairs = (dots.len() * (dots.len() - 1) / 2) as f32;
         let (rising, _) = stats::rising(&dots);
         // Of the pairs that rise less those that fall: 0.6 where 80 of 100 rise.
         if rising < (2.0 * RISING - 1.0) * pairs {
             return None;
         }
-        let slope = stats::slope(&dots, &mut Vec::new());
+        let mut scratch = Vec::new();
+        let slope = stats::slope(&dots, &mut scratch);
+        let (first, second) = dots.split_at(dots.len() / 2);
+        if [first, second].iter().any(|half| stats::slope(half, &mut scratch) < STEADY * slope) {
+            return None;
+        }
         let eta = (limit - last).max(0.0) / slope;
         (slope > 0.0 && f64::from(eta) <= SOON).then_some(eta)
     }

@@ -4,13 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Trend,
-    pool::{Pool, pool},
-    run::{HOUR, Run},
+    pool::{Pool, alone, pool},
+    run::{DAY, HOUR, Run},
     summary::{Scratch, Summary},
 };
 use crate::memory::forecast::{Builds, Forecast, Level, Verdict};
 
-const DAY: f64 = 24.0 * HOUR;
 /// Less than this seen in all is too little for any verdict: seconds.
 const LEAST_SEEN: f32 = 12.0 * HOUR as f32;
 /// Hourly verdicts in a row that make an alert.
@@ -21,21 +20,46 @@ struct Bar {
     z: f32,
     z_late: f32,
     clear: f32,
-    ratio: f32,
     t_late: f32,
+    /// A line beyond doubt.
+    straight: f32,
+    /// Or one that goes on as nothing would that levels off, and of which nothing else is the better explanation.
+    plausible: f32,
+    /// Taken from the ratio that this asks for.
+    ease: f32,
+    loaded: f32,
 }
 
 /// Rises for certain, and does not level off.
-const GROWS: Bar = Bar { z: 3.3, z_late: 2.33, clear: 2.0, ratio: 0.65, t_late: 3.0 };
+const GROWS: Bar =
+    Bar { z: 3.3, z_late: 2.33, clear: 2.0, t_late: 3.0, straight: 6.5, plausible: 1.5, ease: 0.0, loaded: 0.1 };
 /// The same in a part that was picked for rising: more is asked of it.
-const PICKED: Bar = Bar { z: 4.0, z_late: 3.0, clear: 4.0, ratio: 0.65, t_late: 4.0 };
+const PICKED: Bar =
+    Bar { z: 4.0, z_late: 3.0, clear: 4.0, t_late: 4.0, straight: 9.0, plausible: 4.0, ease: 0.0, loaded: 0.1 };
 /// Enough for a hint.
-const HINTS: Bar = Bar { z: 3.0, z_late: 1.6, clear: 1.5, ratio: 0.5, t_late: 2.0 };
+const HINTS: Bar =
+    Bar { z: 3.3, z_late: 2.0, clear: 1.5, t_late: 2.0, straight: 2.0, plausible: -1.5, ease: 0.33, loaded: 0.6 };
+/// Where all incarnations are shorter than this (seconds), more is asked: warm-ups have not ended.
+const SHORT: f32 = 12.0 * HOUR as f32;
+const SHORT_STRICT: f32 = 1.6;
+/// The slowest cache that is thought of fills with this time constant: seconds.
+const SLOWEST: f32 = 18.0 * HOUR as f32;
+/// Growth of its second half to its first over a long uptime: that of a cache that fills by the logarithm.
+const LOGARITHM: f32 = 0.55;
+/// Room for what caches there are, and for chance: that much for one incarnation, less for many.
+const MARGIN: f32 = 0.02;
+const CHANCE: f32 = 0.2;
+/// Below this ratio it levels off, however well a line fits what is left of it.
+const NO_LINE: f32 = 0.25;
+/// Asked for at most.
+const ALMOST_STRAIGHT: f32 = 0.92;
 /// Share of uptime that rises, and that rises late.
 const RISING: f32 = 0.8;
 const RISING_LATE: f32 = 0.7;
 /// Growth below this share of the limit in a day is none to speak of.
 const LEAST_DAILY: f32 = 0.01;
+/// Standard deviations above chance from which on late growth is taken for all growth to come.
+const CERTAIN: f32 = 3.3;
 /// Farther ahead than this is no forecast: seconds.
 const HORIZON: f64 = 60.0 * DAY;
 /// One incarnation alone must have lasted this long, several together this long: seconds.
@@ -56,11 +80,11 @@ pub(super) struct Judgement {
     pooled: bool,
     /// Bytes a second, with the least and the most that it may be.
     slope: f32,
-    slope_low: f32,
-    slope_high: f32,
-    /// Of the present incarnation at its last look.
-    floor: f32,
-    amplitude: f32,
+    /// When, and seconds from then to the limit: likely, at least, at most.
+    at: f64,
+    eta: Option<f64>,
+    eta_low: Option<f64>,
+    eta_high: Option<f64>,
 }
 
 /// How many looks in a row said so.
@@ -85,8 +109,9 @@ impl Count {
 
 impl Hold {
     pub(super) fn add(&mut self, judgement: &Judgement) {
-        self.leak.add(judgement.leak);
-        self.hint.add(judgement.leak || judgement.hint);
+        // What was certain once is given up only when not even a hint is left.
+        self.leak.add(judgement.leak || (self.leak.on && judgement.hint));
+        self.hint.add(judgement.hint);
     }
 }
 
@@ -96,24 +121,31 @@ pub(super) fn judge(trend: &Trend) -> Judgement {
     let mut scratch = Scratch::default();
     let gain = trend.load.bytes_per_core();
     let current = Summary::of(run.bins(), 0.0, gain, run.build, &mut scratch);
-    let all: Vec<&Summary> = trend.past.iter().chain(&current).collect();
+    let itself = current.and_then(|summary| alone(&summary, &scratch.dots));
+    let past: Vec<Summary> = trend.past.iter().map(|past| past.unpack(&mut scratch)).collect();
+    let all: Vec<&Summary> = past.iter().chain(&current).collect();
     let floor = current.map_or_else(|| last_floor(run), |summary| summary.floor);
-    let mut found = Judgement { floor, ..Judgement::default() };
-    let Some(everything) = pool(all.iter().copied()) else { return found };
+    let mut found = Judgement { at: trend.last, ..Judgement::default() };
+    let Some(mut everything) = pool(all.iter().copied()) else { return found };
+    if everything.count == 1
+        && let Some(itself) = itself.filter(|itself| itself.uptime == everything.uptime)
+    {
+        everything = itself;
+    }
     found.enough = everything.uptime >= LEAST_SEEN;
-    found.take(&everything);
-    let mut consider = |pool: &Pool, bar: &Bar, alone: bool| {
+    found.take(&everything, trend, run, floor);
+    let mut consider = |pool: &Pool, bar: &Bar, single: bool| {
         let long = pool.uptime >= if pool.count >= SEVERAL { TOGETHER } else { ALONE };
-        let grows = long && (pool.count >= SEVERAL || alone) && passes(pool, bar, trend, floor);
+        let grows = long && (pool.count >= SEVERAL || single) && passes(pool, bar, trend, floor);
         if grows && !found.leak {
             found.leak = true;
             found.pooled = pool.count >= SEVERAL;
-            found.take(pool);
+            found.take(pool, trend, run, floor);
         }
         grows
     };
-    let alone = f64::from(everything.uptime) >= DAY && run.uptime >= DAY;
-    if !consider(&everything, &GROWS, alone) {
+    let single = f64::from(everything.uptime) >= DAY && run.uptime >= DAY;
+    if !consider(&everything, &GROWS, single) {
         if let Some(recent) = recent(&all) {
             consider(&recent, &PICKED, false);
         }
@@ -121,7 +153,7 @@ pub(super) fn judge(trend: &Trend) -> Judgement {
             let from = (run.uptime - span).max(0.0) as f32;
             if run.uptime > span
                 && let Some(window) = Summary::of(run.hours(), from, gain, run.build, &mut scratch)
-                && let Some(window) = pool([&window].into_iter())
+                && let Some(window) = alone(&window, &scratch.dots)
             {
                 consider(&window, &PICKED, true);
             }
@@ -130,7 +162,7 @@ pub(super) fn judge(trend: &Trend) -> Judgement {
             let from = (run.uptime * share) as f32;
             if run.uptime > 4.0 * DAY
                 && let Some(window) = Summary::of(run.bins(), from, gain, run.build, &mut scratch)
-                && let Some(window) = pool([&window].into_iter())
+                && let Some(window) = alone(&window, &scratch.dots)
             {
                 consider(&window, &PICKED, true);
             }
@@ -143,7 +175,13 @@ pub(super) fn judge(trend: &Trend) -> Judgement {
 }
 
 /// The last incarnations only: as few as are several and long enough.
-fn recent(all: &[&Summary]) -> Option<Pool> {
+fn recent(mut all: &[&Summary]) -> Option<Pool> {
+    if let [rest @ .., before, last] = all
+        && last.uptime < before.uptime / 2.0
+    {
+        // It lacks the second half; the pool would leave it out, and one would be missing.
+        all = &all[..=rest.len()];
+    }
     let mut uptime = 0.0;
     let mut count = 0;
     for summary in all.iter().rev() {
@@ -167,8 +205,13 @@ fn passes(pool: &Pool, bar: &Bar, trend: &Trend, floor: f32) -> bool {
         && pool.rising >= RISING
         && pool.rising_late >= RISING_LATE
         && slope > 0.0;
-    let goes_on =
-        pool.ratio >= bar.ratio && pool.z_late >= bar.z_late && (pool.count < SEVERAL || pool.t_late >= bar.t_late);
+    let filling = (-0.45 * pool.longest / SLOWEST).exp().max(LOGARITHM);
+    let asked = (filling + MARGIN + CHANCE / (pool.count as f32).sqrt()).min(ALMOST_STRAIGHT) - bar.ease;
+    let ratio = pool.ratio.min(pool.shape.ratio);
+    let strict = if pool.longest < SHORT { SHORT_STRICT } else { 1.0 };
+    let line = (pool.shape.straight >= bar.straight * strict && pool.ratio >= NO_LINE)
+        || (pool.shape.straight >= bar.plausible * strict && ratio >= asked && pool.shape.loaded <= bar.loaded);
+    let goes_on = line && pool.z_late >= bar.z_late && (pool.count < SEVERAL || pool.t_late >= bar.t_late);
     let matters = match trend.limit {
         Some(limit) => {
             let eta = f64::from((limit - floor - pool.amplitude).max(0.0) / slope);
@@ -180,12 +223,22 @@ fn passes(pool: &Pool, bar: &Bar, trend: &Trend, floor: f32) -> bool {
 }
 
 impl Judgement {
-    fn take(&mut self, pool: &Pool) {
-        self.slope = pool.slope.min(pool.late);
+    fn take(&mut self, pool: &Pool, trend: &Trend, run: &Run, floor: f32) {
+        // Where it certainly rises late, that is the growth to come; what was before may have been a warm-up or no leak yet.
+        let slope = if pool.z_late >= CERTAIN { pool.late } else { pool.slope.min(pool.late) };
         let error = (2.0 / pool.z.max(2.2)).min(0.9);
-        self.slope_low = self.slope * (1.0 - error);
-        self.slope_high = pool.slope.max(pool.late) * (1.0 + error);
-        self.amplitude = pool.amplitude;
+        let eta = |slope: f32| {
+            let limit = trend.limit.filter(|_| slope > 0.0)?;
+            let by_peaks = run.reaches(limit, slope);
+            // Younger than a day, it has not shown all its peaks yet.
+            let by_others = f64::from((limit - floor - pool.amplitude).max(0.0) / slope);
+            let eta = if run.seen() < DAY { by_peaks.min(by_others) } else { by_peaks };
+            (eta <= 10.0 * HORIZON).then_some(eta)
+        };
+        self.slope = slope;
+        self.eta = eta(slope);
+        self.eta_low = eta(slope.max(pool.slope) * (1.0 + error));
+        self.eta_high = eta(slope.min(pool.slope) * (1.0 - error));
     }
 }
 
@@ -193,16 +246,14 @@ impl Judgement {
 pub(super) fn forecast(trend: &Trend) -> Forecast {
     let scale = trend.pace.scale();
     let uptime = trend.run.as_ref().map_or(0.0, |run| run.uptime);
-    let found = trend.judgement.unwrap_or_default();
+    // After a restart of the agent there is none until the hour is full.
+    let found = trend.judgement.unwrap_or_else(|| judge(trend));
     let usual = usual_uptime(trend);
     let leaks = trend.hold.leak.on;
-    let until = |slope: f32| {
-        let room = f64::from((trend.limit? - found.floor - found.amplitude).max(0.0));
-        let seconds = room / f64::from(slope);
-        (slope > 0.0 && seconds <= 10.0 * HORIZON).then_some(seconds)
-    };
-    let eta = until(found.slope).filter(|_| leaks || trend.hold.hint.on);
-    let (low, high) = (until(found.slope_high), until(found.slope_low));
+    let since = (trend.last - found.at).max(0.0);
+    let from_now = |eta: Option<f64>| eta.map(|eta| (eta - since).max(0.0));
+    let eta = from_now(found.eta).filter(|_| leaks || trend.hold.hint.on);
+    let (low, high) = (from_now(found.eta_low), from_now(found.eta_high));
     let at_oom = eta.map(|eta| uptime + eta);
     let severity = at_oom.zip(usual).map(|(at_oom, usual)| at_oom / usual.max(1.0));
     let hidden = severity.is_some_and(|severity| severity > 1.0) || usual.is_some_and(|usual| usual < DAY);
@@ -217,7 +268,7 @@ pub(super) fn forecast(trend: &Trend) -> Forecast {
     let level = Level::of(leaks, eta, fast);
     Forecast {
         verdict,
-        advisory: trend.hold.hint.on,
+        advisory: leaks || trend.hold.hint.on,
         level,
         growth_bytes_per_hour: found.enough.then(|| f64::from(found.slope) * HOUR / scale),
         time_to_oom_seconds: eta.map(|eta| eta * scale),
@@ -248,7 +299,9 @@ fn builds(trend: &Trend, scale: f64) -> Option<Builds> {
     let before = trend.past.iter().rev().map(|past| past.build).find(|other| *other != 0 && *other != build)?;
     let gain = trend.load.bytes_per_core();
     let current = Summary::of(run.bins(), 0.0, gain, run.build, &mut Scratch::default());
-    let of = |build: u32| pool(trend.past.iter().chain(&current).filter(move |past| past.build == build));
+    let mut scratch = Scratch::default();
+    let past: Vec<Summary> = trend.past.iter().map(|past| past.unpack(&mut scratch)).collect();
+    let of = |build: u16| pool(past.iter().chain(&current).filter(move |past| past.build == build));
     let hourly = |pool: Pool| f64::from(pool.slope) * HOUR / scale;
     Some(Builds { now: hourly(of(build)?), before: hourly(of(before)?) })
 }

@@ -15,8 +15,10 @@
 mod fast;
 mod judge;
 mod load;
+mod past;
 mod pool;
 mod run;
+mod shape;
 mod stats;
 mod summary;
 
@@ -26,13 +28,14 @@ use self::{
     fast::Fast,
     judge::{Hold, Judgement},
     load::Load,
+    past::Past,
     run::{MINUTE, Run},
     summary::{Scratch, Summary},
 };
 use super::forecast::Forecast;
 
 /// Incarnations that are remembered.
-const PAST: usize = 14;
+const PAST: usize = 12;
 /// Incarnations that ended sooner are not remembered: they grew up, and nothing else. Seconds.
 const SHORTEST: f64 = 7200.0;
 /// Starts that differ by less are the same one, rounded: seconds.
@@ -90,7 +93,7 @@ pub enum Seen {
     Refused,
     /// It was taken.
     Taken,
-    /// It was taken, and the hourly verdict was made.
+    /// It was taken, and there is news: the hourly verdict was made, or memory is exhausted within minutes.
     Judged,
 }
 
@@ -100,7 +103,7 @@ pub struct Trend {
     pace: Pace,
     run: Option<Run>,
     #[serde(deserialize_with = "bounded::<_, _, PAST>")]
-    past: Vec<Summary>,
+    past: Vec<Past>,
     /// Of all incarnations, seconds.
     longest: f64,
     load: Load,
@@ -129,8 +132,8 @@ impl Trend {
             load: Load::default(),
             fast: Fast::default(),
             limit: None,
-            // JSON has no infinity.
-            last: f64::MIN,
+            // Before all times, and a number in JSON, which infinity is not.
+            last: -1e300,
             shift: 0.0,
             stale: 0,
             stale_time: 0.0,
@@ -144,21 +147,21 @@ impl Trend {
         let scale = self.pace.scale();
         let Sample { time, start, bytes, limit, cpu, pressure, build } = *sample;
         let (clock, start) = (time / scale, start / scale);
-        if !(clock.is_finite() && start.is_finite() && bytes.is_finite() && bytes >= 0.0 && bytes < 1e30) {
+        let usable = |value: &f64| (0.0..1e30).contains(value);
+        if !(clock.is_finite() && start.is_finite() && usable(&bytes)) {
             return Seen::Refused;
         }
         let same = self.run.as_ref().is_some_and(|run| (run.start - start).abs() < SAME_START / scale.min(1.0));
         let Some(time) = self.settle(clock, same) else { return Seen::Refused };
         let bytes = bytes as f32;
-        let usable = |value: &f64| value.is_finite() && *value >= 0.0 && *value < 1e30;
         self.limit = limit.filter(|limit| usable(limit) && *limit > 0.0).map(|limit| limit as f32);
         let cpu = cpu.filter(usable).map(|cpu| cpu as f32);
         let hole = time - self.last > HOLE;
         self.last = time;
 
         let uptime = (time - start).max(0.0);
-        // 32 bits of it will do to tell it from the one before; 0 stands for none.
-        let build = build.map_or(0, |build| ((build ^ (build >> 32)) as u32).max(1));
+        // 16 bits of it will do to tell it from the one before; 0 stands for none.
+        let build = build.map_or(0, |build| ((build ^ (build >> 16) ^ (build >> 32) ^ (build >> 48)) as u16).max(1));
         if !same {
             self.end_run();
             self.fast = Fast::default();
@@ -176,13 +179,11 @@ impl Trend {
         if hour && let Some((before, after)) = run.last_hours() {
             self.load.add(before, after);
         }
-        let seen_before = run.peak_before(fast::SPAN);
-        self.fast.add(time, bytes, self.limit, pressure.filter(usable), seen_before);
+        self.fast.add(time, bytes, self.limit, pressure.filter(usable), || run.peak_before(fast::SPAN));
         if hour {
             self.judge();
-            return Seen::Judged;
         }
-        Seen::Taken
+        if hour || self.fast.eta().is_some() { Seen::Judged } else { Seen::Taken }
     }
 
     /// The forecast as of the last sample.
@@ -193,7 +194,7 @@ impl Trend {
     /// Bytes that it takes in memory, all told.
     pub fn size(&self) -> usize {
         size_of::<Self>()
-            + self.past.capacity() * size_of::<Summary>()
+            + self.past.capacity() * size_of::<Past>()
             + self.run.as_ref().map_or(0, Run::heap)
             + self.fast.heap()
     }
@@ -236,12 +237,13 @@ impl Trend {
         if run.seen() < SHORTEST {
             return;
         }
+        let mut scratch = Scratch::default();
         let gain = self.load.bytes_per_core();
-        if let Some(summary) = Summary::of(run.bins(), 0.0, gain, run.build, &mut Scratch::default()) {
+        if let Some(summary) = Summary::of(run.bins(), 0.0, gain, run.build, &mut scratch) {
             if self.past.len() >= PAST {
-                self.past.remove(0);
+                past::make_room(&mut self.past, &mut scratch);
             }
-            self.past.push(Summary { uptime: run.uptime as f32, ..summary });
+            self.past.push(Past::new(&summary, run.uptime as f32));
         }
     }
 

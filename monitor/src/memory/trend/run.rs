@@ -3,12 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 /// Bins of the whole incarnation; when they are full, two become one and each covers twice as much.
-pub(super) const BINS: usize = 48;
+pub(super) const BINS: usize = 40;
 /// Bins of the last two days, an hour each: what sets in late would drown in the long ones.
 pub(super) const HOURS: usize = 48;
 /// Seconds.
 pub(super) const MINUTE: f64 = 60.0;
 pub(super) const HOUR: f64 = 3600.0;
+pub(super) const DAY: f64 = 24.0 * HOUR;
 
 /// What was seen in one stretch of uptime.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,7 +67,7 @@ pub(super) struct Run {
     /// When it began.
     pub(super) start: f64,
     /// Its build; 0 where that is not known.
-    pub(super) build: u32,
+    pub(super) build: u16,
     /// The uptime at which the first bin begins: a service may be older than the agent.
     origin: f64,
     /// The highest uptime seen.
@@ -87,7 +88,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn new(start: f64, uptime: f64, build: u32) -> Self {
+    pub(super) fn new(start: f64, uptime: f64, build: u16) -> Self {
         let origin = (uptime / MINUTE).floor() * MINUTE;
         Self {
             start,
@@ -194,6 +195,17 @@ impl Run {
         self.bins()
             .filter(|(middle, _)| middle + self.width / 2.0 <= until)
             .fold(0.0, |most, (_, bin)| most.max(bin.peak))
+    }
+
+    /// Seconds until one of the peaks of the last day comes again and is at `limit`, at that growth in bytes a second.
+    pub(super) fn reaches(&self, limit: f32, slope: f32) -> f64 {
+        let from = (self.uptime - DAY) as f32;
+        let recent = self.bins().filter(|(middle, _)| *middle + self.width / 2.0 >= from);
+        let soonest = recent.map(|(middle, bin)| {
+            // Growth alone puts the peak of a bin at its end.
+            f64::from(middle + self.width / 2.0).min(self.uptime) + f64::from((limit - bin.peak) / slope)
+        });
+        (soonest.fold(f64::INFINITY, f64::min) - self.uptime).max(0.0)
     }
 
     /// Bytes that it holds beside its own size.

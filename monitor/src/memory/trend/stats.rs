@@ -1,10 +1,13 @@
 //! Order statistics of short series. None of them assumes a distribution, and one wild value moves none of them.
 
-/// A value at an uptime: seconds and bytes.
+/// A value at an uptime: seconds and bytes, and the load at that time in cores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Dot {
     pub(super) x: f32,
     pub(super) y: f32,
+    pub(super) load: f32,
+    /// All load since the beginning: core seconds.
+    pub(super) work: f32,
 }
 
 /// The middle value; 0 of none. Reorders the values.
@@ -93,7 +96,8 @@ mod tests {
 
     #[test]
     fn a_wild_value_does_not_move_a_slope() {
-        let mut dots: Vec<Dot> = (0..20).map(|x| Dot { x: x as f32, y: 2.0 * x as f32 }).collect();
+        let mut dots: Vec<Dot> =
+            (0..20).map(|x| Dot { x: x as f32, y: 2.0 * x as f32, load: 0.0, work: 0.0 }).collect();
         dots[7].y = 1e9;
         let mut scratch = Vec::new();
         assert!((slope(&dots, &mut scratch) - 2.0).abs() < 1e-3);
