@@ -16,9 +16,9 @@ const DAY: Duration = Duration::from_millis(10 * 24 * 60);
 const BASE: u64 = 16;
 const LIMIT: u64 = 48;
 /// Its days from start to limit.
-const DAYS: u64 = 5;
+const DAYS: u64 = 4;
 /// Days on which it is restarted, as by a deploy.
-const DEPLOYS: u32 = 4;
+const DEPLOYS: u32 = 3;
 
 fn main_process(cgroup: &Cgroup) -> i32 {
     eventually("the service", || cgroup.members().first().copied())
