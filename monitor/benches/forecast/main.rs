@@ -59,11 +59,15 @@ struct Row {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    print!("{}", report::text(&run(&args), args.misses));
+    print!("{}", report::text(&run(&args, !args.no_load), args.misses));
+    if args.report {
+        println!("{}", report::without_load(&run(&args, false)));
+    }
     ExitCode::SUCCESS
 }
 
-fn run(args: &Args) -> Vec<Row> {
+/// Lives and replays all services; `load`: whether their CPU is known.
+fn run(args: &Args, load: bool) -> Vec<Row> {
     let range = if args.report { REPORTING } else { DEVELOPMENT };
     let mut jobs = Vec::new();
     for _ in 0..args.each {
@@ -81,7 +85,7 @@ fn run(args: &Args) -> Vec<Row> {
     let work = || {
         let mut rows = Vec::new();
         while let Some(&(leaking, family, schedule, seed)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let outcome = replay(&families(leaking)[family], schedule, seed, !args.no_load);
+            let outcome = replay(&families(leaking)[family], schedule, seed, load);
             rows.push(Row { leaking, family, schedule, seed, outcome });
         }
         rows
