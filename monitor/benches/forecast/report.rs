@@ -21,6 +21,16 @@ pub(crate) fn text(rows: &[Row], misses: bool) -> String {
     out
 }
 
+/// A sentence on the same services where nothing is known of their load.
+pub(crate) fn without_load(rows: &[Row]) -> String {
+    let of = |leaking: bool| rows.iter().filter(move |row| row.leaking == leaking);
+    format!(
+        "The same services without their CPU: {} false alarms, {} found.",
+        Share::new(of(false), |row| row.outcome.alert.is_some()),
+        Share::new(of(true), Row::alerted)
+    )
+}
+
 fn write(out: &mut String, rows: &[Row], misses: bool) -> fmt::Result {
     let healthy = rows.iter().filter(|row| !row.leaking).count();
     let leaking = rows.len() - healthy;

@@ -6,6 +6,7 @@ use crate::config::{Config, ConfigError, DEFAULT_PATH};
 
 /// The option.
 #[derive(clap::Args)]
+#[group(skip)]
 pub(super) struct Args {
     #[arg(
         long,

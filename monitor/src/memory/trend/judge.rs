@@ -12,8 +12,9 @@ use crate::memory::forecast::{Builds, Forecast, Level, Verdict};
 
 /// Less than this seen in all is too little for any verdict: seconds.
 const LEAST_SEEN: f32 = 12.0 * HOUR as f32;
-/// Hourly verdicts in a row that make an alert.
-const HELD: u8 = 6;
+/// Hourly verdicts in a row that make an alert, and an advisory.
+const HELD: u8 = 8;
+const HELD_HINT: u8 = 6;
 
 /// What evidence must be like.
 struct Bar {
@@ -32,10 +33,10 @@ struct Bar {
 
 /// Rises for certain, and does not level off.
 const GROWS: Bar =
-    Bar { z: 3.3, z_late: 2.33, clear: 2.0, t_late: 3.0, straight: 6.5, plausible: 1.5, ease: 0.0, loaded: 0.1 };
+    Bar { z: 3.3, z_late: 2.33, clear: 2.0, t_late: 3.0, straight: 9.0, plausible: 3.0, ease: 0.0, loaded: 0.1 };
 /// The same in a part that was picked for rising: more is asked of it.
 const PICKED: Bar =
-    Bar { z: 4.0, z_late: 3.0, clear: 4.0, t_late: 4.0, straight: 9.0, plausible: 4.0, ease: 0.0, loaded: 0.1 };
+    Bar { z: 4.0, z_late: 3.0, clear: 4.0, t_late: 4.0, straight: 10.0, plausible: 6.0, ease: 0.0, loaded: 0.1 };
 /// Enough for a hint.
 const HINTS: Bar =
     Bar { z: 3.3, z_late: 2.0, clear: 1.5, t_late: 2.0, straight: 2.0, plausible: -1.5, ease: 0.33, loaded: 0.6 };
@@ -62,6 +63,10 @@ const LEAST_DAILY: f32 = 0.01;
 const CERTAIN: f32 = 3.3;
 /// Farther ahead than this is no forecast: seconds.
 const HORIZON: f64 = 60.0 * DAY;
+/// With less time than this to the limit (seconds), a hint is an alert.
+const NO_TIME: f64 = DAY / 2.0;
+/// Times the usual uptime after which no restart is expected.
+const OVERDUE: f64 = 1.2;
 /// One incarnation alone must have lasted this long, several together this long: seconds.
 const ALONE: f32 = 24.0 * HOUR as f32;
 const TOGETHER: f32 = 48.0 * HOUR as f32;
@@ -101,17 +106,17 @@ struct Count {
 }
 
 impl Count {
-    fn add(&mut self, yes: bool) {
-        self.looks = if yes { (self.looks + 1).min(2 * HELD) } else { self.looks.saturating_sub(2) };
-        self.on = self.looks >= HELD || (self.on && self.looks > 0);
+    fn add(&mut self, yes: bool, held: u8) {
+        self.looks = if yes { (self.looks + 1).min(2 * held) } else { self.looks.saturating_sub(2) };
+        self.on = self.looks >= held || (self.on && self.looks > 0);
     }
 }
 
 impl Hold {
     pub(super) fn add(&mut self, judgement: &Judgement) {
         // What was certain once is given up only when not even a hint is left.
-        self.leak.add(judgement.leak || (self.leak.on && judgement.hint));
-        self.hint.add(judgement.hint);
+        self.leak.add(judgement.leak || (self.leak.on && judgement.hint), HELD);
+        self.hint.add(judgement.hint, HELD_HINT);
     }
 }
 
@@ -249,10 +254,13 @@ pub(super) fn forecast(trend: &Trend) -> Forecast {
     // After a restart of the agent there is none until the hour is full.
     let found = trend.judgement.unwrap_or_else(|| judge(trend));
     let usual = usual_uptime(trend);
-    let leaks = trend.hold.leak.on;
     let since = (trend.last - found.at).max(0.0);
     let from_now = |eta: Option<f64>| eta.map(|eta| (eta - since).max(0.0));
-    let eta = from_now(found.eta).filter(|_| leaks || trend.hold.hint.on);
+    let hints = trend.hold.leak.on || trend.hold.hint.on;
+    let eta = from_now(found.eta).filter(|_| hints);
+    // A hint is enough where there is no time left to become certain, and no restart to be expected.
+    let alone = uptime >= DAY && usual.is_none_or(|usual| uptime > OVERDUE * usual);
+    let leaks = trend.hold.leak.on || (alone && eta.is_some_and(|eta| eta <= NO_TIME));
     let (low, high) = (from_now(found.eta_low), from_now(found.eta_high));
     let at_oom = eta.map(|eta| uptime + eta);
     let severity = at_oom.zip(usual).map(|(at_oom, usual)| at_oom / usual.max(1.0));
@@ -268,7 +276,7 @@ pub(super) fn forecast(trend: &Trend) -> Forecast {
     let level = Level::of(leaks, eta, fast);
     Forecast {
         verdict,
-        advisory: leaks || trend.hold.hint.on,
+        advisory: hints,
         level,
         growth_bytes_per_hour: found.enough.then(|| f64::from(found.slope) * HOUR / scale),
         time_to_oom_seconds: eta.map(|eta| eta * scale),

@@ -1,7 +1,7 @@
 //! How the memory of one service grows with uptime, over its incarnations. Pure: time is part of each sample.
 //!
 //! ```text
-//! samples ──▶ run.rs: the present incarnation in bins by uptime ──ends──▶ summary.rs: 16 past incarnations
+//! samples ──▶ run.rs: the present incarnation in bins by uptime ──ends──▶ past.rs: 12 entries of past ones
 //!                        │                                                     │
 //!             load.rs: what follows the load                                   │
 //!                        └──────────▶ pool.rs, judge.rs: hourly verdict ◀──────┘
@@ -34,7 +34,7 @@ use self::{
 };
 use super::forecast::Forecast;
 
-/// Incarnations that are remembered.
+/// Entries of past incarnations; those that are alike share one.
 const PAST: usize = 12;
 /// Incarnations that ended sooner are not remembered: they grew up, and nothing else. Seconds.
 const SHORTEST: f64 = 7200.0;

@@ -109,6 +109,8 @@ impl Run {
     pub(super) fn add(&mut self, uptime: f64, bytes: f32, cpu: Option<f32>) -> bool {
         self.uptime = uptime;
         let since = uptime - self.origin;
+        // What was kept may have been damaged, and a bin of no width would be halved for ever.
+        self.width = self.width.max(MINUTE as f32);
         while since >= f64::from(self.width) * BINS as f64 {
             self.halve();
         }
