@@ -116,10 +116,14 @@ impl Board {
     /// The kernel killed one of its processes for want of memory. `text`: who, and why.
     pub(super) fn oom_kill(&mut self, service: &str, scope: &'static str, at_ns: u64, text: &str, now: u64) {
         let key = Key { kind: Kind::OomKill(scope), service: service.into() };
+        self.version += 1;
+        let version = self.version;
         let Some(alert) = self.entry(&key, at_ns) else { return };
         if alert.shown != Shown::Firing {
-            (alert.since_ns, alert.delivered) = (at_ns, false);
+            alert.since_ns = at_ns;
         }
+        // Of one that follows another, too, somebody has to hear.
+        (alert.version, alert.delivered) = (version, false);
         alert.until_ns = now + EVENT;
         text.clone_into(&mut alert.text);
         self.changed.insert(key);
@@ -218,7 +222,7 @@ impl Board {
         let Self { alerts, paused, version, changed, dropped } = self;
         alerts.retain(|key, alert| {
             let waits = alert.waits_for_a_peer(key);
-            let lost = waits && now >= alert.since_ns.saturating_add(UNDELIVERED);
+            let lost = waits && now >= alert.gives_up_ns();
             if lost {
                 *dropped += 1;
                 alert.delivered = true;
@@ -251,7 +255,7 @@ impl Board {
         let of_alerts = self.alerts.iter().filter_map(|(key, alert)| match alert.shown {
             Shown::Ended(at) => Some(at.saturating_add(TTL)),
             _ if alert.holds => None,
-            _ if alert.waits_for_a_peer(key) => Some(alert.since_ns.saturating_add(UNDELIVERED)),
+            _ if alert.waits_for_a_peer(key) => Some(alert.gives_up_ns()),
             _ => Some(alert.until_ns),
         });
         of_alerts.chain(self.paused.values().copied()).min()
@@ -350,6 +354,11 @@ impl Alert {
     fn waits_for_a_peer(&self, key: &Key) -> bool {
         key.kind.is_event() && !self.delivered
     }
+
+    /// When an event that nobody takes is dropped.
+    fn gives_up_ns(&self) -> u64 {
+        self.until_ns.saturating_add(UNDELIVERED - EVENT)
+    }
 }
 
 impl std::fmt::Display for Key {
@@ -357,3 +366,6 @@ impl std::fmt::Display for Key {
         write!(out, "{}/{}/{}", self.kind.name(), self.kind.scope().unwrap_or_default(), self.service)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,3 +93,6 @@ impl Kind {
         format!("docs/alerts.md#{}", self.name().to_lowercase())
     }
 }
+
+#[cfg(test)]
+mod tests;

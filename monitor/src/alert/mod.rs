@@ -194,3 +194,6 @@ async fn tell_one(shared: Arc<Shared>, peer: Peer, metrics: AlertMetrics) {
         shared.write_down(&mut board, now);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,6 +107,12 @@ impl Outbox {
         Next::Wait { until_ns: again.into_iter().chain(board.deadline()).min() }
     }
 
+    /// When a peer that did not answer is tried again.
+    #[cfg(test)]
+    pub(super) fn held_until(&self) -> Option<u64> {
+        (self.not_before_ns > 0).then_some(self.not_before_ns)
+    }
+
     /// When what was told is to be told again.
     fn again_ns(&self, (key, alert): &(&Key, &Alert)) -> Option<u64> {
         let told = self.told.get(key).filter(|told| !told.refused && alert.shown == Shown::Firing)?;
@@ -155,3 +161,6 @@ fn posting(key: &Key, alert: &Alert) -> Posting {
         version: alert.version,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,3 +109,6 @@ async fn send(peer: &Peer, body: String) -> Result<(StatusCode, String)> {
     connection.abort();
     answer
 }
+
+#[cfg(test)]
+mod tests;

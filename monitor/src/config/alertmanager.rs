@@ -76,7 +76,8 @@ impl std::str::FromStr for Peer {
         }
         let authority = uri.authority().ok_or_else(|| format!("{text:?} names no host; {allowed}"))?;
         if authority.as_str().contains('@') {
-            return Err(format!("{text:?}: a user and password have no place here; let a proxy on this host add them"));
+            // What may be a password is not repeated.
+            return Err("a user and password have no place in a URL here; let a proxy on this host add them".to_owned());
         }
         if uri.query().is_some() {
             return Err(format!("{text:?} has a query; {allowed}"));
