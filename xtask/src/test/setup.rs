@@ -43,6 +43,7 @@ fn missing(live: bool) -> Result<Vec<Need>> {
     }
     if workspace::in_ci() && live {
         needs.extend(engines());
+        needs.extend(monitoring());
         needs.extend(corpus(|program| process::find(program).is_some()));
     }
     Ok(needs)
@@ -61,6 +62,17 @@ fn engines() -> Option<Need> {
         what: "dockerd, podman and a static busybox".to_owned(),
         why: "live tests kill processes in real containers",
         mend: Mend::Packages(vec!["docker.io", "podman", "runc", "busybox-static"]),
+    })
+}
+
+/// Prometheus and Alertmanager, which live tests start for themselves.
+fn monitoring() -> Option<Need> {
+    let paths = ["/usr/bin/prometheus", "/usr/bin/promtool", "/usr/bin/prometheus-alertmanager", "/usr/bin/amtool"];
+    let present = paths.into_iter().all(|path| Path::new(path).exists());
+    (!present).then(|| Need {
+        what: "prometheus, promtool, prometheus-alertmanager and amtool".to_owned(),
+        why: "live tests have real ones take our metrics, rules and alerts",
+        mend: Mend::Packages(vec!["prometheus", "prometheus-alertmanager"]),
     })
 }
 
