@@ -206,6 +206,7 @@ impl Steward {
     /// Tells what has not been said, for a clean end.
     pub(crate) async fn end(&mut self) {
         self.keep_incidents();
+        self.alerts.write_down();
         for (name, managed) in self.roster.iter() {
             self.store.keep_follower(name, managed.follower.clone());
         }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     sync::{
         Arc,
@@ -205,6 +205,23 @@ fn what_happens_while_alertmanager_and_agent_are_away_is_still_told() {
     assert!(agent.log().contains("takes alerts again"), "{}", agent.log());
 }
 
+/// Reads a whole request, so that the answer is not lost with a connection that is reset.
+fn swallow(stream: &mut TcpStream) {
+    let (mut request, mut part) = (Vec::new(), [0; 4096]);
+    let is_whole = |request: &[u8]| {
+        let text = String::from_utf8_lossy(request);
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "))?;
+        (body.len() >= length.parse().ok()?).then_some(())
+    };
+    while is_whole(&request).is_none() {
+        match stream.read(&mut part) {
+            Ok(0) | Err(_) => return,
+            Ok(count) => request.extend_from_slice(&part[..count]),
+        }
+    }
+}
+
 /// A peer that finds every alert wrong, and counts how often it was asked.
 fn refusing() -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -213,8 +230,7 @@ fn refusing() -> (SocketAddr, Arc<AtomicUsize>) {
     let count = Arc::clone(&asked);
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
-            let mut request = [0; 65536];
-            stream.read(&mut request).ok();
+            swallow(&mut stream);
             count.fetch_add(1, Ordering::Relaxed);
             stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 5\r\nconnection: close\r\n\r\nwrong").ok();
         }

@@ -109,7 +109,10 @@ pub(crate) struct Board {
     paused: HashMap<Arc<str>, u64>,
     version: u64,
     dropped: u64,
+    /// What has to be written down.
     changed: BTreeSet<Key>,
+    /// Something has happened since [`Self::take_news`].
+    news: bool,
 }
 
 impl Board {
@@ -126,16 +129,18 @@ impl Board {
         (alert.version, alert.delivered) = (version, false);
         alert.until_ns = now + EVENT;
         text.clone_into(&mut alert.text);
-        self.changed.insert(key);
+        self.has_changed(key);
     }
 
     /// See [`Standing`].
     pub(super) fn stands(&mut self, service: &str, standing: Standing<'_>, now: u64) {
         let service: Arc<str> = service.into();
-        match standing.paused_until_ns.filter(|&until| until > now) {
-            Some(until) => drop(self.paused.insert(Arc::clone(&service), until)),
-            None => drop(self.paused.remove(&service)),
-        }
+        let paused = standing.paused_until_ns.filter(|&until| until > now);
+        let before = match paused {
+            Some(until) => self.paused.insert(Arc::clone(&service), until),
+            None => self.paused.remove(&service),
+        };
+        self.news |= before != paused;
         let down = standing.down_since_ns;
         let since = down.unwrap_or(now);
         let cause = if standing.cause.is_empty() { String::new() } else { format!("; {}", standing.cause) };
@@ -181,7 +186,7 @@ impl Board {
         if !holds {
             if let Some(alert) = self.alerts.get_mut(&key).filter(|alert| alert.holds) {
                 alert.holds = false;
-                self.changed.insert(key);
+                self.has_changed(key);
             }
             return;
         }
@@ -194,8 +199,18 @@ impl Board {
         alert.text = text();
         alert.confirmed = true;
         if is_new {
-            self.changed.insert(key);
+            self.has_changed(key);
         }
+    }
+
+    fn has_changed(&mut self, key: Key) {
+        self.changed.insert(key);
+        self.news = true;
+    }
+
+    /// Whether anything has happened since this was called last.
+    pub(super) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
     }
 
     /// The alert of that key, made if there is room.
@@ -216,10 +231,10 @@ impl Board {
         }))
     }
 
-    /// What is shown at this time. To be called before the board is read, and after each change.
+    /// What is shown at this time. To be called before the board is read.
     pub(super) fn advance(&mut self, now: u64) {
         self.paused.retain(|_, until| *until > now);
-        let Self { alerts, paused, version, changed, dropped } = self;
+        let Self { alerts, paused, version, changed, dropped, news: _ } = self;
         alerts.retain(|key, alert| {
             let waits = alert.waits_for_a_peer(key);
             let lost = waits && now >= alert.gives_up_ns();
@@ -323,6 +338,7 @@ impl Board {
                     alert.shown = Shown::Firing;
                 }
                 self.changed.insert(key.clone());
+                self.news = true;
             }
         }
     }

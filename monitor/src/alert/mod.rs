@@ -104,14 +104,21 @@ impl Alerts {
 
     fn change(&self, change: impl FnOnce(&mut Board, u64)) {
         let Some(shared) = &self.shared else { return };
+        let mut board = shared.board();
+        change(&mut board, clock::boot_ns());
+        // Peers' loops advance the board and write it down: once for a storm, and not on the steward's time.
+        if board.take_news() {
+            shared.changed.send_replace(());
+        }
+    }
+
+    /// Hands what has changed to the store; for a clean end of the agent.
+    pub(crate) fn write_down(&self) {
+        let Some(shared) = &self.shared else { return };
         let now = clock::boot_ns();
         let mut board = shared.board();
-        change(&mut board, now);
         board.advance(now);
         shared.write_down(&mut board, now);
-        drop(board);
-        // No peer's loop runs yet, or any more: no error.
-        shared.changed.send_replace(());
     }
 
     /// Tells every peer, each at its own pace, for ever.

@@ -90,7 +90,7 @@ impl Service {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
     fn peers_hold_what_the_board_shows_and_nothing_of_what_is_paused(events in events()) {
