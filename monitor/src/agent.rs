@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::{
+    alert::{AlertMetrics, Alerts},
     audit::Audit,
     config::Config,
     control,
@@ -64,7 +65,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     let listener = web::bind(config.http.listen).await?;
     let address = listener.local_addr().context("the HTTP listener has no address")?;
     control::ensure_alone(&config.agent.control_socket)?;
-    let (store, left) = Store::open(&config.agent.state_dir)?;
+    let (store, mut left) = Store::open(&config.agent.state_dir)?;
     if let Some(trouble) = &left.trouble {
         tracing::error!("state and incidents: {trouble}");
     }
@@ -80,6 +81,15 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         .ok();
     let registry = Registry::new();
     let metrics = Metrics::new(&registry, config.agent.max_services)?;
+    let alerts = {
+        let (store, mut alertmanager) = (store.clone(), config.alertmanager.clone());
+        // As Prometheus calls it, when the host is scraped by its name.
+        let instance = || format!("{}:{}", rustix::system::uname().nodename().to_string_lossy(), address.port());
+        alertmanager.labels.entry("instance".to_owned()).or_insert_with(instance);
+        let keep = Box::new(move |name, alert| store.keep_alert(name, alert));
+        Alerts::new(alertmanager, std::mem::take(&mut left.alerts), keep)
+    };
+    let alert_metrics = AlertMetrics::new(&registry, &config.alertmanager.urls)?;
     let mut tasks = JoinSet::new();
 
     let attached: Arc<OnceLock<Arc<Kernel>>> = Arc::default();
@@ -87,8 +97,10 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     let refresh = {
         let (attached, stats, metrics) = (Arc::clone(&attached), stats.clone(), KernelMetrics::new(&registry)?);
         let (store, store_metrics) = (store.clone(), StoreMetrics::new(&registry)?);
+        let (alerts, alert_metrics) = (alerts.clone(), alert_metrics.clone());
         Box::new(move || {
             store_metrics.refresh(&store);
+            alert_metrics.refresh(&alerts);
             let malformed = stats.iter().map(|stats| stats.malformed()).sum();
             attached.get().map_or(Ok(()), |kernel| metrics.refresh(kernel, malformed, log_lines_lost()))
         })
@@ -143,7 +155,9 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     if let Some(control) = control {
         tasks.spawn(control.serve(commands_in));
     }
-    let mut steward = Steward::new(&config, hierarchy, Arc::clone(&kernel), metrics, timeline, audit, (store, left));
+    tasks.spawn(alerts.clone().tell(alert_metrics));
+    let sinks = (metrics, timeline, alerts);
+    let mut steward = Steward::new(&config, hierarchy, Arc::clone(&kernel), sinks, audit, (store, left));
     for failure in steward.scan(&config)? {
         tracing::error!("a service cannot be looked after: {failure}");
         readiness.note(format!("a service: {failure}"));

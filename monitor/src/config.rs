@@ -1,6 +1,7 @@
 //! TOML → validated configuration. What parses is valid: each value's own type checks it while it is read, so every
 //! error has a place in the file.
 
+mod alertmanager;
 mod values;
 
 use std::{
@@ -14,6 +15,7 @@ use toml::Spanned;
 
 use crate::{control, kernel::Watched};
 
+pub(crate) use alertmanager::{AlertmanagerConfig, Peer};
 pub(crate) use values::{Budget, Health, Pattern};
 use values::{cgroup_path, optional_duration, program, sample_period, share};
 
@@ -63,7 +65,9 @@ pub(crate) struct Config {
     service: Vec<Spanned<RawService>>,
     /// Accepted, checked for form only: see [`Config::warnings`].
     pool: Option<toml::Table>,
-    alertmanager: Option<toml::Table>,
+    /// Who is told of what happens.
+    #[serde(default)]
+    pub(crate) alertmanager: AlertmanagerConfig,
 }
 
 /// `[agent]`.
@@ -372,7 +376,6 @@ impl Config {
             }
         };
         warn(self.pool.is_some(), "[pool]");
-        warn(self.alertmanager.is_some(), "[alertmanager]");
         warn(self.http.web_config.is_some(), "[http] web_config");
         let raws = || self.service.iter().map(Spanned::get_ref);
         let pool = self.defaults.pool.is_some() || raws().any(|raw| raw.pool.is_some());

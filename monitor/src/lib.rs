@@ -8,11 +8,13 @@
 //! death + supervisor + clock ──▶ actions                              healing/ (pure)
 //! memory samples ──▶ trend ──▶ forecast                               memory/ (pure)
 //! actions ──▶ start, prove health, count, serve                       supervisor/, health.rs, metrics.rs, web.rs
+//! deaths, outages, forecasts ──▶ Alertmanager                         alert/ (board, outbox: pure)
 //! ```
 //!
 //! `agent.rs` alone knows all the parts and owns the engine's state; `cli/` has a file for each command.
 
 mod agent;
+mod alert;
 mod attribution;
 mod audit;
 pub mod cli;

@@ -41,6 +41,7 @@ pub(crate) struct Metrics {
     outage: HistogramVec,
     incidents_open: IntGaugeVec,
     circuit_open: IntGaugeVec,
+    paused: IntGaugeVec,
     covered: IntGaugeVec,
     memory: IntGaugeVec,
     memory_limit: IntGaugeVec,
@@ -134,6 +135,12 @@ impl Metrics {
                 "1 while restarts are only tried now and then, because the budget is spent.",
                 &["service"],
             )?,
+            paused: gauges(
+                registry,
+                "defib_service_paused",
+                "1 while operators want no restarts and no alerts (see defib pause).",
+                &["service"],
+            )?,
             covered: gauges(
                 registry,
                 "defib_unit_oom_restart_covered",
@@ -193,6 +200,7 @@ impl Metrics {
         self.last_death.with_label_values(&[label]).set(0.0);
         self.incidents_open.with_label_values(&[label]).set(0);
         self.circuit_open.with_label_values(&[label]).set(0);
+        self.paused.with_label_values(&[label]).set(0);
         self.outage.with_label_values(&[label]);
         self.memory.with_label_values(&[label]).set(0);
         self.memory_limit.with_label_values(&[label]).set(0);
@@ -221,6 +229,11 @@ impl Metrics {
     /// Says whether its circuit is open.
     pub(crate) fn circuit(&self, service: &str, open: bool) {
         self.circuit_open.with_label_values(&[self.label(service)]).set(i64::from(open));
+    }
+
+    /// Says whether operators want silence about it.
+    pub(crate) fn paused(&self, service: &str, paused: bool) {
+        self.paused.with_label_values(&[self.label(service)]).set(i64::from(paused));
     }
 
     /// Says whether systemd would bring a unit back after an OOM kill.
@@ -253,9 +266,11 @@ impl Metrics {
         self.last_death.with_label_values(&[self.label(service)]).set(at.as_millisecond() as f64 / 1e3);
     }
 
-    /// An outage began.
+    /// An outage began. What was foreseen of its memory was foreseen of the incarnation that is dead.
     pub(crate) fn outage_began(&self, service: &str) {
-        self.incidents_open.with_label_values(&[self.label(service)]).set(1);
+        let label = self.label(service);
+        self.incidents_open.with_label_values(&[label]).set(1);
+        self.oom_eta.with_label_values(&[label]).set(f64::INFINITY);
     }
 
     /// It ended, by a restart of ours, by somebody else's, or because it was meant.
@@ -281,6 +296,11 @@ impl Metrics {
         self.suppressed.with_label_values(&[self.label(service), reason]).inc();
     }
 
+    /// The label value of a death's service.
+    pub(crate) fn label_of<'a>(&self, death: &'a Death) -> &'a str {
+        death.place.as_ref().map_or(OTHER, |place| self.label(&place.service))
+    }
+
     /// The label value of a service.
     fn label<'a>(&self, service: &'a str) -> &'a str {
         if self.services.known.contains(service) { service } else { OTHER }
@@ -293,7 +313,7 @@ impl Metrics {
         {
             self.add_service(&place.service);
         }
-        let label = death.place.as_ref().map_or(OTHER, |place| self.label(&place.service));
+        let label = self.label_of(death);
         self.deaths.with_label_values(&[label, death.cause.kind()]).inc();
         if let Cause::OomKill(oom) = &death.cause {
             self.oom_kills.with_label_values(&[label, Scope::label(oom.scope)]).inc();

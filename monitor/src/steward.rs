@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use crate::{
+    alert::{Alerts, Standing},
     attribution::{Place, Role},
     audit::Audit,
     config::{Config, Health, Mode, Service},
@@ -95,6 +96,7 @@ pub(crate) struct Steward {
     enquiry: Enquiry,
     systemd: Systemd,
     store: Store,
+    alerts: Alerts,
     book: Book,
     /// What an earlier agent knew of services that have not been met yet.
     left: HashMap<String, Memory>,
@@ -110,8 +112,7 @@ impl Steward {
         config: &Config,
         hierarchy: Option<Hierarchy>,
         kernel: Arc<Kernel>,
-        metrics: Metrics,
-        timeline: Timeline,
+        (metrics, timeline, alerts): (Metrics, Timeline, Alerts),
         audit: Audit,
         (store, left): (Store, Left),
     ) -> Self {
@@ -131,6 +132,7 @@ impl Steward {
             enquiry: Enquiry::new(systemd.clone()),
             systemd,
             store,
+            alerts,
             book: Book::new(left.open, left.next_id),
             left: left.services,
             followers: left.followers,
@@ -204,6 +206,7 @@ impl Steward {
     /// Tells what has not been said, for a clean end.
     pub(crate) async fn end(&mut self) {
         self.keep_incidents();
+        self.alerts.write_down();
         for (name, managed) in self.roster.iter() {
             self.store.keep_follower(name, managed.follower.clone());
         }
@@ -320,6 +323,8 @@ impl Steward {
         self.metrics.died(death);
         if let Cause::OomKill(oom) = &death.cause {
             // Its mark was one; it may have been lost, or the kernel may count it twice.
+            let text = format!("{} (pid {}) {}", death.comm, death.process.tgid, death.cause);
+            self.alerts.oom_kill(self.metrics.label_of(death), oom.scope, death.kernel_ns, &text);
             let by_its_mark = u64::from(oom.triggered_by.is_some());
             for _ in by_its_mark..oom.kernel_count {
                 self.audit.saw_one();
@@ -424,7 +429,10 @@ impl Steward {
         let Some(hierarchy) = self.hierarchy.clone() else { return };
         let mut alive = Vec::new();
         let mut down = Vec::new();
+        let now = clock::boot_ns();
         for (name, managed) in self.roster.iter() {
+            // A pause runs out without a word.
+            self.metrics.paused(name, managed.engine().paused_until(now).is_some());
             match managed.process() {
                 Some(process) => alive.push((Arc::clone(name), process)),
                 None if managed.is_left_alone() => down.push((Arc::clone(name), Arc::clone(&managed.cgroup))),
@@ -459,6 +467,24 @@ impl Steward {
         for action in actions {
             self.act(service, action, now);
         }
+        self.stands(service, now);
+    }
+
+    /// Tells operators how a service stands.
+    fn stands(&self, service: &Arc<str>, now: u64) {
+        let Some(managed) = self.roster.get(service) else { return };
+        let engine = managed.engine();
+        let paused_until_ns = engine.paused_until(now);
+        self.metrics.paused(service, paused_until_ns.is_some());
+        self.alerts.stands(
+            service,
+            Standing {
+                down_since_ns: engine.down_since(),
+                cause: self.book.open_cause(service),
+                circuit_open: engine.is_circuit_open(),
+                paused_until_ns,
+            },
+        );
     }
 
     fn act(&mut self, service: &Arc<str>, action: Action, now: u64) {

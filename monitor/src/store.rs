@@ -1,4 +1,5 @@
-//! What outlives the agent, in SQLite: the state of each service's engine, what is known of its memory, and incidents.
+//! What outlives the agent, in SQLite: the state of each service's engine, what is known of its memory, incidents, and alerts
+//! that are not over.
 //!
 //! One thread owns the file. Writers hand it the newest version of a row and go on; versions that nobody has written yet
 //! are replaced by newer ones, so what waits is never more than what there is. [`Store::flush`] says when all that was
@@ -23,7 +24,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
-use crate::{healing::Memory, host::clock, incident::Incident, memory::Follower};
+use crate::{alert, healing::Memory, host::clock, incident::Incident, memory::Follower};
 
 /// The file in the state directory.
 const FILE: &str = "defib.db";
@@ -65,6 +66,10 @@ CREATE TABLE IF NOT EXISTS follower (
     kept_ms INTEGER NOT NULL,
     follower TEXT NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS alert (
+    name TEXT PRIMARY KEY,
+    alert TEXT NOT NULL
+) STRICT;
 CREATE INDEX IF NOT EXISTS incident_began ON incident (began_ms);
 ";
 
@@ -81,6 +86,8 @@ pub(crate) struct Left {
     pub(crate) services: HashMap<String, Memory>,
     /// What was known of the memory of services.
     pub(crate) followers: HashMap<String, Follower>,
+    /// Alerts that somebody has to hear of, or to hear that they are over.
+    pub(crate) alerts: Vec<alert::Kept>,
     /// Incidents that were open.
     pub(crate) open: Vec<Incident>,
     /// The first id that is free.
@@ -103,6 +110,8 @@ struct Shared {
 struct Waiting {
     services: HashMap<Arc<str>, Memory>,
     followers: HashMap<Arc<str>, Follower>,
+    /// By name; without a version the row goes.
+    alerts: HashMap<String, Option<alert::Kept>>,
     incidents: BTreeMap<i64, Incident>,
     flushed: Vec<oneshot::Sender<()>>,
     closing: bool,
@@ -110,7 +119,9 @@ struct Waiting {
 
 impl Waiting {
     fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.followers.is_empty() && self.incidents.is_empty() && self.flushed.is_empty()
+        let Self { services, followers, alerts, incidents, flushed, closing: _ } = self;
+        let rows = services.len() + followers.len() + alerts.len() + incidents.len();
+        rows == 0 && flushed.is_empty()
     }
 }
 
@@ -154,6 +165,12 @@ impl Store {
     /// Hands over what is known of a service's memory.
     pub(crate) fn keep_follower(&self, name: &Arc<str>, follower: Follower) {
         lock(&self.shared.waiting).followers.insert(Arc::clone(name), follower);
+        self.shared.wake.notify_one();
+    }
+
+    /// Hands over an alert, or that it is over and told.
+    pub(crate) fn keep_alert(&self, name: String, alert: Option<alert::Kept>) {
+        lock(&self.shared.waiting).alerts.insert(name, alert);
         self.shared.wake.notify_one();
     }
 
@@ -208,7 +225,7 @@ fn write_on(mut connection: Connection, shared: &Shared) {
         if waiting.is_empty() {
             return;
         }
-        let batch = mem::take(&mut *waiting);
+        let mut batch = mem::take(&mut *waiting);
         waiting.closing = batch.closing;
         drop(waiting);
         let written = write(&mut connection, &batch);
@@ -221,26 +238,24 @@ fn write_on(mut connection: Connection, shared: &Shared) {
                 *lock(&shared.trouble) = Some(text);
             }
         }
-        let Waiting { services, followers, incidents, flushed, closing } = batch;
-        for done in flushed {
+        for done in mem::take(&mut batch.flushed) {
             // Whoever asked may have given up.
             done.send(()).ok();
         }
-        if written.is_err() && !closing {
-            put_back(shared, services, followers, incidents);
+        if written.is_err() && !batch.closing {
+            put_back(shared, batch);
             std::thread::sleep(RETRY);
         }
     }
 }
 
 /// What could not be written waits again, unless something newer does.
-fn put_back(
-    shared: &Shared,
-    services: HashMap<Arc<str>, Memory>,
-    followers: HashMap<Arc<str>, Follower>,
-    incidents: BTreeMap<i64, Incident>,
-) {
+fn put_back(shared: &Shared, batch: Waiting) {
+    let Waiting { services, followers, alerts, incidents, flushed: _, closing: _ } = batch;
     let mut waiting = lock(&shared.waiting);
+    for (name, alert) in alerts {
+        waiting.alerts.entry(name).or_insert(alert);
+    }
     for (name, follower) in followers {
         waiting.followers.entry(name).or_insert(follower);
     }
@@ -267,6 +282,14 @@ fn write(connection: &mut Connection, batch: &Waiting) -> Result<()> {
         let now_ms = Timestamp::now().as_millisecond();
         for (name, one) in &batch.followers {
             follower.execute(params![name.as_ref(), now_ms, serde_json::to_string(one)?])?;
+        }
+        for (name, one) in &batch.alerts {
+            match one {
+                Some(alert) => transaction
+                    .prepare_cached("INSERT OR REPLACE INTO alert (name, alert) VALUES (?1, ?2)")?
+                    .execute(params![name, serde_json::to_string(alert)?])?,
+                None => transaction.prepare_cached("DELETE FROM alert WHERE name = ?1")?.execute([name])?,
+            };
         }
         let mut incident = transaction.prepare_cached(
             "INSERT OR REPLACE INTO incident (id, service, kind, began_ms, ended_ms, record) \
@@ -381,6 +404,7 @@ fn read(connection: &Connection) -> Result<Left> {
         left.services.insert(name, memory);
     }
     read_followers(connection, &mut left)?;
+    read_alerts(connection, &mut left)?;
     let mut statement = connection.prepare("SELECT record FROM incident WHERE ended_ms IS NULL ORDER BY id")?;
     for record in statement.query_map([], |row| row.get::<_, String>(0))? {
         left.open.push(serde_json::from_str(&record?).context("an open incident")?);
@@ -401,6 +425,20 @@ fn read_followers(connection: &Connection, left: &mut Left) -> Result<()> {
         match serde_json::from_str(&text) {
             Ok(follower) => drop(left.followers.insert(name, follower)),
             Err(error) => tracing::warn!("what was known of the memory of {name:?} cannot be read: {error}"),
+        }
+    }
+    Ok(())
+}
+
+/// Those that this version does not understand are forgotten: Alertmanager ends them by itself.
+fn read_alerts(connection: &Connection, left: &mut Left) -> Result<()> {
+    let mut statement = connection.prepare("SELECT name, alert FROM alert")?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+    for row in rows {
+        let (name, text) = row?;
+        match serde_json::from_str(&text) {
+            Ok(alert) => left.alerts.push(alert),
+            Err(error) => tracing::warn!("the alert {name:?} cannot be read: {error}"),
         }
     }
     Ok(())

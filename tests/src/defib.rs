@@ -181,6 +181,11 @@ impl Agent {
         agent
     }
 
+    /// Where its HTTP server listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Asks its HTTP server; status and body.
     pub fn try_get(&self, path: &str) -> Option<(u16, String)> {
         get(self.address, path)

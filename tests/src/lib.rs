@@ -5,12 +5,14 @@
 //! * [`defib`]: the binary under test, as a watcher or as an agent
 //! * [`victim`]: the program that dies on command
 //! * [`engine`]: a container engine of a test's own
+//! * [`monitoring`]: Prometheus and Alertmanager of a test's own
 //! * [`live`]: whether a live test can run here; if not, it says why and is counted as skipped
 
 pub mod cgroup;
 pub mod defib;
 pub mod engine;
 pub mod live;
+pub mod monitoring;
 pub mod victim;
 
 use std::{

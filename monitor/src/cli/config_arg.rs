@@ -6,6 +6,7 @@ use crate::config::{Config, ConfigError, DEFAULT_PATH};
 
 /// The option.
 #[derive(clap::Args)]
+// Flattened into others that are called `Args`, too; clap names a group after each.
 #[group(skip)]
 pub(super) struct Args {
     #[arg(

@@ -65,6 +65,14 @@ fn errors_name_file_line_key_and_what_is_allowed() {
             &["x.toml:4", "two services of the name"],
         ),
         ("[[service]]\nunit='a'\nbudget={per_host='1/1m'}\n", &["x.toml:3: key 'budget'", "per_service"]),
+        ("[alertmanager]\nurls = ['https://am:9093']\n", &["x.toml:2: key 'urls'", "no TLS", "proxy on this host"]),
+        ("[alertmanager]\nurls = ['am:9093']\n", &["x.toml:2: key 'urls'", "http://HOST:PORT"]),
+        ("[alertmanager]\nurls = ['http://me:secret@am:9093']\n", &["x.toml:2: key 'urls'", "no place in a URL"]),
+        ("[alertmanager]\nurls = ['http://am:1', 'http://am:1']\n", &["x.toml:2: key 'urls'", "twice"]),
+        ("[alertmanager]\nurls = ['http://am:1']\nlabels = { severity = 'x' }\n", &["x.toml:3: key 'labels'", "own"]),
+        ("[alertmanager]\nlabels = { 'a-b' = 'x' }\n", &["x.toml:2: key 'labels'", "letters, digits and _"]),
+        ("[alertmanager]\nlabels = { site = '' }\n", &["x.toml:2: key 'labels'", "1 to 256 bytes"]),
+        ("[alertmanager]\nurl = 'http://am:1'\n", &["x.toml:2: key 'url'", "urls"]),
         ("[[service]\n", &["x.toml:1"]),
     ] {
         let message = error(text);
@@ -79,6 +87,19 @@ fn errors_name_file_line_key_and_what_is_allowed() {
 fn a_missing_file_is_an_error_only_when_it_was_asked_for() {
     let message = Config::load(Some(Path::new("/nonexistent/defib.toml"))).expect_err("asked for").to_string();
     assert!(message.contains("/nonexistent/defib.toml") && message.contains("cannot read"), "{message}");
+}
+
+#[test]
+fn alertmanagers_are_told_by_name_address_and_path() {
+    let text = "[alertmanager]\nurls = ['http://am:9093', 'http://[::1]:9094/', 'http://10.0.0.1/am/']\n\
+        labels = { instance = 'web1:9669', site = 'nord' }\n";
+    let config = Config::parse(Path::new("x"), text).expect("valid");
+    assert!(config.warnings().is_empty(), "{:?}", config.warnings());
+    let urls: Vec<_> = config.alertmanager.urls.iter().map(|peer| format!("{peer}{}", peer.path())).collect();
+    assert_eq!(urls, ["am:9093/api/v2/alerts", "[::1]:9094/api/v2/alerts", "10.0.0.1:80/am/api/v2/alerts"]);
+    assert_eq!(config.alertmanager.urls[1].host(), "::1");
+    assert_eq!(config.alertmanager.labels["site"], "nord");
+    assert!(Config::parse(Path::new("x"), "").expect("valid").alertmanager.urls.is_empty(), "nobody is told unasked");
 }
 
 #[test]

@@ -67,6 +67,11 @@ impl Book {
         self.open.get(service).map(|incident| incident.id)
     }
 
+    /// The cause of a service's open incident, in words; empty when none is open or known.
+    pub(crate) fn open_cause(&self, service: &str) -> &str {
+        self.open.get(service).map_or("", |incident| &incident.cause_text)
+    }
+
     /// Services whose incidents are open.
     pub(crate) fn open_services(&self) -> Vec<Arc<str>> {
         self.open.keys().cloned().collect()

@@ -64,6 +64,11 @@ impl Steward {
             self.step(service, Input::Missing, now);
         }
         self.meet_the_dead();
+        let services: Vec<_> = self.roster.iter().map(|(service, _)| Arc::clone(service)).collect();
+        for service in services {
+            self.stands(&service, now);
+        }
+        self.alerts.settle();
         Ok(failures)
     }
 
@@ -140,6 +145,7 @@ impl Steward {
         self.metrics.add_managed(&service);
         let follower = self.follower(&service);
         self.metrics.forecast(&service, &follower.forecast());
+        self.alerts.foresees(&service, &follower.forecast());
         let managed = Managed::new(Engine::new(policy), rule.health.clone(), supervisor, cgroup, follower);
         self.roster.add(Arc::clone(&service), managed);
         if is_unit(&service) {

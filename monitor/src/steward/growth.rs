@@ -44,6 +44,7 @@ impl Steward {
             self.metrics.memory(service, measured.bytes, measured.limit);
             if let Some(forecast) = &news.forecast {
                 self.metrics.forecast(service, forecast);
+                self.alerts.foresees(service, forecast);
                 if news.raised {
                     self.say(measured.at_ns, service, What::Forecast(Words(forecast).to_string()));
                 }

@@ -50,6 +50,34 @@ async fn what_was_kept_is_there_again() {
 }
 
 #[tokio::test]
+async fn an_alert_is_kept_until_it_is_over_and_told() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let alert = |alert: &str| {
+        let text = format!(
+            "{{\"alert\":\"{alert}\",\"scope\":null,\"service\":\"web\",\"since\":\"2026-01-01T00:00:00Z\",\
+             \"until\":\"2026-01-01T00:00:00Z\",\"text\":\"x\",\"holds\":true,\"delivered\":true,\"ended\":false}}"
+        );
+        serde_json::from_str::<alert::Kept>(&text).expect("an alert")
+    };
+    let (store, left) = Store::open(directory.path()).expect("a store");
+    assert_eq!(left.alerts, []);
+    for name in ["A", "B"] {
+        store.keep_alert(name.to_owned(), Some(alert(name)));
+    }
+    store.flush().await;
+    store.keep_alert("A".to_owned(), None);
+    store.close().await;
+    let (store, left) = Store::open(directory.path()).expect("a store");
+    assert_eq!((left.alerts, left.trouble), (vec![alert("B")], None));
+    store.close().await;
+    // One of another version costs that alert, not the file.
+    let connection = Connection::open(directory.path().join(FILE)).expect("opened");
+    connection.execute("INSERT INTO alert VALUES ('C', '{}')", []).expect("written");
+    let (_, left) = Store::open(directory.path()).expect("a store");
+    assert_eq!((left.alerts.len(), left.trouble), (1, None));
+}
+
+#[tokio::test]
 async fn a_kill_after_the_flush_loses_nothing() {
     let directory = tempfile::tempdir().expect("a directory");
     let (store, _) = Store::open(directory.path()).expect("a store");

@@ -43,7 +43,7 @@ fn missing(live: bool) -> Result<Vec<Need>> {
     }
     if workspace::in_ci() && live {
         needs.extend(engines());
-        needs.extend(prometheus());
+        needs.extend(monitoring());
         needs.extend(corpus(|program| process::find(program).is_some()));
     }
     Ok(needs)
@@ -65,13 +65,14 @@ fn engines() -> Option<Need> {
     })
 }
 
-/// The server that `defib forecast` is tested with; a person's machine is left without one.
-fn prometheus() -> Option<Need> {
-    let present = process::find("prometheus").is_some() && process::find("promtool").is_some();
+/// Prometheus and Alertmanager, which live tests start for themselves.
+fn monitoring() -> Option<Need> {
+    let paths = ["/usr/bin/prometheus", "/usr/bin/promtool", "/usr/bin/prometheus-alertmanager", "/usr/bin/amtool"];
+    let present = paths.into_iter().all(|path| Path::new(path).exists());
     (!present).then(|| Need {
-        what: "prometheus".to_owned(),
-        why: "a live test asks a real server for a history",
-        mend: Mend::Packages(vec!["prometheus"]),
+        what: "prometheus, promtool, prometheus-alertmanager and amtool".to_owned(),
+        why: "live tests have real ones take our metrics, rules and alerts",
+        mend: Mend::Packages(vec!["prometheus", "prometheus-alertmanager"]),
     })
 }
 
