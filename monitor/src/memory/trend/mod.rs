@@ -144,7 +144,7 @@ impl Trend {
         let scale = self.pace.scale();
         let Sample { time, start, bytes, limit, cpu, pressure, build } = *sample;
         let (clock, start) = (time / scale, start / scale);
-        if !(clock.is_finite() && start.is_finite() && bytes.is_finite() && bytes >= 0.0 && bytes < 1e30) {
+        if !(clock.is_finite() && start.is_finite() && (0.0..1e30).contains(&bytes)) {
             return Seen::Refused;
         }
         let same = self.run.as_ref().is_some_and(|run| (run.start - start).abs() < SAME_START / scale.min(1.0));
