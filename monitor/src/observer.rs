@@ -169,6 +169,8 @@ pub(crate) struct Observer {
     cgroup_kills: Recent<u64, u64>,
     /// When the main process of a service last ended badly.
     failed_ns: Recent<Arc<str>, u64>,
+    /// When the OOM killer last chose a process of a service.
+    oom_ns: Recent<Arc<str>, u64>,
 }
 
 impl Observer {
@@ -185,6 +187,7 @@ impl Observer {
             host_kills: vmstat::oom_kills().ok(),
             cgroup_kills: Recent::new(COUNTED),
             failed_ns: Recent::new(COUNTED),
+            oom_ns: Recent::new(COUNTED),
         }
     }
 
@@ -268,6 +271,11 @@ impl Observer {
             ..MarkContext::default()
         };
         context.counts.host = vmstat::oom_kills().ok().map(|now| Count { before: self.host_kills.replace(now), now });
+        if let Some(place) = &place
+            && mark.header.flags & MARK_KILL_SENT != 0
+        {
+            note_latest(&mut self.oom_ns, &place.service, mark.header.kernel_ns);
+        }
         if let Some(hierarchy) = &self.hierarchy {
             // The cgroups may be gone with the last process, so this is looked up now.
             context.limit_bytes = match mark.limit_pages {
@@ -311,18 +319,16 @@ impl Observer {
             _ => None,
         };
         if abnormal && self.role_at_exit(exit, self.docket.mark_of(exit), place.as_ref()) == Some(Role::Main) {
-            self.main_failed(place.as_ref(), exit.header.kernel_ns);
+            // The other processes of this service have lost their parent.
+            if let Some(place) = &place {
+                note_latest(&mut self.failed_ns, &place.service, exit.header.kernel_ns);
+            }
         }
-        let context = DeathContext { senders: self.senders(exit, place.as_ref()), place, watched, memory_limit };
+        let senders = self.senders(exit, place.as_ref());
+        let service_oom_ns = place.as_ref().and_then(|place| self.oom_ns.get(&place.service)).copied();
+        let context = DeathContext { senders, place, watched, memory_limit, service_oom_ns };
         let question = self.docket.death(*exit, seen_ns, context)?;
         Some(Sight::Asked { process: identity(&exit.process), question })
-    }
-
-    /// Remembers that the other processes of this service have lost their parent.
-    fn main_failed(&mut self, place: Option<&Place>, kernel_ns: u64) {
-        let Some(place) = place else { return };
-        self.failed_ns.remove(&place.service);
-        self.failed_ns.insert(Arc::clone(&place.service), kernel_ns);
     }
 
     fn senders(&self, exit: &Exit, place: Option<&Place>) -> Senders {
@@ -454,6 +460,12 @@ impl Observer {
         }
         self.table.get(id).cloned()
     }
+}
+
+/// Remembers when something last happened to a service.
+fn note_latest(times: &mut Recent<Arc<str>, u64>, service: &Arc<str>, kernel_ns: u64) {
+    times.remove(service);
+    times.insert(Arc::clone(service), kernel_ns);
 }
 
 fn identity(process: &Process) -> Identity {

@@ -30,7 +30,7 @@ use crate::{
     control::Command,
     diagnosis::{Cause, Question, Reply},
     enquiry::Enquiry,
-    healing::{Action, Input, Memory, Outcome},
+    healing::{Action, Input, Intent, Memory, Outcome},
     health::{self, Unproven},
     host::{
         cgroup::Hierarchy,
@@ -392,8 +392,13 @@ impl Steward {
         self.book.death(&service, record_of(death));
         self.name_site(&service, death);
         self.metrics.last_died(&service, clock::wall(death.kernel_ns));
-        let intended = matches!(death.cause, Cause::Stopped { .. }).then(|| death.cause.to_string());
-        self.step(&service, Input::Died { process: death.process, at_ns: death.kernel_ns, intended }, now);
+        let intent = match &death.cause {
+            // A stop that systemd did not confirm in time is no more than likely: its plan will tell.
+            cause @ Cause::Stopped { .. } if death.evidence.lacks_systemd() => Intent::Likely(cause.to_string()),
+            cause @ Cause::Stopped { .. } => Intent::Certain(cause.to_string()),
+            _ => Intent::None,
+        };
+        self.step(&service, Input::Died { process: death.process, at_ns: death.kernel_ns, intent }, now);
     }
 
     /// Finds the names of a crash site, beside everything else.
@@ -430,7 +435,7 @@ impl Steward {
             let now = clock::boot_ns();
             self.say(at_ns, service, What::Died);
             self.say(now, service, What::Verdict("unknown: the record of its death was lost".to_owned()));
-            self.step(service, Input::Died { process, at_ns, intended: None }, now);
+            self.step(service, Input::Died { process, at_ns, intent: Intent::None }, now);
         }
     }
 

@@ -96,8 +96,6 @@ pub(crate) struct Left {
     pub(crate) open: Vec<Incident>,
     /// The first id that is free.
     pub(crate) next_id: i64,
-    /// The host has been started since; then nothing of what ran lives.
-    pub(crate) rebooted: bool,
     /// Why there is less than there should be.
     pub(crate) trouble: Option<String>,
 }
@@ -434,12 +432,7 @@ fn read(connection: &Connection) -> Result<Left> {
     for row in rows {
         let (name, boot, lead, memory) = row?;
         let memory: Memory = serde_json::from_str(&memory).with_context(|| format!("the state of {name}"))?;
-        let memory = if boot == boot_id {
-            memory
-        } else {
-            left.rebooted = true;
-            memory.after_reboot(lead - lead_now)
-        };
+        let memory = if boot == boot_id { memory } else { memory.after_reboot(lead - lead_now) };
         left.services.insert(name, memory);
     }
     read_followers(connection, &mut left)?;

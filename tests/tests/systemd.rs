@@ -388,17 +388,57 @@ fn the_audit_names_units_that_would_stay_dead() {
     assert!(!text.contains("audited-always"), "{text}");
 }
 
+/// The system bus at a place of its own, where it is not yet.
+struct Bus(tempfile::TempDir);
+
+impl Bus {
+    fn path(&self) -> PathBuf {
+        self.0.path().join("bus")
+    }
+
+    fn comes(&self) {
+        std::os::unix::fs::symlink("/run/dbus/system_bus_socket", self.path()).expect("a link");
+    }
+}
+
+/// An agent that brings back at once what is called `healed-…`, and that has no bus yet.
+fn busless() -> (Bus, Agent) {
+    let bus = Bus(tempfile::tempdir().expect("a directory"));
+    let address = format!("unix:path={}", bus.path().display());
+    let agent = Agent::start_among(
+        &[("DBUS_SYSTEM_BUS_ADDRESS", &address)],
+        "[[service]]\nunit = 'healed-*.service'\nrestart = true\ngrace = '0s'\nhealth = 'exec:/bin/true'\n",
+    );
+    (bus, agent)
+}
+
+#[test]
+fn a_stop_that_systemd_cannot_confirm_yet_is_neither_believed_nor_undone() {
+    if !can_run("a_stop_that_systemd_cannot_confirm_yet_is_neither_believed_nor_undone") {
+        return;
+    }
+    let (bus, agent) = busless();
+    let unit = Unit::start("healed-unsure", "Restart=no", "", "true", 0);
+    up(&agent, &unit);
+    unit.main();
+    systemctl(&["stop", &unit.name]);
+    let suppressed =
+        |reason: &str| format!("defib_restart_suppressed_total{{reason=\"{reason}\",service=\"{}\"}}", unit.name);
+    let decided = |reason: &str| {
+        eventually(reason, || (agent.metrics().get(&suppressed(reason)) == Some(1.0)).then_some(()));
+    };
+    decided("supervisor_unreachable");
+    bus.comes();
+    decided("intended_stop");
+    assert_eq!(unit.starts(), 1);
+}
+
 #[test]
 fn a_bus_that_is_not_there_is_asked_again() {
     if !can_run("a_bus_that_is_not_there_is_asked_again") {
         return;
     }
-    let place = tempfile::tempdir().expect("a directory");
-    let bus = place.path().join("bus");
-    let agent = Agent::start_among(
-        &[("DBUS_SYSTEM_BUS_ADDRESS", &format!("unix:path={}", bus.display()))],
-        "[[service]]\nunit = 'healed-*.service'\nrestart = true\ngrace = '0s'\nhealth = 'exec:/bin/true'\n",
-    );
+    let (bus, agent) = busless();
     let unit = Unit::start("healed-busless", "Restart=no", "", "true", 0);
     up(&agent, &unit);
     unit.kill();
@@ -406,7 +446,7 @@ fn a_bus_that_is_not_there_is_asked_again() {
         format!("defib_restart_suppressed_total{{reason=\"supervisor_unreachable\",service=\"{}\"}}", unit.name);
     eventually("the silence to be noticed", || (agent.metrics().get(&unreachable) == Some(1.0)).then_some(()));
     assert_eq!(unit.starts(), 1);
-    std::os::unix::fs::symlink("/run/dbus/system_bus_socket", &bus).expect("a link");
+    bus.comes();
     let incident = ended(&agent, &unit);
     assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
     assert!(incident["timeline"].to_string().contains("cannot connect to the system bus"), "{incident}");

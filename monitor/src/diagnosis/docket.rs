@@ -97,6 +97,8 @@ pub(crate) struct DeathContext {
     pub(crate) watched: bool,
     /// The least memory limit above it, bytes.
     pub(crate) memory_limit: Option<u64>,
+    /// When the OOM killer last chose a process of its service, CLOCK_BOOTTIME nanoseconds.
+    pub(crate) service_oom_ns: Option<u64>,
 }
 
 impl Docket {
@@ -179,12 +181,13 @@ impl Docket {
         if !self.seen.insert(identity, ()) {
             return None;
         }
-        let DeathContext { senders, place, watched, memory_limit } = context;
+        let DeathContext { senders, place, watched, memory_limit, service_oom_ns } = context;
         let question = question::question(&exit, &senders, place.as_ref(), watched);
         let evidence = Evidence {
             mark: None,
             group: None,
             twin: None,
+            service_oom_ns,
             line: None,
             senders,
             site: self.sites.remove(&identity),

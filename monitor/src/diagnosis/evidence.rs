@@ -34,6 +34,8 @@ pub(crate) struct Evidence {
     /// The mark of another process that the same thread made just before it sent our signal: that one was chosen, and
     /// this one shared its memory.
     pub(crate) twin: Option<Mark>,
+    /// When the OOM killer last chose a process of the same service, CLOCK_BOOTTIME nanoseconds.
+    pub(crate) service_oom_ns: Option<u64>,
     /// The kernel log's line.
     pub(crate) line: Option<OomLine>,
     /// What is known of the two senders beyond their records.
@@ -247,6 +249,17 @@ impl Evidence {
         self.last().map(|sender| party(sender, self.senders.last_service.as_ref()))
     }
 
+    /// From the last OOM kill in its service to the last signal that it was sent, nanoseconds; `None` when there was none, or
+    /// it came later.
+    pub(super) fn oom_before_signal_ns(&self) -> Option<u64> {
+        self.last()?.kernel_ns.checked_sub(self.service_oom_ns?)
+    }
+
+    /// True when nobody could tell what its manager had in mind: then a stop is no more than likely.
+    pub(crate) fn lacks_systemd(&self) -> bool {
+        !matches!(self.systemd, Answer::NotAsked | Answer::Told(_))
+    }
+
     /// From the refused request that came last to the death, nanoseconds; `None` when none was refused.
     pub(super) fn refused_before_ns(&self) -> Option<u64> {
         (self.exit.refusals > 0).then(|| self.exit.header.kernel_ns.saturating_sub(self.exit.refused_ns))
@@ -281,6 +294,10 @@ impl Evidence {
         if let Some(twin) = &self.twin {
             let finding =
                 format_args!("the same thread had chosen process {} just before, whose memory it shared", twin.tgid);
+            items.push(Item::new(Source::OomMark, finding));
+        }
+        if let (None, Some(age)) = (&self.mark, self.oom_before_signal_ns()) {
+            let finding = format_args!("another process of its service was chosen {} before the signal", millis(age));
             items.push(Item::new(Source::OomMark, finding));
         }
         if self.exit.header.flags & EXIT_OOM_VICTIM != 0 {

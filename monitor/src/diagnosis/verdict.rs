@@ -58,6 +58,10 @@ pub(super) fn is_oom_kill(evidence: &Evidence) -> bool {
     }
 }
 
+/// systemd ends the rest of a unit within this after an OOM kill in it: 5 s. It hears of the kill at once; a host without
+/// memory may be slow.
+const OOM_POLICY_NS: u64 = 5_000_000_000;
+
 /// True when an unmarked process died because it shared a victim's memory, on the evidence so far.
 pub(super) fn is_twin(evidence: &Evidence) -> bool {
     is_killed(evidence)
@@ -212,6 +216,8 @@ fn by_manager(evidence: &Evidence, signal: Option<u8>) -> Cause {
         Some(Meaning::NotInvolved) | None if aborted(last) || aborted_before => {
             Cause::Watchdog { signal: signal.unwrap_or(0), by }
         }
+        // What systemd does by default after an OOM kill in a unit, and it has not said otherwise.
+        None if evidence.oom_before_signal_ns().is_some_and(|age| age < OOM_POLICY_NS) => killed(Reason::OomPolicy),
         Some(Meaning::StopTimedOut) => Cause::Stopped { signal, by, forced: signal.map(u32::from) == Some(SIGKILL) },
         Some(Meaning::Stop | Meaning::NotInvolved) | None => {
             Cause::Stopped { signal, by, forced: was_asked_before(evidence) }
@@ -308,6 +314,7 @@ mod tests {
             mark: None,
             group: None,
             twin: None,
+            service_oom_ns: None,
             line: None,
             senders: Senders::default(),
             site: None,
@@ -455,7 +462,15 @@ mod tests {
             assert_eq!(found, reason);
             assert_eq!(asked(meaning, 0, term, None).kind(), "clean_exit", "{meaning:?}");
         }
-        // Without its view: the signal of the watchdog is sent for nothing else by default.
+        // Without its view: after an OOM kill in the unit, its rest is ended.
+        for (oom_ns, kind) in [(4_000_000_000, "killed"), (5_000_000_001, "stopped"), (0, "stopped")] {
+            let term = Sender { kernel_ns: 5_000_000_000, ..term };
+            let evidence = Evidence { service_oom_ns: Some(oom_ns), ..by(SenderKind::Manager, 15, term, None) };
+            assert_eq!(weigh(&evidence).kind(), kind, "{oom_ns}");
+            let told = Evidence { systemd: Answer::Told(Meaning::Stop), ..evidence };
+            assert_eq!(weigh(&told).kind(), "stopped", "its word counts more");
+        }
+        // The signal of the watchdog is sent for nothing else by default.
         assert_eq!(weigh(&by(SenderKind::Manager, 6, abrt, None)).kind(), "watchdog");
         assert_eq!(weigh(&by(SenderKind::Manager, 9, kill, Some(abrt))).kind(), "watchdog");
     }

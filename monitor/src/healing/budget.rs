@@ -1,6 +1,6 @@
 //! Restarts are budgeted: so many in a sliding window.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use crate::config::Budget;
 
@@ -52,8 +52,13 @@ impl Ledger {
     }
 
     fn window_ns(&self) -> u64 {
-        u64::try_from(self.budget.window.as_nanos()).unwrap_or(u64::MAX)
+        nanoseconds(self.budget.window)
     }
+}
+
+/// A span as the clock counts it; the longest there is for one that is longer.
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -21,7 +21,10 @@ use std::{collections::VecDeque, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{budget::Ledger, plan::Plan};
+use super::{
+    budget::{Ledger, nanoseconds},
+    plan::Plan,
+};
 use crate::{
     config::{Backoff, Budget, Mode},
     host::process::Identity,
@@ -58,6 +61,17 @@ pub(crate) struct Policy {
     pub(crate) seed: u64,
 }
 
+/// Whether a service was meant to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Intent {
+    /// Nothing says so.
+    None,
+    /// By this sign, unless its supervisor knows better.
+    Likely(String),
+    /// By this sign.
+    Certain(String),
+}
+
 /// What the engine is told.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Input {
@@ -69,8 +83,8 @@ pub(crate) enum Input {
         process: Identity,
         /// When, CLOCK_BOOTTIME nanoseconds.
         at_ns: u64,
-        /// By what sign it was meant to end.
-        intended: Option<String>,
+        /// Whether it was meant to end.
+        intent: Intent,
     },
     /// At start-up the service was not running, and it is one that always should.
     Missing,
@@ -250,6 +264,9 @@ pub(crate) struct Memory {
     pub(crate) pending: bool,
     /// It was meant to be down.
     pub(crate) stopped: bool,
+    /// By what sign the death that has no outcome yet was likely meant.
+    #[serde(default)]
+    pub(crate) likely: Option<String>,
 }
 
 impl Memory {
@@ -288,6 +305,8 @@ pub(crate) struct Engine {
     gone: Option<Identity>,
     /// A death, or an absence at start-up, that has no outcome yet.
     pending: Option<Option<Identity>>,
+    /// By what sign that death was likely meant.
+    likely: Option<String>,
     /// This is the first start, not the answer to a death.
     first_start: bool,
     paused_until_ns: Option<u64>,
@@ -313,6 +332,7 @@ impl Engine {
             newer: None,
             gone: None,
             pending: None,
+            likely: None,
             first_start: false,
             paused_until_ns: None,
             question: 0,
@@ -335,12 +355,14 @@ impl Engine {
             gone,
             pending,
             stopped,
+            likely,
         } = memory;
         self.ledger.restore(spent_ns);
         (self.attempts, self.down_ns, self.healthy_ns) = (attempts, down_ns, healthy_ns);
         (self.paused_until_ns, self.died_ns) = (paused_until_ns, down_ns.unwrap_or(0));
         self.gone = gone;
         self.pending = pending.then_some(gone);
+        self.likely = likely;
         self.revived = if in_flight { Outcome::Restarted } else { Outcome::Respawned };
         self.state = match process {
             Some(process) if down_ns.is_some() => State::Proving(process),
@@ -366,6 +388,7 @@ impl Engine {
             gone: self.gone,
             pending: self.pending.is_some(),
             stopped: self.state == State::Stopped,
+            likely: self.likely.clone(),
         }
     }
 
@@ -420,7 +443,7 @@ impl Engine {
     pub(crate) fn step(&mut self, input: Input, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
         match input {
             Input::Alive(process) => self.alive(process),
-            Input::Died { process, at_ns, intended } => self.died(process, at_ns, intended, now_ns),
+            Input::Died { process, at_ns, intent } => self.died(process, at_ns, intent, now_ns),
             Input::Missing if self.state == State::Unknown => self.missing(now_ns),
             Input::Missing => Vec::new(),
             Input::Planned { question, plan, exhausted } => match self.state {
@@ -486,10 +509,11 @@ impl Engine {
     }
 
     fn conclude(&mut self, outcome: Outcome) -> Option<Action> {
+        self.likely = None;
         self.pending.take().map(|process| Action::Conclude { process, outcome })
     }
 
-    fn died(&mut self, process: Identity, at_ns: u64, intended: Option<String>, now_ns: u64) -> Vec<Action> {
+    fn died(&mut self, process: Identity, at_ns: u64, intent: Intent, now_ns: u64) -> Vec<Action> {
         if self.newer.is_some_and(|newer| newer.matches(process)) {
             self.newer = None;
         }
@@ -517,15 +541,19 @@ impl Engine {
         self.revived = Outcome::Respawned;
         if let Some(newer) = self.newer.take() {
             // Somebody was faster than word of the death.
-            if intended.is_none() {
+            if intent == Intent::None {
                 actions.extend(self.open(at_ns));
             }
             actions.extend(self.revives(newer, Outcome::Respawned));
             return actions;
         }
-        if let Some(because) = intended {
-            actions.extend(self.intended(because, now_ns));
-            return actions;
+        match intent {
+            Intent::Certain(because) => {
+                actions.extend(self.intended(because, now_ns));
+                return actions;
+            }
+            Intent::Likely(because) => self.likely = Some(because),
+            Intent::None => {}
         }
         actions.extend(self.open(at_ns));
         actions.extend(self.consider(now_ns));
@@ -657,6 +685,10 @@ impl Engine {
                 let needs = nanoseconds(within).saturating_mul(3) / 2;
                 self.wait(now_ns.saturating_add(needs.max(BUSY_MIN_NS)), "supervisor", why)
             }
+            Plan::EndedWell { why } => match self.likely.take() {
+                Some(because) => self.intended(format!("{because}; {why}"), now_ns),
+                None => self.stays_dead(why, exhausted, host, now_ns),
+            },
             Plan::GivesUp { why } => self.stays_dead(why, exhausted, host, now_ns),
         }
     }
@@ -759,10 +791,6 @@ impl Engine {
 
 /// The reason of a wait for the next half-open try.
 const CIRCUIT_OPEN: &str = "circuit open";
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
 
 #[cfg(test)]
 mod tests;

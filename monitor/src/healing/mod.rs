@@ -9,5 +9,5 @@ mod engine;
 mod plan;
 
 pub(crate) use budget::Ledger;
-pub(crate) use engine::{Action, Engine, Input, Memory, Outcome, Policy};
+pub(crate) use engine::{Action, Engine, Input, Intent, Memory, Outcome, Policy};
 pub(crate) use plan::Plan;

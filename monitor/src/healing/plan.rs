@@ -21,6 +21,11 @@ pub(crate) enum Plan {
         /// In its own words.
         why: String,
     },
+    /// Likewise, and it ended well: by itself, or because somebody stopped it. Its supervisor does not know (any more).
+    EndedWell {
+        /// In its own words.
+        why: String,
+    },
     /// It may not be started now; that can change.
     Held {
         /// What holds it.

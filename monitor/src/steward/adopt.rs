@@ -13,7 +13,7 @@ use super::{Steward, Word};
 use crate::{
     attribution::{Origin, Place, ask_name},
     config::{Config, Mode, Service, Target},
-    healing::{Engine, Input, Outcome, Policy},
+    healing::{Engine, Input, Intent, Outcome, Policy},
     host::{
         clock,
         process::{self, Identity},
@@ -113,7 +113,9 @@ impl Steward {
         {
             self.say(now, service, What::Died);
             self.say(now, service, What::Verdict("unknown: it died while no agent was watching".to_owned()));
-            self.step(service, Input::Died { process: believed, at_ns: now, intended: None }, now);
+            // Whoever stops a service while no agent runs must not find it started by the next one.
+            let intent = Intent::Likely("it ended while no agent was watching".to_owned());
+            self.step(service, Input::Died { process: believed, at_ns: now, intent }, now);
         }
         if let Some(found) = found {
             self.introduce(service, found, now);

@@ -41,7 +41,7 @@ async fn what_was_kept_is_there_again() {
     let (_, left) = Store::open(directory.path()).expect("a store");
     assert_eq!(left.services["web"], memory());
     assert!(left.followers["web"].keeps(Pace::default()));
-    assert_eq!((left.open.len(), left.next_id, left.rebooted), (3, 4, false));
+    assert_eq!((left.open.len(), left.next_id), (3, 4));
     let reader = Reader::open(directory.path()).expect("a reader beside it");
     let ids = |incidents: Vec<Incident>| incidents.iter().map(|incident| incident.id).collect::<Vec<_>>();
     assert_eq!(ids(reader.incidents(None, 2).expect("listed")), [3, 2]);

@@ -98,7 +98,7 @@ impl Supervisor for SystemdSupervisor {
         Box::pin(async {
             let unit = self.systemd.unit(&self.unit).await?;
             let plan = plan(&unit, living(unit.main_pid)?);
-            *self.planned.lock().await = matches!(plan, Plan::GivesUp { .. }).then_some(unit);
+            *self.planned.lock().await = matches!(plan, Plan::GivesUp { .. } | Plan::EndedWell { .. }).then_some(unit);
             Ok(plan)
         })
     }
@@ -158,6 +158,8 @@ fn plan(unit: &Unit, main: Option<Identity>) -> Plan {
             let (burst, interval) = unit.start_limit;
             Plan::GivesUp { why: format!("start limit: {burst} starts in {interval:?}") }
         }
+        // A unit that was stopped, or ended well, may have been unloaded by now, and with it what would tell which.
+        _ if unit.result == "success" => Plan::EndedWell { why: format!("Restart={}, result success", unit.restart) },
         _ => Plan::GivesUp { why: format!("Restart={}, result {}", unit.restart, unit.result) },
     }
 }
@@ -185,6 +187,7 @@ mod tests {
             Plan::Alive(_) => "alive",
             Plan::Restarts { .. } => "restarts",
             Plan::GivesUp { .. } => "gives up",
+            Plan::EndedWell { .. } => "ended well",
             Plan::Held { .. } => "held",
             Plan::Intended { .. } => "intended",
         }
@@ -198,7 +201,7 @@ mod tests {
             (unit("failed", "failed"), None, "gives up"),
             (Unit { result: named("start-limit-hit"), ..unit("failed", "failed") }, None, "gives up"),
             (Unit { restart: named("on-abort"), ..unit("failed", "failed") }, None, "gives up"),
-            (Unit { result: named("success"), ..unit("inactive", "dead") }, None, "gives up"),
+            (Unit { result: named("success"), ..unit("inactive", "dead") }, None, "ended well"),
             (Unit { kind: named("oneshot"), ..unit("inactive", "dead") }, None, "intended"),
             (Unit { stopped_first: true, result: named("signal"), ..unit("failed", "failed") }, None, "intended"),
             (Unit { stopped_first: true, result: named("success"), ..unit("inactive", "dead") }, None, "intended"),

@@ -23,7 +23,11 @@ fn who(tgid: u32) -> Identity {
 }
 
 fn died(tgid: u32, at_ns: u64) -> Input {
-    Input::Died { process: who(tgid), at_ns, intended: None }
+    Input::Died { process: who(tgid), at_ns, intent: Intent::None }
+}
+
+fn ended_well() -> Plan {
+    Plan::EndedWell { why: "result success".to_owned() }
 }
 
 fn gives_up() -> Plan {
@@ -183,7 +187,7 @@ fn late_word_changes_nothing() {
 #[test]
 fn what_was_meant_is_no_outage() {
     let mut bench = Bench::alive(policy());
-    let stop = Input::Died { process: who(1), at_ns: S, intended: Some("systemctl stop".to_owned()) };
+    let stop = Input::Died { process: who(1), at_ns: S, intent: Intent::Certain("systemctl stop".to_owned()) };
     assert_eq!(short(&bench.step(stop, S)), ["not: intended_stop", "Some(1) Intended"]);
     assert_eq!(bench.engine.deadline(), None);
     assert_eq!(bench.step(Input::Alive(who(2)), 9 * S), [], "and neither is its start");
@@ -192,6 +196,29 @@ fn what_was_meant_is_no_outage() {
     bench.step(died(2, 10 * S), 10 * S);
     let actions = bench.plan(Plan::Intended { why: "a stop job".to_owned() }, 11 * S);
     assert_eq!(short(&actions), ["not: intended_stop", "Some(2) Intended", "close after 1 Intended"]);
+}
+
+#[test]
+fn what_was_likely_meant_is_left_down_unless_its_supervisor_knows_that_it_failed() {
+    let likely = |at_ns| Input::Died { process: who(1), at_ns, intent: Intent::Likely("a stop".to_owned()) };
+    let mut bench = Bench::alive(policy());
+    assert_eq!(short(&bench.step(likely(S), S)), ["open", "ask"]);
+    // It is remembered over the agent's own end.
+    let mut next = Bench::alive(policy());
+    next.engine.remember(bench.engine.memory(), S);
+    next.step(Input::Tick, S);
+    assert_eq!(
+        short(&next.plan(ended_well(), 2 * S)),
+        ["not: intended_stop", "Some(1) Intended", "close after 1 Intended"]
+    );
+
+    let actions = bench.plan(gives_up(), 9 * S);
+    assert!(short(&actions).iter().any(|action| action.starts_with("restart")), "{actions:?}");
+    // What nobody seems to have meant is an outage, also when it ended well.
+    let mut bench = Bench::alive(policy());
+    bench.step(died(1, S), S);
+    let actions = bench.plan(ended_well(), 9 * S);
+    assert!(short(&actions).iter().any(|action| action.starts_with("restart")), "{actions:?}");
 }
 
 #[test]
@@ -337,9 +364,14 @@ fn what_an_earlier_agent_knew_is_gone_on_with() {
     assert_eq!(bench.step(Input::Missing, 5 * S), []);
 }
 
+fn intent() -> impl Strategy<Value = Intent> {
+    prop_oneof![Just(Intent::None), Just(Intent::Likely(String::new())), Just(Intent::Certain(String::new()))]
+}
+
 fn plan() -> impl Strategy<Value = Result<Plan, String>> {
     prop_oneof![
         4 => Just(Ok(gives_up())),
+        2 => Just(Ok(ended_well())),
         2 => (0u64..20).prop_map(|s| Ok(Plan::Restarts { within: Duration::from_secs(s), why: String::new() })),
         1 => (1u32..6).prop_map(|tgid| Ok(Plan::Alive(who(tgid)))),
         1 => Just(Ok(Plan::Held { why: String::new() })),
@@ -352,7 +384,7 @@ fn plan() -> impl Strategy<Value = Result<Plan, String>> {
 #[derive(Clone, Debug)]
 enum Word {
     Plain(Input),
-    Died(u32, bool),
+    Died(u32, Intent),
     Planned(u32, Result<Plan, String>, bool),
     Started(u32, Result<u32, ()>),
     Pause(u64),
@@ -362,7 +394,7 @@ enum Word {
 fn word() -> impl Strategy<Value = Word> {
     prop_oneof![
         2 => (1u32..6).prop_map(|tgid| Word::Plain(Input::Alive(who(tgid)))),
-        3 => (1u32..6, any::<bool>()).prop_map(|(tgid, intended)| Word::Died(tgid, intended)),
+        3 => (1u32..6, intent()).prop_map(|(tgid, intent)| Word::Died(tgid, intent)),
         1 => Just(Word::Plain(Input::Missing)),
         8 => (0u32..2, plan(), prop::bool::weighted(0.1)).prop_map(|(back, plan, no)| Word::Planned(back, plan, no)),
         4 => (0u32..2, 1u32..6).prop_map(|(back, tgid)| Word::Started(back, Ok(tgid))),
@@ -391,13 +423,10 @@ proptest! {
             let mut allowed = false;
             let input = match word {
                 Word::Plain(input) => input,
-                Word::Died(tgid, intended) => Input::Died {
-                    process: who(tgid),
-                    at_ns: now,
-                    intended: intended.then(|| "stop".to_owned()),
-                },
+                Word::Died(tgid, intent) => Input::Died { process: who(tgid), at_ns: now, intent },
                 Word::Planned(back, plan, no) => {
-                    allowed = plan == Ok(gives_up()) && back == 0 && !no;
+                    let ended_well = plan == Ok(ended_well()) && engine.likely.is_none();
+                    allowed = (plan == Ok(gives_up()) || ended_well) && back == 0 && !no;
                     let question = engine.question.wrapping_sub(back);
                     Input::Planned { question, plan, exhausted: no.then(|| "no".to_owned()) }
                 }
