@@ -105,3 +105,11 @@ fn a_pool_is_read_with_its_services() {
     assert_eq!((service.pool.as_ref().map(Name::as_str), service.drain_at), (Some("be_web/web1"), Some(0.9)));
     assert!(config.warnings().is_empty());
 }
+
+#[test]
+fn the_configuration_that_the_guide_to_pools_shows_is_valid() {
+    let guide = include_str!("../../../docs/pool.md");
+    let text = guide.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let config = Config::parse(Path::new("pool.md"), text).expect("valid");
+    assert!(config.pool.agent_check.is_some() && config.pool.haproxy.len() == 1 && config.services().len() == 1);
+}

@@ -66,6 +66,8 @@ pub(crate) struct Policy {
 /// What a member is told.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Input {
+    /// It was looked for, and does not run.
+    Absent,
     /// Its main process lives.
     Alive(Identity),
     /// The kernel sent SIGKILL to a process for want of memory.
@@ -236,6 +238,7 @@ impl Member {
     pub(crate) fn step(&mut self, input: Input, now_ns: u64) -> Vec<Order> {
         let mut orders = Vec::new();
         match input {
+            Input::Absent => self.absent(),
             Input::Alive(process) => self.alive(process, now_ns),
             Input::Marked(process) => self.marked(process, now_ns),
             Input::Died(process) => self.died(process),
@@ -254,6 +257,13 @@ impl Member {
         orders
     }
 
+    fn absent(&mut self) {
+        if let Phase::Unseen { .. } = self.phase {
+            let known = self.left.take().filter(|left| left.state == State::Out);
+            self.go(Phase::Out, known.map_or(Cause::NotRunning, |left| left.cause));
+        }
+    }
+
     fn alive(&mut self, process: Identity, now_ns: u64) {
         let is_same = |other: Option<Identity>| other.is_some_and(|other| other.matches(process));
         if is_same(self.process) || is_same(self.gone) || self.is_doomed(process) {
@@ -267,15 +277,20 @@ impl Member {
         self.pause_ns = SOON_NS;
         self.next_probe_ns = Some(now_ns);
         match (self.phase, self.left.take()) {
-            // What an earlier agent took out comes back by proof only, and so does what died while none was there.
-            (Phase::Unseen { .. }, Some(left)) if left.state == State::In => {
-                if left.process.is_some_and(|own| own.matches(process)) {
-                    self.go(Phase::In, left.cause);
-                } else {
-                    self.go(Phase::Out, Cause::Died);
+            // What an earlier agent took out comes back by proof only, and so does what died while none was there. What it
+            // drained still drains, until a measurement says that it need not.
+            (Phase::Unseen { .. }, Some(left)) => {
+                let same = left.process.is_some_and(|own| own.matches(process));
+                match left.state {
+                    State::In if same => self.go(Phase::In, left.cause),
+                    State::Draining if same && self.policy.may_drain => {
+                        self.go(Phase::Draining { relieved_ns: None }, left.cause);
+                    }
+                    State::Draining if same => self.go(Phase::In, Cause::FoundRunning),
+                    State::Out => self.go(Phase::Out, left.cause),
+                    State::In | State::Draining => self.go(Phase::Out, Cause::Died),
                 }
             }
-            (Phase::Unseen { .. }, Some(left)) => self.go(Phase::Out, left.cause),
             // The load balancers know better than we do; the first probes will tell.
             (Phase::Unseen { .. }, None) => self.go(Phase::In, Cause::FoundRunning),
             (Phase::In | Phase::Draining { .. }, _) if before.is_some() => self.go(Phase::Out, Cause::Replaced),
@@ -425,8 +440,7 @@ impl Member {
         if let Phase::Unseen { until_ns } = self.phase
             && until_ns <= now_ns
         {
-            let known = self.left.take().filter(|left| left.state == State::Out);
-            self.go(Phase::Out, known.map_or(Cause::NotRunning, |left| left.cause));
+            self.absent();
         }
         if self.doomed.is_some_and(|(_, until_ns)| until_ns <= now_ns) {
             self.doomed = None;

@@ -11,7 +11,7 @@ use crate::{
     healing::Input,
     health,
     host::{clock, process::Identity},
-    memory::Measured,
+    memory::{Measured, forecast::Forecast},
     pool::{self, Board, Member, Order, Policy, Standing, State},
     roster::Managed,
     timeline::What,
@@ -34,6 +34,8 @@ struct Slot {
     standing: Option<Standing>,
     /// A load balancer has a name for it, so its moves are worth a line.
     is_named: bool,
+    /// By the last forecast its memory is exhausted within minutes.
+    runs_out: bool,
 }
 
 impl Pools {
@@ -57,7 +59,10 @@ impl Pools {
         self.board.add(service, rule.pool.as_ref());
         let member = Member::new(policy, self.left.remove(&**service), now);
         self.deadlines.extend(member.deadline().map(|deadline| (deadline, Arc::clone(service))));
-        self.slots.insert(Arc::clone(service), Slot { member, standing: None, is_named: rule.pool.is_some() });
+        self.slots.insert(
+            Arc::clone(service),
+            Slot { member, standing: None, is_named: rule.pool.is_some(), runs_out: false },
+        );
     }
 
     /// When the next member is due.
@@ -114,8 +119,10 @@ impl Steward {
         if let Input::Died { process, .. } = input {
             self.pool_step(service, pool::Input::Died(*process), now);
         }
-        if let Some(process) = self.roster.get(service).and_then(Managed::process) {
-            self.pool_step(service, pool::Input::Alive(process), now);
+        match self.roster.get(service).and_then(Managed::process) {
+            Some(process) => self.pool_step(service, pool::Input::Alive(process), now),
+            None if *input == Input::Missing => self.pool_step(service, pool::Input::Absent, now),
+            None => {}
         }
         if let Input::Probed { process, result: Ok(()) } = input {
             self.pool_step(service, pool::Input::Proven(*process), now);
@@ -123,15 +130,18 @@ impl Steward {
     }
 
     /// Memory of a service was measured.
-    pub(super) fn pool_measured(&mut self, measured: &Measured, now: u64) {
+    pub(super) fn pool_measured(&mut self, measured: &Measured, forecast: Option<&Forecast>, now: u64) {
         let service = &measured.service;
-        let Some(managed) = self.roster.get(service) else { return };
-        if !managed.process().is_some_and(|process| process.matches(measured.process)) {
+        let Some(slot) = self.pools.slots.get_mut(service) else { return };
+        if !slot.member.process().is_some_and(|process| process.matches(measured.process)) {
             return;
         }
+        if let Some(forecast) = forecast {
+            // One of hours is a matter for people; a server that drains for hours helps nobody.
+            slot.runs_out = forecast.exhausted_in_seconds.is_some();
+        }
+        let runs_out = slot.runs_out;
         let share = measured.limit.filter(|&limit| limit > 0).map_or(0.0, |limit| measured.bytes as f64 / limit as f64);
-        // A forecast of hours is a matter for people; a server that drains for hours helps nobody.
-        let runs_out = managed.follower.forecast().exhausted_in_seconds.is_some();
         let others = self.pools.board.others(service);
         self.pool_step(service, pool::Input::Measured { share, runs_out, others }, now);
     }

@@ -43,6 +43,7 @@ fn missing(live: bool) -> Result<Vec<Need>> {
     }
     if workspace::in_ci() && live {
         needs.extend(engines());
+        needs.extend(haproxy());
         needs.extend(corpus(|program| process::find(program).is_some()));
     }
     Ok(needs)
@@ -61,6 +62,15 @@ fn engines() -> Option<Need> {
         what: "dockerd, podman and a static busybox".to_owned(),
         why: "live tests kill processes in real containers",
         mend: Mend::Packages(vec!["docker.io", "podman", "runc", "busybox-static"]),
+    })
+}
+
+/// The load balancer that a live test starts for itself.
+fn haproxy() -> Option<Need> {
+    (!Path::new("/usr/sbin/haproxy").exists()).then(|| Need {
+        what: "haproxy".to_owned(),
+        why: "live tests take servers out of a real pool",
+        mend: Mend::Packages(vec!["haproxy"]),
     })
 }
 

@@ -184,11 +184,17 @@ fn what_an_earlier_agent_knew_goes_on() {
     assert_eq!(same.step(Input::Alive(who(1))), [(State::Out, State::In, Cause::Healthy)]);
     let mut other = Bench::new(policy(), left(State::In, 9, Cause::Healthy));
     assert_eq!(other.step(Input::Alive(who(1))), [(State::In, State::Out, Cause::Died)]);
-    for state in [State::Out, State::Draining] {
-        let mut out = Bench::new(policy(), left(state, 1, Cause::OomKill));
-        assert_eq!(out.step(Input::Alive(who(1))), [(State::In, State::Out, Cause::OomKill)]);
-        assert!(matches!(out.pass(5 * S, true)[..], [(400_000_000.., State::In, _)]), "one flap");
-    }
+    let mut out = Bench::new(policy(), left(State::Out, 1, Cause::OomKill));
+    assert_eq!(out.step(Input::Alive(who(1))), [(State::In, State::Out, Cause::OomKill)]);
+    assert!(matches!(out.pass(5 * S, true)[..], [(400_000_000.., State::In, _)]), "one flap");
+    let mut drains = Bench::new(policy(), left(State::Draining, 1, Cause::Memory));
+    assert_eq!(drains.step(Input::Alive(who(1))), [(State::In, State::Draining, Cause::Memory)]);
+    assert!(drains.pass(5 * S, true).is_empty(), "no word of its memory yet");
+    drains.step(measured(0.1, None));
+    assert!(matches!(drains.pass(5 * S, true)[..], [(_, State::In, Cause::Healthy)]));
+    let mut absent = Bench::new(policy(), None);
+    assert_eq!(absent.step(Input::Absent), [(State::In, State::Out, Cause::NotRunning)]);
+    assert_eq!(absent.step(Input::Alive(who(1))), [], "whoever starts it proves it");
     let mut nobody = Bench::new(policy(), None);
     assert!(matches!(nobody.pass(5 * S, true)[..], [(at, State::Out, Cause::NotRunning)] if at == UNSEEN_NS));
 }
@@ -221,6 +227,7 @@ fn word() -> impl Strategy<Value = Word> {
         (0u32..2, any::<bool>()).prop_map(|(back, healthy)| Word::Probed(back, healthy)),
         (0.0..1.0f64, any::<bool>(), prop::option::of(0usize..3))
             .prop_map(|(share, runs_out, others)| { Word::Plain(Input::Measured { share, runs_out, others }) }),
+        Just(Word::Plain(Input::Absent)),
         Just(Word::Plain(Input::Tick)),
         Just(Word::Plain(Input::Tick)),
     ]
