@@ -172,6 +172,7 @@ impl Steward {
         let mut batch = Vec::with_capacity(BATCH);
         let mut next_audit = Instant::now() + AUDIT_INTERVAL;
         let mut next_measurement = Instant::now();
+        let mut views = self.pool_views();
         loop {
             let deadline = self.deadline();
             tokio::select! {
@@ -186,6 +187,7 @@ impl Steward {
                 Some(word) = self.words.1.recv() => self.word(word),
                 Some(_) = self.tasks.join_next() => {}
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+                Ok(()) = views.changed() => self.pool_look_around(clock::boot_ns()),
                 Some(command) = commands.recv() => self.command(command),
                 () = sleep_until(next_measurement) => {
                     next_measurement = Instant::now() + memory::interval(self.roster.len(), self.sample);

@@ -42,6 +42,8 @@ pub(crate) type Wishes = Arc<BTreeMap<Name, Wish>>;
 pub(crate) struct Board {
     inner: RwLock<Inner>,
     wishes: watch::Sender<Wishes>,
+    /// That a HAProxy sees something else now.
+    views: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +82,7 @@ pub(crate) struct View {
 impl Board {
     /// Nobody yet.
     pub(crate) fn new() -> Self {
-        Self { inner: RwLock::default(), wishes: watch::channel(Wishes::default()).0 }
+        Self { inner: RwLock::default(), wishes: watch::channel(Wishes::default()).0, views: watch::channel(()).0 }
     }
 
     /// A service that is looked after; its standing is not known yet.
@@ -159,10 +161,19 @@ impl Board {
     /// What a HAProxy sees now; `None`: it cannot be asked.
     pub(crate) fn see(&self, endpoint: &Arc<str>, view: Option<View>) {
         let mut inner = self.write();
-        match view {
-            Some(view) => drop(inner.views.insert(Arc::clone(endpoint), view)),
-            None => drop(inner.views.remove(endpoint)),
+        let before = match view.clone() {
+            Some(view) => inner.views.insert(Arc::clone(endpoint), view),
+            None => inner.views.remove(endpoint),
+        };
+        drop(inner);
+        if before != view {
+            self.views.send_replace(());
         }
+    }
+
+    /// Tells when a HAProxy sees something else.
+    pub(crate) fn views(&self) -> watch::Receiver<()> {
+        self.views.subscribe()
     }
 
     /// How many others could take a service's traffic: as the load balancers see it, the least of them; else as far as they

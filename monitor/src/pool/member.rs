@@ -92,6 +92,8 @@ pub(crate) enum Input {
         /// Other servers that can take its traffic, as far as that can be told.
         others: Option<usize>,
     },
+    /// Who else can serve may have changed.
+    Others(Option<usize>),
     /// The agent ends.
     AgentStops,
     /// A deadline has come.
@@ -182,6 +184,7 @@ pub(crate) struct Member {
     next_probe_ns: Option<u64>,
     pause_ns: u64,
     flaps: u32,
+    was_in: bool,
     returned_ns: Option<u64>,
     /// That it is the last one was said, and is said once.
     kept: bool,
@@ -207,6 +210,7 @@ impl Member {
             next_probe_ns: None,
             pause_ns: SOON_NS,
             flaps: left.as_ref().map_or(0, |left| left.flaps),
+            was_in: left.is_some(),
             returned_ns: None,
             kept: false,
             left,
@@ -249,6 +253,7 @@ impl Member {
             }
             Input::Probed { ticket, healthy } => self.probed(ticket, healthy, now_ns),
             Input::Measured { share, runs_out, others } => self.measured(share, runs_out, others, now_ns, &mut orders),
+            Input::Others(others) => self.look_around(others, &mut orders),
             Input::AgentStops => self.stops(&mut orders),
             Input::Tick => self.tick(now_ns),
         }
@@ -423,6 +428,19 @@ impl Member {
         }
     }
 
+    /// Whoever drains while nobody else is left serves again: it may have been decided on what was seen a moment too early,
+    /// and others may die meanwhile.
+    fn look_around(&mut self, others: Option<usize>, orders: &mut Vec<Order>) {
+        if let Phase::Draining { .. } = self.phase
+            && others == Some(0)
+            && self.bad == 0
+        {
+            orders.push(Order::Keep(self.cause));
+            self.go(Phase::In, Cause::LastOne);
+            self.kept = true;
+        }
+    }
+
     /// What was only a decision is taken back; a fact stays one.
     fn stops(&mut self, orders: &mut Vec<Order>) {
         if let Phase::Draining { .. } = self.phase
@@ -476,7 +494,9 @@ impl Member {
             return;
         }
         if to == State::In {
-            self.returned_ns = (self.cause == Cause::Healthy).then_some(now_ns);
+            // The first time is no return.
+            let was_in = std::mem::replace(&mut self.was_in, true);
+            self.returned_ns = (was_in && self.cause == Cause::Healthy).then_some(now_ns);
         } else if from == Some(State::In) {
             let lasting = nanoseconds(self.policy.lasting);
             let early = self.returned_ns.is_some_and(|at_ns| now_ns < at_ns.saturating_add(lasting));

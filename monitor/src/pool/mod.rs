@@ -80,6 +80,8 @@ pub(crate) enum Cause {
     Forecast,
     /// It has proven to be healthy for as long as was asked of it.
     Healthy,
+    /// It should drain, and nobody else can serve.
+    LastOne,
     /// The agent ends, and takes back what it has asked for.
     AgentStops,
 }
@@ -96,6 +98,7 @@ impl fmt::Display for Cause {
             Self::Memory => "its memory is near its limit",
             Self::Forecast => "its memory runs out within minutes",
             Self::Healthy => "it is healthy, and steadily so",
+            Self::LastOne => "nobody else can serve",
             Self::AgentStops => "the agent ends",
         })
     }

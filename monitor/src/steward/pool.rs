@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use tokio::sync::watch;
+
 use super::{Steward, Word};
 use crate::{
     config::{Health, Mode, PoolConfig, Service},
@@ -146,6 +148,22 @@ impl Steward {
         self.pool_step(service, pool::Input::Measured { share, runs_out, others }, now);
     }
 
+    /// Who else can serve may have changed: those that drain have to know.
+    pub(super) fn pool_look_around(&mut self, now: u64) {
+        let drains = |slot: &Slot| slot.standing.as_ref().is_some_and(|standing| standing.state == State::Draining);
+        let all: Vec<_> =
+            self.pools.slots.iter().filter(|(_, slot)| drains(slot)).map(|(service, _)| Arc::clone(service)).collect();
+        for service in all {
+            let others = self.pools.board.others(&service);
+            self.pool_step(&service, pool::Input::Others(others), now);
+        }
+    }
+
+    /// Tells when a load balancer sees something else.
+    pub(super) fn pool_views(&self) -> watch::Receiver<()> {
+        self.pools.board.views()
+    }
+
     /// Tells a member something, and does what it orders.
     pub(super) fn pool_step(&mut self, service: &Arc<str>, input: pool::Input, now: u64) {
         let orders = self.pools.step(service, input, now);
@@ -170,6 +188,9 @@ impl Steward {
                 self.metrics.pool_moved(service, to);
                 if is_named {
                     self.say(now, service, What::Pool { state: to, cause });
+                    if to != State::In {
+                        self.pool_look_around(now);
+                    }
                 }
             }
             Order::Weigh(weight) => {

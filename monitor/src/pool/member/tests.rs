@@ -158,6 +158,17 @@ fn memory_drains_it_unless_it_is_the_last() {
 }
 
 #[test]
+fn whoever_drains_serves_again_when_nobody_else_is_left() {
+    let mut bench = Bench::calm();
+    bench.step(measured(0.95, Some(1)));
+    assert_eq!(bench.step(Input::Others(Some(2))), []);
+    assert_eq!(bench.step(Input::Others(None)), []);
+    assert_eq!(bench.step(Input::Others(Some(0))), [(State::Draining, State::In, Cause::LastOne)]);
+    assert_eq!(bench.member.step(measured(0.95, Some(0)), 0), [Order::Weigh(50)], "the floor was said");
+    assert_eq!(bench.step(measured(0.95, Some(1))), [(State::In, State::Draining, Cause::Memory)]);
+}
+
+#[test]
 fn a_death_knows_no_floor_and_dry_runs_no_drain() {
     let mut bench = Bench::calm();
     bench.step(measured(0.95, Some(0)));
@@ -228,6 +239,7 @@ fn word() -> impl Strategy<Value = Word> {
         (0.0..1.0f64, any::<bool>(), prop::option::of(0usize..3))
             .prop_map(|(share, runs_out, others)| { Word::Plain(Input::Measured { share, runs_out, others }) }),
         Just(Word::Plain(Input::Absent)),
+        prop::option::of(0usize..2).prop_map(|others| Word::Plain(Input::Others(others))),
         Just(Word::Plain(Input::Tick)),
         Just(Word::Plain(Input::Tick)),
     ]
@@ -276,7 +288,8 @@ proptest! {
                         prop_assert_ne!(weight, percent);
                         weight = percent;
                     }
-                    Order::Keep(_) => prop_assert_eq!(told, Some(State::In)),
+                    // Before the move back, when it drained.
+                    Order::Keep(_) => prop_assert!(matches!(told, Some(State::In | State::Draining))),
                 }
             }
             if told == Some(State::In) {

@@ -72,5 +72,7 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     let status = if healthy { "200 OK" } else { "503 Service Unavailable" };
     let pid = std::process::id().to_string();
     let length = pid.len();
-    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{pid}")
+    // At once: in pieces, each would wait until the one before is acknowledged.
+    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{pid}");
+    stream.write_all(answer.as_bytes())
 }
