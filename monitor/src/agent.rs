@@ -5,22 +5,25 @@
 //! rings have kept meanwhile.
 
 use std::{
+    collections::{BTreeSet, HashMap},
     future::Future,
     path::Path,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use prometheus::Registry;
 use tokio::{
     sync::{mpsc, oneshot},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
+    time::{sleep, timeout},
 };
 
 use crate::{
     alert::{AlertMetrics, Alerts},
     audit::Audit,
-    config::Config,
+    config::{Config, Mode},
     control,
     host::{
         self,
@@ -29,6 +32,7 @@ use crate::{
     },
     kernel::{self, Kernel, RingStats},
     metrics::{KernelMetrics, Metrics, StoreMetrics},
+    pool::{AgentCheck, Answered, Board, Claims, Endpoint, HaProxy, Spoken},
     steward::Steward,
     store::Store,
     timeline::Timeline,
@@ -64,6 +68,11 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     }
     let listener = web::bind(config.http.listen).await?;
     let address = listener.local_addr().context("the HTTP listener has no address")?;
+    let (registry, board) = (Registry::new(), Arc::new(Board::new()));
+    let agent_check = match config.pool.agent_check {
+        Some(address) => Some(AgentCheck::bind(address, Arc::clone(&board), Answered::new(&registry)?).await?),
+        None => None,
+    };
     control::ensure_alone(&config.agent.control_socket)?;
     let (store, mut left) = Store::open(&config.agent.state_dir)?;
     if let Some(trouble) = &left.trouble {
@@ -79,7 +88,6 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
             readiness.note(format!("defib status, pause and resume ({error:#})"));
         })
         .ok();
-    let registry = Registry::new();
     let metrics = Metrics::new(&registry, config.agent.max_services)?;
     let alerts = {
         let (store, mut alertmanager) = (store.clone(), config.alertmanager.clone());
@@ -110,7 +118,8 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         let store = store.clone();
         Box::new(move || store.trouble().map(|trouble| format!("writing down state and incidents ({trouble})")))
     };
-    let web = Web { registry, readiness: Arc::clone(&readiness), refresh, trouble };
+    let haproxies = Haproxies::new(&config, &registry, &board, &store, &mut left.pool.claims)?;
+    let web = Web { registry, readiness: Arc::clone(&readiness), refresh, board: Arc::clone(&board), trouble };
     tasks.spawn(web::serve(listener, web, async move { drop(web_stopped.await) }));
 
     let hierarchy = Hierarchy::detect()
@@ -156,12 +165,14 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         tasks.spawn(control.serve(commands_in));
     }
     tasks.spawn(alerts.clone().tell(alert_metrics));
-    let sinks = (metrics, timeline, alerts);
-    let mut steward = Steward::new(&config, hierarchy, Arc::clone(&kernel), sinks, audit, (store, left));
+    let told = (metrics, timeline, alerts, Arc::clone(&board));
+    let mut steward = Steward::new(&config, hierarchy, Arc::clone(&kernel), told, audit, (store, left));
     for failure in steward.scan(&config)? {
         tracing::error!("a service cannot be looked after: {failure}");
         readiness.note(format!("a service: {failure}"));
     }
+    // From here on there is something to say.
+    let agent_check = agent_check.map(|check| tokio::spawn(check.serve()));
     readiness.release(SCAN);
     // Start-up needed tens of megabytes for type information; a resident agent gives them back.
     host::memory::give_back();
@@ -182,8 +193,76 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
             Err(error) => Err(error).context("a part of the agent failed"),
         },
     };
+    steward.leave_pools();
+    linger(&board, agent_check).await;
+    haproxies.leave().await;
     steward.end().await;
     drop(stop_web);
     tasks.shutdown().await;
     outcome
+}
+
+/// Agent checks that wait for news get so long to ask for it: HAProxy asks every two seconds unless told otherwise.
+const LINGER: Duration = Duration::from_secs(3);
+/// Between looks whether they have.
+const LINGER_LOOK: Duration = Duration::from_millis(20);
+
+/// What was said to agent checks only the next answer undoes, so the agent stays for that, if not for long.
+async fn linger(board: &Board, agent_check: Option<JoinHandle<Result<()>>>) {
+    let Some(agent_check) = agent_check else { return };
+    let asked = async {
+        while !board.all_answered() {
+            sleep(LINGER_LOOK).await;
+        }
+    };
+    if timeout(LINGER, asked).await.is_err() {
+        tracing::warn!("an agent check has not asked again, and may keep a server as it was");
+    }
+    agent_check.abort();
+}
+
+/// The tasks that speak to HAProxies, and how each is told to leave.
+struct Haproxies(Vec<(oneshot::Sender<()>, JoinHandle<Result<()>>)>);
+
+impl Haproxies {
+    /// Begins to speak to those that the configuration names, if the agent may act.
+    fn new(
+        config: &Config,
+        registry: &Registry,
+        board: &Arc<Board>,
+        store: &Store,
+        claims: &mut HashMap<String, Claims>,
+    ) -> Result<Self> {
+        if config.agent.mode != Mode::Act {
+            return Ok(Self(Vec::new()));
+        }
+        let spoken = Spoken::new(registry, &config.pool.haproxy)?;
+        let names: BTreeSet<_> = config.services().into_iter().filter_map(|service| service.pool).collect();
+        let begin = |endpoint: &Endpoint| {
+            let store = store.clone();
+            let haproxy = HaProxy {
+                endpoint: endpoint.clone(),
+                names: names.clone(),
+                claims: claims.remove(&endpoint.to_string()).unwrap_or_default(),
+                board: Arc::clone(board),
+                spoken: spoken.clone(),
+                keep: Box::new(move |endpoint, claims| store.keep_claims(endpoint, claims)),
+            };
+            let (leave, left) = oneshot::channel();
+            (leave, tokio::spawn(haproxy.run(board.wishes(), left)))
+        };
+        Ok(Self(config.pool.haproxy.iter().map(begin).collect()))
+    }
+
+    /// Has them give back what they can.
+    async fn leave(self) {
+        let (leaves, tasks): (Vec<_>, Vec<_>) = self.0.into_iter().unzip();
+        for leave in leaves {
+            // One that has ended already has nothing to give back.
+            leave.send(()).ok();
+        }
+        for task in tasks {
+            task.await.ok();
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //! error has a place in the file.
 
 mod alertmanager;
+mod pool;
 mod values;
 
 use std::{
@@ -13,9 +14,10 @@ use std::{
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::{control, kernel::Watched};
+use crate::{control, kernel::Watched, pool::Name};
 
 pub(crate) use alertmanager::{AlertmanagerConfig, Peer};
+pub(crate) use pool::PoolConfig;
 pub(crate) use values::{Budget, Health, Pattern};
 use values::{cgroup_path, optional_duration, program, sample_period, share};
 
@@ -63,8 +65,9 @@ pub(crate) struct Config {
     /// The services.
     #[serde(default)]
     service: Vec<Spanned<RawService>>,
-    /// Accepted, checked for form only: see [`Config::warnings`].
-    pool: Option<toml::Table>,
+    /// How load balancers come to know.
+    #[serde(default)]
+    pub(crate) pool: PoolConfig,
     /// Who is told of what happens.
     #[serde(default)]
     pub(crate) alertmanager: AlertmanagerConfig,
@@ -207,7 +210,8 @@ struct Settings {
     backoff: RawBackoff,
     budget: RawBudgets,
     health: Option<Health>,
-    pool: Option<String>,
+    pool: Option<Name>,
+    #[serde(deserialize_with = "share")]
     drain_at: Option<f64>,
 }
 
@@ -224,7 +228,8 @@ struct RawService {
     backoff: RawBackoff,
     budget: RawBudget,
     health: Option<Health>,
-    pool: Option<String>,
+    pool: Option<Name>,
+    #[serde(deserialize_with = "share")]
     drain_at: Option<f64>,
 }
 
@@ -271,6 +276,10 @@ pub(crate) struct Service {
     pub(crate) budget: Budget,
     /// Proof of health.
     pub(crate) health: Health,
+    /// The name that load balancers have for it.
+    pub(crate) pool: Option<Name>,
+    /// Share of its memory limit at which it leaves the pool.
+    pub(crate) drain_at: Option<f64>,
 }
 
 impl Config {
@@ -303,7 +312,7 @@ impl Config {
                 return Err(ConfigError { file: path.to_owned(), place, message });
             }
         }
-        config.check_apart().map_err(|(at, message)| ConfigError {
+        config.check_apart().and_then(|()| config.check_names()).map_err(|(at, message)| ConfigError {
             file: path.to_owned(),
             place: place(text, at),
             message,
@@ -333,6 +342,22 @@ impl Config {
         Ok(())
     }
 
+    /// HAProxy's runtime API names a server by its backend too.
+    fn check_names(&self) -> Result<(), (usize, String)> {
+        if self.pool.haproxy.is_empty() {
+            return Ok(());
+        }
+        for raw in &self.service {
+            let name = raw.get_ref().pool.as_ref().or(self.defaults.pool.as_ref());
+            if let Some(name) = name.filter(|name| name.parts().is_none()) {
+                let message =
+                    format!("pool {:?}: with [pool] haproxy, allowed are names like be_web/web1", name.as_str());
+                return Err((raw.span().start, message));
+            }
+        }
+        Ok(())
+    }
+
     /// The services, in the order of the file.
     pub(crate) fn services(&self) -> Vec<Service> {
         let resolve = |raw: &RawService| {
@@ -344,6 +369,8 @@ impl Config {
                 backoff: raw.backoff.over(base.backoff.over(Backoff::default())),
                 budget: raw.budget.per_service.or(base.budget.per_service).unwrap_or(PER_SERVICE),
                 health: raw.health.clone().or_else(|| base.health.clone()).unwrap_or(Health::Survival),
+                pool: raw.pool.clone().or_else(|| base.pool.clone()),
+                drain_at: raw.drain_at.or(base.drain_at),
             })
         };
         self.service.iter().filter_map(|raw| resolve(raw.get_ref())).collect()
@@ -369,20 +396,8 @@ impl Config {
 
     /// What is configured and not acted on by this version: said aloud, because an operator would rely on it.
     pub(crate) fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        let mut warn = |present: bool, what: &str| {
-            if present {
-                warnings.push(format!("{what} is accepted but not acted on by this version"));
-            }
-        };
-        warn(self.pool.is_some(), "[pool]");
-        warn(self.http.web_config.is_some(), "[http] web_config");
-        let raws = || self.service.iter().map(Spanned::get_ref);
-        let pool = self.defaults.pool.is_some() || raws().any(|raw| raw.pool.is_some());
-        warn(pool, "pool");
-        let drain = self.defaults.drain_at.is_some() || raws().any(|raw| raw.drain_at.is_some());
-        warn(drain, "drain_at");
-        warnings
+        let unused = self.http.web_config.as_ref().map(|_| "[http] web_config");
+        unused.into_iter().map(|what| format!("{what} is accepted but not acted on by this version")).collect()
     }
 }
 

@@ -26,7 +26,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::memory::forecast::Forecast;
+use crate::{memory::forecast::Forecast, pool};
 
 /// Where the agent listens unless it is told otherwise.
 pub(crate) const DEFAULT_PATH: &str = "/run/defib/control.sock";
@@ -59,6 +59,8 @@ pub(crate) struct Status {
     pub(crate) memory_bytes: Option<u64>,
     /// Its memory limit, bytes.
     pub(crate) memory_limit_bytes: Option<u64>,
+    /// Where it stands in its pool; `null` while that is not known.
+    pub(crate) pool: Option<pool::State>,
     /// What is foreseen for its memory.
     pub(crate) forecast: Forecast,
     /// The same in words.

@@ -12,7 +12,10 @@ use tokio::{
 
 use crate::{
     config::Health,
-    host::process::{self, Identity},
+    host::{
+        clock,
+        process::{self, Identity},
+    },
 };
 
 /// A service without a health check is healthy when it has lived for this long.
@@ -49,9 +52,7 @@ pub(crate) async fn prove(health: &Health, process: Identity) -> Result<(), Unpr
         let result = match health {
             Health::Survival if begin.elapsed() >= SURVIVAL => Ok(()),
             Health::Survival => Err(anyhow::anyhow!("it has not lived for {} s", SURVIVAL.as_secs())),
-            other => {
-                timeout(TRY_TIMEOUT, ask(other)).await.unwrap_or_else(|_| bail!("no answer within {TRY_TIMEOUT:?}"))
-            }
+            other => try_once(other).await,
         };
         match result {
             Ok(()) => return Ok(()),
@@ -64,6 +65,21 @@ pub(crate) async fn prove(health: &Health, process: Identity) -> Result<(), Unpr
             }
         }
     }
+}
+
+/// Whether it is healthy now; one that has no health check is when it has lived for long enough.
+pub(crate) async fn is_healthy(health: &Health, process: Identity) -> bool {
+    if !process::is_alive(process) {
+        return false;
+    }
+    match health {
+        Health::Survival => clock::boot_ns().saturating_sub(process.start_ns) >= SURVIVAL.as_nanos() as u64,
+        other => try_once(other).await.is_ok(),
+    }
+}
+
+async fn try_once(health: &Health) -> Result<()> {
+    timeout(TRY_TIMEOUT, ask(health)).await.unwrap_or_else(|_| bail!("no answer within {TRY_TIMEOUT:?}"))
 }
 
 async fn ask(health: &Health) -> Result<()> {

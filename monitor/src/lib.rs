@@ -7,6 +7,7 @@
 //! the three together: deaths with cause and service                   observer.rs
 //! death + supervisor + clock ──▶ actions                              healing/ (pure)
 //! memory samples ──▶ trend ──▶ forecast                               memory/ (pure)
+//! marks, deaths, probes ──▶ in or out of the pool ──▶ load balancers  pool/ (state: pure)
 //! actions ──▶ start, prove health, count, serve                       supervisor/, health.rs, metrics.rs, web.rs
 //! deaths, outages, forecasts ──▶ Alertmanager                         alert/ (board, outbox: pure)
 //! ```
@@ -30,6 +31,7 @@ mod kernel;
 pub mod memory;
 mod metrics;
 mod observer;
+mod pool;
 mod recent;
 mod roster;
 mod steward;

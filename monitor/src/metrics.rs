@@ -20,6 +20,7 @@ use crate::{
     kernel::{Kernel, SOURCES},
     memory::forecast::{Forecast, Verdict},
     observer::Death,
+    pool::State,
     store::Store,
 };
 
@@ -48,6 +49,9 @@ pub(crate) struct Metrics {
     growth: GaugeVec,
     oom_eta: GaugeVec,
     leak: IntGaugeVec,
+    pool_state: IntGaugeVec,
+    pool_moves: IntCounterVec,
+    pool_kept: IntCounterVec,
     services: Services,
 }
 
@@ -175,6 +179,24 @@ impl Metrics {
                 "1 for what holds of its memory: leak, masked_leak (only restarts keep it alive), steady, insufficient (too little was seen).",
                 &["service", "verdict"],
             )?,
+            pool_state: gauges(
+                registry,
+                "defib_pool_state",
+                "1 for where the service stands in its pool: in, draining, out.",
+                &["service", "state"],
+            )?,
+            pool_moves: counters(
+                registry,
+                "defib_pool_moves_total",
+                "Moves of the service in its pool, by where to.",
+                &["service", "state"],
+            )?,
+            pool_kept: counters(
+                registry,
+                "defib_pool_kept_total",
+                "Times that the service should have drained and was the last that could serve.",
+                &["service"],
+            )?,
             services: Services { known: HashSet::new(), cap },
         };
         metrics.start_series(OTHER);
@@ -204,6 +226,11 @@ impl Metrics {
         self.outage.with_label_values(&[label]);
         self.memory.with_label_values(&[label]).set(0);
         self.memory_limit.with_label_values(&[label]).set(0);
+        for state in State::ALL {
+            self.pool_state.with_label_values(&[label, state.as_str()]).set(0);
+            self.pool_moves.with_label_values(&[label, state.as_str()]);
+        }
+        self.pool_kept.with_label_values(&[label]);
         for result in ["ok", "failed"] {
             self.restarts.with_label_values(&[label, result]);
         }
@@ -259,6 +286,20 @@ impl Metrics {
             let holds = i64::from(verdict == forecast.verdict);
             self.leak.with_label_values(&[label, verdict.as_str()]).set(holds);
         }
+    }
+
+    /// Says where it stands in its pool.
+    pub(crate) fn pool_moved(&self, service: &str, to: State) {
+        let label = self.label(service);
+        for state in State::ALL {
+            self.pool_state.with_label_values(&[label, state.as_str()]).set(i64::from(state == to));
+        }
+        self.pool_moves.with_label_values(&[label, to.as_str()]).inc();
+    }
+
+    /// It should have drained, and was the last that could serve.
+    pub(crate) fn pool_kept(&self, service: &str) {
+        self.pool_kept.with_label_values(&[self.label(service)]).inc();
     }
 
     /// Says when it died.

@@ -108,6 +108,8 @@ pub(crate) struct Marked {
     pub(crate) seen_ns: u64,
     /// Where the victim lives.
     pub(crate) place: Option<Place>,
+    /// Who it is.
+    pub(crate) process: Identity,
     /// The kernel sent SIGKILL with it; without, the victim was dying already and nothing was killed.
     pub(crate) kill_sent: bool,
 }
@@ -287,7 +289,13 @@ impl Observer {
             }
         }
         self.docket.mark(mark, context);
-        Marked { kernel_ns: mark.header.kernel_ns, seen_ns, place, kill_sent: mark.header.flags & MARK_KILL_SENT != 0 }
+        Marked {
+            kernel_ns: mark.header.kernel_ns,
+            seen_ns,
+            place,
+            process: identity(&mark.victim),
+            kill_sent: mark.header.flags & MARK_KILL_SENT != 0,
+        }
     }
 
     /// Reads a cgroup's own count of OOM kills, and remembers it for the next time.

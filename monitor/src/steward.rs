@@ -6,14 +6,17 @@
 //! * [`adopt`]: which services there are
 //! * [`growth`]: their memory
 //! * [`operators`]: what operators ask and tell
+//! * [`pool`]: where services stand in their pools
 
 mod adopt;
 mod growth;
 mod operators;
+mod pool;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
+use monitor_common::record::Record;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -43,11 +46,14 @@ use crate::{
     memory::{self, Follower, Measured},
     metrics::Metrics,
     observer::{Death, Observer, Sight},
+    pool::{Board, Input as PoolInput, State},
     roster::{Managed, Roster},
     store::{Left, Store},
     text::Clean,
     timeline::{Timeline, What},
 };
+
+pub(crate) use pool::Pools;
 
 /// Events handled before anything else gets a turn.
 const BATCH: usize = 256;
@@ -76,6 +82,8 @@ enum Word {
     Moment(Arc<str>, u64, What),
     /// Memory of services.
     Measured(Vec<Measured>),
+    /// What comes to a service's member in its pool.
+    Pool(Arc<str>, PoolInput),
     /// Whether a unit would be brought back by systemd after an OOM kill.
     Covered(Arc<str>, bool),
 }
@@ -104,6 +112,7 @@ pub(crate) struct Steward {
     followers: HashMap<String, Follower>,
     /// Between two samples of a service's memory for its trend.
     sample: Duration,
+    pools: Pools,
 }
 
 impl Steward {
@@ -112,7 +121,7 @@ impl Steward {
         config: &Config,
         hierarchy: Option<Hierarchy>,
         kernel: Arc<Kernel>,
-        (metrics, timeline, alerts): (Metrics, Timeline, Alerts),
+        (metrics, timeline, alerts, board): (Metrics, Timeline, Alerts, Arc<Board>),
         audit: Audit,
         (store, left): (Store, Left),
     ) -> Self {
@@ -137,6 +146,7 @@ impl Steward {
             left: left.services,
             followers: left.followers,
             sample: config.forecast.sample,
+            pools: Pools::new(config.pool.clone(), board, left.pool.members),
         }
     }
 
@@ -165,6 +175,7 @@ impl Steward {
         let mut batch = Vec::with_capacity(BATCH);
         let mut next_audit = Instant::now() + AUDIT_INTERVAL;
         let mut next_measurement = Instant::now();
+        let mut views = self.pool_views();
         loop {
             let deadline = self.deadline();
             tokio::select! {
@@ -179,6 +190,7 @@ impl Steward {
                 Some(word) = self.words.1.recv() => self.word(word),
                 Some(_) = self.tasks.join_next() => {}
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+                Ok(()) = views.changed() => self.pool_look_around(clock::boot_ns()),
                 Some(command) = commands.recv() => self.command(command),
                 () = sleep_until(next_measurement) => {
                     next_measurement = Instant::now() + memory::interval(self.roster.len(), self.sample);
@@ -195,6 +207,9 @@ impl Steward {
             }
             for service in self.roster.due(now) {
                 self.step(&service, Input::Tick, now);
+            }
+            for service in self.pools.due(now) {
+                self.pool_step(&service, PoolInput::Tick, now);
             }
             for (id, place) in self.observer.take_discovered() {
                 self.appeared(id, &place);
@@ -223,18 +238,27 @@ impl Steward {
     /// Says a moment, and notes it in the service's record.
     fn say(&mut self, at_ns: u64, service: &Arc<str>, what: What) {
         if self.roster.get(service).is_some() {
-            self.book.note(service, clock::wall(at_ns), what.word(), what.to_string());
+            let (at, word, text) = (clock::wall(at_ns), what.word(), what.to_string());
+            match what {
+                What::Pool { state: State::In, .. } => self.book.returned(service, at, word, text),
+                _ => self.book.note(service, at, word, text),
+            }
         }
         self.timeline.say(at_ns, service, what);
     }
 
     /// The next moment at which something is due without an input.
     fn deadline(&self) -> Option<Instant> {
-        let earliest = self.roster.next_deadline().into_iter().chain(self.observer.next_deadline()).min()?;
+        let all = [self.roster.next_deadline(), self.observer.next_deadline(), self.pools.next_deadline()];
+        let earliest = all.into_iter().flatten().min()?;
         Some(Instant::now() + Duration::from_nanos(earliest.saturating_sub(clock::boot_ns())))
     }
 
     fn event(&mut self, event: &Event) {
+        if let Record::Exit(exit) = &event.record {
+            let process = Identity { tgid: exit.process.tgid, start_ns: exit.process.start_ns };
+            self.pool_exited(process, clock::boot_ns());
+        }
         match self.observer.event(event) {
             Some(Sight::Marked(marked)) => {
                 self.metrics.detected(marked.kernel_ns, marked.seen_ns);
@@ -245,6 +269,9 @@ impl Steward {
                     && self.roster.get(&place.service).is_some()
                 {
                     let service = Arc::clone(&place.service);
+                    if marked.kill_sent {
+                        self.pool_step(&service, PoolInput::Marked(marked.process), clock::boot_ns());
+                    }
                     self.say(marked.kernel_ns, &service, What::Marked);
                 }
             }
@@ -272,6 +299,7 @@ impl Steward {
             Word::Met(service, process) => self.introduce(&service, process, clock::boot_ns()),
             Word::Moment(service, at_ns, what) => self.say(at_ns, &service, what),
             Word::Measured(measured) => self.measured(measured),
+            Word::Pool(service, input) => self.pool_step(&service, input, clock::boot_ns()),
             Word::Covered(service, covered) => self.metrics.covered(&service, covered),
         }
     }
@@ -452,7 +480,8 @@ impl Steward {
 
     fn step(&mut self, service: &Arc<str>, input: Input, now: u64) {
         let is_missing = input == Input::Missing;
-        let actions = self.roster.step(service, input, now);
+        let actions = self.roster.step(service, input.clone(), now);
+        self.pool_follow(service, &input, now);
         if is_missing && !actions.is_empty() {
             let cause_text = "it was not running when the agent started".to_owned();
             self.book.death(service, incident::Death { cause_text, ..incident::Death::default() });

@@ -1,5 +1,5 @@
-//! What outlives the agent, in SQLite: the state of each service's engine, what is known of its memory, incidents, and alerts
-//! that are not over.
+//! What outlives the agent, in SQLite: the state of each service's engine, where it stands in its pool, what is known of
+//! its memory, incidents, and alerts that are not over.
 //!
 //! One thread owns the file. Writers hand it the newest version of a row and go on; versions that nobody has written yet
 //! are replaced by newer ones, so what waits is never more than what there is. [`Store::flush`] says when all that was
@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
-use crate::{alert, healing::Memory, host::clock, incident::Incident, memory::Follower};
+use crate::{alert, healing::Memory, host::clock, incident::Incident, memory::Follower, pool};
 
 /// The file in the state directory.
 const FILE: &str = "defib.db";
@@ -70,6 +70,14 @@ CREATE TABLE IF NOT EXISTS alert (
     name TEXT PRIMARY KEY,
     alert TEXT NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS pool (
+    -- what a record is of: a service, or what was changed at a HAProxy
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    kept_ms INTEGER NOT NULL,
+    record TEXT NOT NULL,
+    PRIMARY KEY (kind, name)
+) STRICT;
 CREATE INDEX IF NOT EXISTS incident_began ON incident (began_ms);
 ";
 
@@ -88,6 +96,8 @@ pub(crate) struct Left {
     pub(crate) followers: HashMap<String, Follower>,
     /// Alerts that somebody has to hear of, or to hear that they are over.
     pub(crate) alerts: Vec<alert::Kept>,
+    /// Where services stood in their pools, and what was changed at load balancers.
+    pub(crate) pool: pool::Left,
     /// Incidents that were open.
     pub(crate) open: Vec<Incident>,
     /// The first id that is free.
@@ -112,15 +122,29 @@ struct Waiting {
     followers: HashMap<Arc<str>, Follower>,
     /// By name; without a version the row goes.
     alerts: HashMap<String, Option<alert::Kept>>,
+    pool: PoolRecords,
     incidents: BTreeMap<i64, Incident>,
     flushed: Vec<oneshot::Sender<()>>,
     closing: bool,
 }
 
+/// Records of the table `pool`, by kind and name.
+type PoolRecords = HashMap<(&'static str, Arc<str>), PoolRecord>;
+
+#[derive(Debug)]
+enum PoolRecord {
+    Member(pool::Memory),
+    Claims(pool::Claims),
+}
+
+/// Kinds in the table `pool`.
+const MEMBER: &str = "member";
+const CLAIMS: &str = "claims";
+
 impl Waiting {
     fn is_empty(&self) -> bool {
-        let Self { services, followers, alerts, incidents, flushed, closing: _ } = self;
-        let rows = services.len() + followers.len() + alerts.len() + incidents.len();
+        let Self { services, followers, alerts, pool, incidents, flushed, closing: _ } = self;
+        let rows = services.len() + followers.len() + alerts.len() + pool.len() + incidents.len();
         rows == 0 && flushed.is_empty()
     }
 }
@@ -171,6 +195,21 @@ impl Store {
     /// Hands over an alert, or that it is over and told.
     pub(crate) fn keep_alert(&self, name: String, alert: Option<alert::Kept>) {
         lock(&self.shared.waiting).alerts.insert(name, alert);
+        self.shared.wake.notify_one();
+    }
+
+    /// Hands over where a service stands in its pool.
+    pub(crate) fn keep_member(&self, service: &Arc<str>, memory: pool::Memory) {
+        self.keep_pool((MEMBER, Arc::clone(service)), PoolRecord::Member(memory));
+    }
+
+    /// Hands over what was changed at a load balancer.
+    pub(crate) fn keep_claims(&self, endpoint: &str, claims: pool::Claims) {
+        self.keep_pool((CLAIMS, endpoint.into()), PoolRecord::Claims(claims));
+    }
+
+    fn keep_pool(&self, key: (&'static str, Arc<str>), record: PoolRecord) {
+        lock(&self.shared.waiting).pool.insert(key, record);
         self.shared.wake.notify_one();
     }
 
@@ -251,10 +290,13 @@ fn write_on(mut connection: Connection, shared: &Shared) {
 
 /// What could not be written waits again, unless something newer does.
 fn put_back(shared: &Shared, batch: Waiting) {
-    let Waiting { services, followers, alerts, incidents, flushed: _, closing: _ } = batch;
+    let Waiting { services, followers, alerts, pool, incidents, flushed: _, closing: _ } = batch;
     let mut waiting = lock(&shared.waiting);
     for (name, alert) in alerts {
         waiting.alerts.entry(name).or_insert(alert);
+    }
+    for (key, record) in pool {
+        waiting.pool.entry(key).or_insert(record);
     }
     for (name, follower) in followers {
         waiting.followers.entry(name).or_insert(follower);
@@ -290,6 +332,15 @@ fn write(connection: &mut Connection, batch: &Waiting) -> Result<()> {
                     .execute(params![name, serde_json::to_string(alert)?])?,
                 None => transaction.prepare_cached("DELETE FROM alert WHERE name = ?1")?.execute([name])?,
             };
+        }
+        let mut pool = transaction
+            .prepare_cached("INSERT OR REPLACE INTO pool (kind, name, kept_ms, record) VALUES (?1, ?2, ?3, ?4)")?;
+        for ((kind, name), record) in &batch.pool {
+            let text = match record {
+                PoolRecord::Member(memory) => serde_json::to_string(memory)?,
+                PoolRecord::Claims(claims) => serde_json::to_string(claims)?,
+            };
+            pool.execute(params![kind, name.as_ref(), now_ms, text])?;
         }
         let mut incident = transaction.prepare_cached(
             "INSERT OR REPLACE INTO incident (id, service, kind, began_ms, ended_ms, record) \
@@ -405,6 +456,7 @@ fn read(connection: &Connection) -> Result<Left> {
     }
     read_followers(connection, &mut left)?;
     read_alerts(connection, &mut left)?;
+    read_pool(connection, &mut left.pool)?;
     let mut statement = connection.prepare("SELECT record FROM incident WHERE ended_ms IS NULL ORDER BY id")?;
     for record in statement.query_map([], |row| row.get::<_, String>(0))? {
         left.open.push(serde_json::from_str(&record?).context("an open incident")?);
@@ -439,6 +491,27 @@ fn read_alerts(connection: &Connection, left: &mut Left) -> Result<()> {
         match serde_json::from_str(&text) {
             Ok(alert) => left.alerts.push(alert),
             Err(error) => tracing::warn!("the alert {name:?} cannot be read: {error}"),
+        }
+    }
+    Ok(())
+}
+
+/// Likewise: a service that is not known is asked for its health, and a HAProxy for what it has.
+fn read_pool(connection: &Connection, left: &mut pool::Left) -> Result<()> {
+    let oldest = Timestamp::now().as_millisecond() - i64::try_from(MAX_UNSEEN.as_millis()).unwrap_or(i64::MAX);
+    connection.execute("DELETE FROM pool WHERE kept_ms < ?1", [oldest])?;
+    let mut statement = connection.prepare("SELECT kind, name, record FROM pool")?;
+    let rows = statement
+        .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)))?;
+    for row in rows {
+        let (kind, name, text) = row?;
+        let read = match kind.as_str() {
+            MEMBER => serde_json::from_str(&text).map(|memory| left.members.extend([(name.clone(), memory)])),
+            CLAIMS => serde_json::from_str(&text).map(|claims| left.claims.extend([(name.clone(), claims)])),
+            _ => continue,
+        };
+        if let Err(error) = read {
+            tracing::warn!("what was known of {name:?} in its pool cannot be read: {error}");
         }
     }
     Ok(())

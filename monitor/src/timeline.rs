@@ -4,6 +4,8 @@ use std::{fmt, sync::Arc};
 
 use tokio::sync::broadcast;
 
+use crate::pool::{Cause, State};
+
 /// Moments kept for a listener that is slow; a slower one is told how many it missed.
 const BACKLOG: usize = 1024;
 
@@ -74,6 +76,15 @@ pub(crate) enum What {
     Forecast(String),
     /// What was said of its memory no longer holds.
     ForecastOver,
+    /// It stands elsewhere in its pool now.
+    Pool {
+        /// Where.
+        state: State,
+        /// Why.
+        cause: Cause,
+    },
+    /// It should leave its pool, and is the last there that can serve.
+    KeptInPool(Cause),
     /// An agent took over from an earlier one in the middle of it.
     AgentStarted,
     /// The outage is over in another way than by health.
@@ -103,6 +114,10 @@ impl What {
             Self::Resumed => "resumed",
             Self::Forecast(_) => "forecast",
             Self::ForecastOver => "forecast_over",
+            Self::Pool { state: State::In, .. } => "pool_in",
+            Self::Pool { state: State::Draining, .. } => "pool_draining",
+            Self::Pool { state: State::Out, .. } => "pool_out",
+            Self::KeptInPool(_) => "pool_kept",
             Self::AgentStarted => "agent_started",
             Self::Healthy { .. } => "healthy",
             Self::Over(_) => "over",
@@ -153,6 +168,12 @@ impl fmt::Display for What {
             Self::Resumed => out.write_str("resumed"),
             Self::Forecast(text) => out.write_str(text),
             Self::ForecastOver => out.write_str("its memory is not expected to run out any more"),
+            Self::Pool { state: State::In, cause } => write!(out, "in its pool: {cause}"),
+            Self::Pool { state: State::Draining, cause } => write!(out, "draining from its pool: {cause}"),
+            Self::Pool { state: State::Out, cause } => write!(out, "out of its pool: {cause}"),
+            Self::KeptInPool(cause) => {
+                write!(out, "kept in its pool, since nobody else there can serve, though {cause}")
+            }
             Self::AgentStarted => out.write_str("a new agent goes on with it"),
             Self::Over(why) => write!(out, "over: {why}"),
             Self::Healthy { outage_ns } => write!(out, "healthy again; outage {:.3} s", *outage_ns as f64 / 1e9),

@@ -1,4 +1,4 @@
-//! HTTP: metrics for Prometheus, liveness and readiness. Read-only.
+//! HTTP: metrics for Prometheus, liveness and readiness, and for load balancers where services stand. Read-only.
 
 use std::{
     future::Future,
@@ -8,14 +8,16 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use axum::{
-    Router,
-    extract::State,
+    Json, Router,
+    extract::{Path, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use tokio::net::TcpListener;
+
+use crate::pool::{self, Board};
 
 /// What start-up still has to do; ready when nothing is left.
 #[derive(Debug, Default)]
@@ -70,6 +72,8 @@ pub(crate) struct Web {
     pub(crate) readiness: Arc<Readiness>,
     /// Brings counters up to date before a scrape.
     pub(crate) refresh: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    /// Where services stand in their pools.
+    pub(crate) board: Arc<Board>,
     /// What does not work just now, and did or will.
     pub(crate) trouble: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
@@ -99,6 +103,7 @@ pub(crate) async fn serve(
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
+        .route("/pool/{*service}", get(standing))
         .with_state(Arc::new(web));
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await.context("the HTTP server stopped")
 }
@@ -112,6 +117,28 @@ async fn metrics(State(web): State<Arc<Web>>) -> Response {
     match encoder.encode(&web.registry.gather(), &mut text) {
         Ok(()) => ([(header::CONTENT_TYPE, encoder.format_type().to_owned())], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot encode metrics: {error}\n")).into_response(),
+    }
+}
+
+/// What Envoy takes at once for a host that must get nothing more, whatever its threshold (its manual, "health checking").
+const ENVOY_FAIL: &str = "x-envoy-immediate-health-check-fail";
+
+/// Whether a service shall get traffic, for whoever asks over HTTP: 200 or 503, and 404 for one that nobody knows.
+async fn standing(State(web): State<Arc<Web>>, Path(service): Path<String>) -> Response {
+    let Some(standing) = web.board.find(&service) else {
+        let known = "no such service is looked after; defib status lists those that are\n";
+        return (StatusCode::NOT_FOUND, known).into_response();
+    };
+    match standing {
+        Some(standing) if standing.state == pool::State::In => Json(standing).into_response(),
+        Some(standing) if standing.state == pool::State::Draining => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(standing)).into_response()
+        }
+        Some(standing) => (StatusCode::SERVICE_UNAVAILABLE, [(ENVOY_FAIL, "true")], Json(standing)).into_response(),
+        None => {
+            let text = "its state is not known yet\n";
+            (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], text).into_response()
+        }
     }
 }
 

@@ -6,12 +6,16 @@
 //! * [`victim`]: the program that dies on command
 //! * [`engine`]: a container engine of a test's own
 //! * [`monitoring`]: Prometheus and Alertmanager of a test's own
+//! * [`haproxy`]: a load balancer of a test's own
+//! * [`load`]: requests without end, counted
 //! * [`live`]: whether a live test can run here; if not, it says why and is counted as skipped
 
 pub mod cgroup;
 pub mod defib;
 pub mod engine;
+pub mod haproxy;
 pub mod live;
+pub mod load;
 pub mod monitoring;
 pub mod victim;
 

@@ -9,6 +9,7 @@ use super::{config_arg, output};
 use crate::{
     control::{self, Pause, Resume, Status},
     memory::forecast::{Forecast, Verdict},
+    pool::State,
     text::Clean,
 };
 
@@ -121,6 +122,12 @@ fn notes(status: &Status) -> String {
     let mut notes = Vec::new();
     if let Some(incident) = status.incident {
         notes.push(format!("incident {incident}"));
+    }
+    if let Some(state) = status.pool.filter(|&state| state != State::In) {
+        notes.push(match state {
+            State::Draining => "draining from its pool".to_owned(),
+            _ => "out of its pool".to_owned(),
+        });
     }
     if let Some(until) = status.paused_until {
         notes.push(format!("paused until {until:.0}"));

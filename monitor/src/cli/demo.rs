@@ -197,6 +197,8 @@ impl Stage {
                 What::Suppressed { because, .. } => bail!("the agent decided against a restart: {because}"),
                 // The story needs no more than the verdict.
                 What::Evidence(_) | What::CrashedAt(_) => continue,
+                // No load balancer takes part.
+                What::Pool { .. } | What::KeptInPool(_) => continue,
                 // Nobody pauses it, and no agent was before this one.
                 What::Paused { .. } | What::Resumed | What::AgentStarted | What::Over(_) => continue,
             };

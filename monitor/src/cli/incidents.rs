@@ -16,6 +16,8 @@ use crate::{
 
 /// Arguments of `incidents`.
 #[derive(clap::Args)]
+// Its group would be called as that of the arguments within, which a debug build refuses.
+#[group(skip)]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Option<Command>,

@@ -73,6 +73,11 @@ fn errors_name_file_line_key_and_what_is_allowed() {
         ("[alertmanager]\nlabels = { 'a-b' = 'x' }\n", &["x.toml:2: key 'labels'", "letters, digits and _"]),
         ("[alertmanager]\nlabels = { site = '' }\n", &["x.toml:2: key 'labels'", "1 to 256 bytes"]),
         ("[alertmanager]\nurl = 'http://am:1'\n", &["x.toml:2: key 'url'", "urls"]),
+        ("[[service]]\nunit='a'\npool='web; shutdown'\n", &["x.toml:3: key 'pool'", "BACKEND/SERVER"]),
+        ("[[service]]\nunit='a'\ndrain_at=1.5\n", &["x.toml:3: key 'drain_at'", "0 to 1"]),
+        ("[pool]\nhaproxy=['admin.sock']\n", &["x.toml:2: key 'haproxy'", "tcp://ADDRESS:PORT"]),
+        ("[pool]\nagent_check='here'\n", &["x.toml:2: key 'agent_check'"]),
+        ("[pool]\nhaproxy=['/run/a.sock']\n[[service]]\nunit='a'\npool='web1'\n", &["x.toml:3", "be_web/web1"]),
         ("[[service]\n", &["x.toml:1"]),
     ] {
         let message = error(text);
@@ -104,8 +109,28 @@ fn alertmanagers_are_told_by_name_address_and_path() {
 
 #[test]
 fn what_is_not_acted_on_is_said() {
-    let text =
-        "[pool]\nagent_check = '127.0.0.1:9670'\n[[service]]\nunit = 'a.service'\nrestart = true\ndrain_at = 0.9\n";
+    let text = "[http]\nweb_config = '/etc/defib/web.yml'\n[pool]\nagent_check = '127.0.0.1:9670'\n";
     let warnings = Config::parse(Path::new("x"), text).expect("valid").warnings();
-    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+}
+
+#[test]
+fn a_pool_is_read_with_its_services() {
+    let text = "[pool]\nagent_check = '127.0.0.1:9670'\nhaproxy = ['/run/haproxy/admin.sock', 'tcp://127.0.0.1:9999']\n\
+        settle = '1s'\n[defaults]\ndrain_at = 0.9\n[[service]]\nunit = 'a.service'\npool = 'be_web/web1'\n";
+    let config = Config::parse(Path::new("x"), text).expect("valid");
+    let shown: Vec<_> = config.pool.haproxy.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["/run/haproxy/admin.sock", "tcp://127.0.0.1:9999"]);
+    assert_eq!((config.pool.settle, config.pool.settle_max), (Duration::from_secs(1), Duration::from_secs(300)));
+    let service = &config.services()[0];
+    assert_eq!((service.pool.as_ref().map(Name::as_str), service.drain_at), (Some("be_web/web1"), Some(0.9)));
+    assert!(config.warnings().is_empty());
+}
+
+#[test]
+fn the_configuration_that_the_guide_to_pools_shows_is_valid() {
+    let guide = include_str!("../../../docs/pool.md");
+    let text = guide.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let config = Config::parse(Path::new("pool.md"), text).expect("valid");
+    assert!(config.pool.agent_check.is_some() && config.pool.haproxy.len() == 1 && config.services().len() == 1);
 }

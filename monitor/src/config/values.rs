@@ -50,6 +50,10 @@ pub(super) fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> R
     parse_duration(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
+pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
 /// From 10 ms, at which measuring is all that the agent does, to an hour.
 pub(super) fn sample_period<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let period = parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)?;

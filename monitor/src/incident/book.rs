@@ -44,6 +44,8 @@ pub(crate) struct Book {
     /// Closed ones that may still change: the last near miss of each service.
     misses: Recent<Arc<str>, Incident>,
     waiting: Recent<Arc<str>, (Vec<Entry>, Death)>,
+    /// Closed outages whose service was out of its pool: that it is in again comes a moment after it is healthy.
+    returning: Recent<Arc<str>, Incident>,
     changed: BTreeSet<Arc<str>>,
     /// Finished records that nobody has taken yet.
     finished: BTreeMap<i64, Incident>,
@@ -57,6 +59,7 @@ impl Book {
             open: open.into_iter().map(|incident| (Arc::from(incident.service.as_str()), incident)).collect(),
             misses: Recent::new(SERVICES),
             waiting: Recent::new(SERVICES),
+            returning: Recent::new(SERVICES),
             changed: BTreeSet::new(),
             finished: BTreeMap::new(),
         }
@@ -94,6 +97,18 @@ impl Book {
         }
         entries.push(entry);
         self.waiting.insert(Arc::clone(service), (entries, death));
+    }
+
+    /// A service is in its pool again: the last moment of the outage that took it out, though that is over.
+    pub(crate) fn returned(&mut self, service: &Arc<str>, at: Timestamp, what: &str, text: String) {
+        let closed = self.returning.remove(service);
+        if self.open.contains_key(service) {
+            return self.note(service, at, what, text);
+        }
+        // Without an outage nothing brought it out that a record tells of.
+        let Some(mut incident) = closed else { return };
+        add(&mut incident, Entry { at, what: what.to_owned(), text });
+        self.finished.insert(incident.id, incident);
     }
 
     /// What is known of the death that was just noted.
@@ -166,6 +181,9 @@ impl Book {
         incident.outage_ms = Some(u64::try_from(outage.as_millis()).unwrap_or(u64::MAX));
         incident.outcome = Some(outcome);
         self.changed.remove(service);
+        if incident.timeline.iter().any(|entry| entry.what == "pool_out") {
+            self.returning.insert(Arc::clone(service), incident.clone());
+        }
         self.finished.insert(incident.id, incident);
     }
 
@@ -262,6 +280,22 @@ mod tests {
         assert_eq!(book.open_id("web"), None);
         book.open(&web, at(9), Before::default());
         assert_eq!(book.open_id("web"), Some(8));
+    }
+
+    #[test]
+    fn the_return_to_the_pool_is_the_last_word_of_the_outage() {
+        let (mut book, web) = book();
+        book.returned(&web, at(0), "pool_in", "found running".to_owned());
+        book.note(&web, at(1), "pool_out", "chosen".to_owned());
+        book.open(&web, at(1), Before::default());
+        book.close(&web, at(3), Duration::from_secs(2), Outcome::Restarted);
+        assert_eq!(book.take_changed()[0].timeline.len(), 1);
+        for _ in 0..2 {
+            book.returned(&web, at(4), "pool_in", "healthy".to_owned());
+        }
+        let [incident] = &book.take_changed()[..] else { panic!("one record") };
+        let words: Vec<_> = incident.timeline.iter().map(|entry| entry.what.as_str()).collect();
+        assert_eq!((words, incident.ended), (vec!["pool_out", "pool_in"], Some(at(3))));
     }
 
     #[test]

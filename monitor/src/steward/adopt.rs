@@ -148,6 +148,7 @@ impl Steward {
         self.alerts.foresees(&service, &follower.forecast());
         let managed = Managed::new(Engine::new(policy), rule.health.clone(), supervisor, cgroup, follower);
         self.roster.add(Arc::clone(&service), managed);
+        self.pools.add(&service, rule, self.mode, clock::boot_ns());
         if is_unit(&service) {
             self.look_at_coverage(&service);
         }

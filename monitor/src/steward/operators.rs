@@ -64,6 +64,7 @@ impl Steward {
             paused_until: engine.paused_until(clock::boot_ns()).map(clock::wall),
             memory_bytes: managed.recorder.last(),
             memory_limit_bytes: managed.recorder.limit(),
+            pool: self.pool_state(name),
             forecast_text: Words(&forecast).to_string(),
             forecast,
         }

@@ -200,3 +200,22 @@ async fn a_memory_that_is_not_understood_or_long_gone_begins_anew_and_costs_noth
     names.sort_unstable();
     assert_eq!((names, left.trouble, left.open.len()), (vec!["seen", "web"], None, 1));
 }
+
+#[tokio::test]
+async fn where_services_stood_in_their_pools_is_there_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (store, _) = Store::open(directory.path()).expect("a store");
+    let memory = pool::Memory { state: pool::State::Out, cause: pool::Cause::OomKill, process: None, flaps: 3 };
+    store.keep_member(&"web".into(), memory.clone());
+    store.keep_claims("/run/haproxy/admin.sock", pool::Claims::default());
+    store.close().await;
+    let path = directory.path().join(FILE);
+    let connection = Connection::open(&path).expect("opened");
+    let odd = "INSERT INTO pool VALUES ('member', 'odd', 9e15, '{\"state\":\"sideways\"}'), ('later', 'x', 9e15, '')";
+    connection.execute(odd, []).expect("changed");
+    drop(connection);
+    let (_, left) = Store::open(directory.path()).expect("a store");
+    assert_eq!(left.trouble, None, "what cannot be read begins anew");
+    assert_eq!(left.pool.members, [("web".to_owned(), memory)].into());
+    assert_eq!(left.pool.claims.keys().collect::<Vec<_>>(), ["/run/haproxy/admin.sock"]);
+}

@@ -44,6 +44,7 @@ fn missing(live: bool) -> Result<Vec<Need>> {
     if workspace::in_ci() && live {
         needs.extend(engines());
         needs.extend(monitoring());
+        needs.extend(haproxy());
         needs.extend(corpus(|program| process::find(program).is_some()));
     }
     Ok(needs)
@@ -73,6 +74,15 @@ fn monitoring() -> Option<Need> {
         what: "prometheus, promtool, prometheus-alertmanager and amtool".to_owned(),
         why: "live tests have real ones take our metrics, rules and alerts",
         mend: Mend::Packages(vec!["prometheus", "prometheus-alertmanager"]),
+    })
+}
+
+/// The load balancer that a live test starts for itself.
+fn haproxy() -> Option<Need> {
+    (!Path::new("/usr/sbin/haproxy").exists()).then(|| Need {
+        what: "haproxy".to_owned(),
+        why: "live tests take servers out of a real pool",
+        mend: Mend::Packages(vec!["haproxy"]),
     })
 }
 

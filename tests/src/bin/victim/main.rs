@@ -5,11 +5,13 @@
 //! * `threads`: threads that end in an unusual order
 //! * `processes`: ending others, or waiting to be ended
 //! * `limits`: resource limits
+//! * `server`: a web server that gets ill on request
 
 mod faults;
 mod limits;
 mod memory;
 mod processes;
+mod server;
 mod threads;
 
 use std::{fs, io::Read as _, path::PathBuf, process::exit};
@@ -89,6 +91,12 @@ enum Way {
     },
     /// Wait for the end of the input, then exit with 0
     Wait,
+    /// Serve HTTP on this port of loopback, and take memory or fall ill when asked to (/leak, /hold/MIB, /release, /sick,
+    /// /well)
+    Serve {
+        /// The port
+        port: u16,
+    },
     /// Wait for a signal
     Idle,
     /// Wait for SIGTERM, then exit with a code
@@ -182,6 +190,7 @@ fn main() {
         Way::ExecInThread { code } => threads::exec_in_thread(code),
         Way::Exit { code } => exit(code),
         Way::Wait => wait_for_input(),
+        Way::Serve { port } => server::serve(port),
         Way::Idle => processes::idle(),
         Way::OnTerm { code } => processes::on_term(code),
         Way::IgnoreTerm => processes::ignore_term(),

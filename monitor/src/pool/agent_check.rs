@@ -1,0 +1,196 @@
+//! The listener for HAProxy's agent checks: a line comes that names a server (`agent-send "be_web/web1\n"`), a line goes.
+//! Answered from memory. Who sends something else, sends slowly or comes in crowds gets nothing, and is counted.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use prometheus::{IntCounterVec, Opts, Registry};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+
+use super::Board;
+
+/// A line may be this long; a name is shorter.
+const LINE_MAX: usize = 256;
+/// Time for a line to come, and for an answer to go: HAProxy sends at once.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Connections at once; more than a few load balancers with a few servers each ever have.
+const CONNECTIONS: usize = 128;
+/// After a connection that could not be accepted, for want of file descriptors perhaps.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What came of connections. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Answered(IntCounterVec);
+
+impl Answered {
+    /// Registers the counter, each of its series at 0.
+    pub(crate) fn new(registry: &Registry) -> Result<Self> {
+        let help = "Agent checks by what came of them: answered, unknown (a server that nobody here knows, or not yet), \
+                    malformed, slow, crowded (too many at once), failed (the connection).";
+        let counters = IntCounterVec::new(Opts::new("defib_pool_agent_checks_total", help), &["result"])?;
+        registry.register(Box::new(counters.clone()))?;
+        for result in ["answered", "unknown", "malformed", "slow", "crowded", "failed"] {
+            counters.with_label_values(&[result]);
+        }
+        Ok(Self(counters))
+    }
+
+    fn count(&self, result: &str) {
+        self.0.with_label_values(&[result]).inc();
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct AgentCheck {
+    listener: TcpListener,
+    board: Arc<Board>,
+    answered: Answered,
+}
+
+impl AgentCheck {
+    /// Listens, so that a taken port is known before anything else begins.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub(crate) async fn bind(address: SocketAddr, board: Arc<Board>, answered: Answered) -> Result<Self> {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} (choose another address with [pool] agent_check)"))?;
+        Ok(Self { listener, board, answered })
+    }
+
+    /// Answers until it is dropped.
+    ///
+    /// # Errors
+    /// Never; for the agent, whose parts can fail.
+    pub(crate) async fn serve(self) -> Result<()> {
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::debug!("an agent check could not be accepted: {error}");
+                    self.answered.count("failed");
+                    sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+                self.answered.count("crowded");
+                continue;
+            };
+            let (board, answered) = (Arc::clone(&self.board), self.answered.clone());
+            tokio::spawn(async move {
+                answered.count(converse(stream, &board).await);
+                drop(permit);
+            });
+        }
+    }
+}
+
+/// One connection; what came of it.
+async fn converse(mut stream: TcpStream, board: &Board) -> &'static str {
+    let mut line = [0; LINE_MAX];
+    let name = match timeout(PATIENCE, read_line(&mut stream, &mut line)).await {
+        Err(_) => return "slow",
+        Ok(Err(_)) => return "failed",
+        Ok(Ok(None)) => return "malformed",
+        Ok(Ok(Some(length))) => std::str::from_utf8(&line[..length]),
+    };
+    let Ok(name) = name else { return "malformed" };
+    let Some(answer) = board.answer(name.trim_end_matches('\r')) else { return "unknown" };
+    match timeout(PATIENCE, stream.write_all(answer.as_bytes())).await {
+        Err(_) => "slow",
+        Ok(Err(_)) => "failed",
+        Ok(Ok(())) => {
+            // What was sent is whole; how the other side leaves is its own affair.
+            stream.shutdown().await.ok();
+            "answered"
+        }
+    }
+}
+
+/// The length of the line without its end; `None` when there is none, or it is too long.
+async fn read_line(stream: &mut TcpStream, line: &mut [u8; LINE_MAX]) -> std::io::Result<Option<usize>> {
+    let mut filled = 0;
+    while filled < LINE_MAX {
+        let count = stream.read(&mut line[filled..]).await?;
+        if count == 0 {
+            return Ok(None);
+        }
+        if let Some(end) = line[filled..filled + count].iter().position(|&byte| byte == b'\n') {
+            return Ok(Some(filled + end));
+        }
+        filled += count;
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::{Cause, Standing, State};
+    use jiff::Timestamp;
+
+    async fn listening() -> (SocketAddr, Answered) {
+        let board = Arc::new(Board::new());
+        board.add(&"web".into(), Some(&"be_web/web1".parse().expect("a name")));
+        let standing = Standing { state: State::In, cause: Cause::Healthy, since: Timestamp::UNIX_EPOCH, weight: 100 };
+        board.stand("web", standing);
+        let answered = Answered::new(&Registry::new()).expect("registered");
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let check = AgentCheck::bind(any, board, answered.clone()).await.expect("a free port");
+        let address = check.listener.local_addr().expect("bound");
+        tokio::spawn(check.serve());
+        (address, answered)
+    }
+
+    async fn ask(address: SocketAddr, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(address).await.expect("connected");
+        stream.write_all(bytes).await.expect("sent");
+        stream.shutdown().await.expect("sent all");
+        let mut answer = Vec::new();
+        // A reset after garbage is an answer too.
+        stream.read_to_end(&mut answer).await.ok();
+        String::from_utf8(answer).expect("text")
+    }
+
+    #[tokio::test]
+    async fn a_name_gets_its_line_and_all_else_nothing() {
+        let (address, answered) = listening().await;
+        assert_eq!(ask(address, b"be_web/web1\n").await, "up ready 100%\n");
+        assert_eq!(ask(address, b"be_web/web1\r\nmore").await, "up ready 100%\n");
+        let garbage: [&[u8]; 7] =
+            [b"be_web/web2\n", b"\n", b"be_web/web1", b"\xff\xfe\n", &[b'x'; 4096], b"GET / HTTP/1.1\r\n\r\n", b""];
+        for bytes in garbage {
+            assert_eq!(ask(address, bytes).await, "", "{:?}", String::from_utf8_lossy(bytes));
+        }
+        let count = |result: &str| answered.0.with_label_values(&[result]).get();
+        assert_eq!((count("answered"), count("unknown") + count("malformed") + count("failed")), (2, 7));
+    }
+
+    #[tokio::test]
+    async fn crowds_and_slow_senders_do_not_keep_others_out() {
+        let (address, answered) = listening().await;
+        let mut slow = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut stream = TcpStream::connect(address).await.expect("connected");
+            stream.write_all(b"be_web").await.expect("sent");
+            slow.push(stream);
+        }
+        let count = |result: &str| answered.0.with_label_values(&[result]).get();
+        while count("crowded") == 0 {
+            ask(address, b"be_web/web1\n").await;
+        }
+        while count("slow") < CONNECTIONS as u64 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(ask(address, b"be_web/web1\n").await, "up ready 100%\n");
+    }
+}
