@@ -32,7 +32,7 @@ use crate::{
     steward::Steward,
     store::Store,
     timeline::Timeline,
-    web::{self, Readiness, Web},
+    web::{self, Api, Readiness, Web},
 };
 
 /// Events read and not yet handled; beyond, the rings keep them.
@@ -110,7 +110,9 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         let store = store.clone();
         Box::new(move || store.trouble().map(|trouble| format!("writing down state and incidents ({trouble})")))
     };
-    let web = Web { registry, readiness: Arc::clone(&readiness), refresh, trouble };
+    let (commands_in, commands) = mpsc::channel(control::WAITING);
+    let api = Api::new(commands_in.clone(), config.agent.state_dir.clone());
+    let web = Web { registry, readiness: Arc::clone(&readiness), refresh, trouble, api };
     tasks.spawn(web::serve(listener, web, async move { drop(web_stopped.await) }));
 
     let hierarchy = Hierarchy::detect()
@@ -151,7 +153,6 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         tasks.spawn(async move { kernel::follow(ring, events, &stats).await });
     }
     drop(events_in);
-    let (commands_in, commands) = mpsc::channel(control::WAITING);
     if let Some(control) = control {
         tasks.spawn(control.serve(commands_in));
     }
