@@ -36,7 +36,7 @@ use crate::{
     steward::Steward,
     store::Store,
     timeline::Timeline,
-    web::{self, Readiness, Web},
+    web::{self, Api, Readiness, Web},
 };
 
 /// Events read and not yet handled; beyond, the rings keep them.
@@ -119,7 +119,9 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         Box::new(move || store.trouble().map(|trouble| format!("writing down state and incidents ({trouble})")))
     };
     let haproxies = Haproxies::new(&config, &registry, &board, &store, &mut left.pool.claims)?;
-    let web = Web { registry, readiness: Arc::clone(&readiness), refresh, board: Arc::clone(&board), trouble };
+    let (commands_in, commands) = mpsc::channel(control::WAITING);
+    let api = Api::new(commands_in.clone(), config.agent.state_dir.clone());
+    let web = Web { registry, readiness: Arc::clone(&readiness), refresh, board: Arc::clone(&board), trouble, api };
     tasks.spawn(web::serve(listener, web, async move { drop(web_stopped.await) }));
 
     let hierarchy = Hierarchy::detect()
@@ -160,7 +162,6 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         tasks.spawn(async move { kernel::follow(ring, events, &stats).await });
     }
     drop(events_in);
-    let (commands_in, commands) = mpsc::channel(control::WAITING);
     if let Some(control) = control {
         tasks.spawn(control.serve(commands_in));
     }

@@ -1,4 +1,7 @@
-//! HTTP: metrics for Prometheus, liveness and readiness, and for load balancers where services stand. Read-only.
+//! HTTP: metrics for Prometheus, liveness and readiness, for load balancers where services stand, JSON for programs.
+//! Read-only.
+
+mod api;
 
 use std::{
     future::Future,
@@ -18,6 +21,7 @@ use prometheus::{Encoder as _, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
 use crate::pool::{self, Board};
+pub(crate) use api::Api;
 
 /// What start-up still has to do; ready when nothing is left.
 #[derive(Debug, Default)]
@@ -76,6 +80,8 @@ pub(crate) struct Web {
     pub(crate) board: Arc<Board>,
     /// What does not work just now, and did or will.
     pub(crate) trouble: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    /// JSON below `/api/v1`.
+    pub(crate) api: Api,
 }
 
 /// Binds the listener, so that a taken port is known before anything else begins.
@@ -99,12 +105,14 @@ pub(crate) async fn serve(
     web: Web,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
+    let api = web.api.clone().router();
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
         .route("/pool/{*service}", get(standing))
-        .with_state(Arc::new(web));
+        .with_state(Arc::new(web))
+        .nest("/api/v1", api);
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await.context("the HTTP server stopped")
 }
 

@@ -1,0 +1,122 @@
+//! JSON for programs: services as the agent sees them now, incidents as they are written down. Read-only, and bounded: in
+//! time, in the number of records, and in how many look into the store at once.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Result;
+use axum::{
+    Json, Router,
+    extract::{Path, Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::timeout,
+};
+
+use crate::{control::Command, store::Reader};
+
+/// The agent answers from memory, as soon as its first scan is done.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Looks into the store at a time; beyond, others wait, and no longer than [`PATIENCE`].
+const READERS: usize = 4;
+/// Incidents in one answer: by default, and at most. A record has some 8 KiB.
+const INCIDENTS: u32 = 100;
+const MAX_INCIDENTS: u32 = 1000;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub(crate) struct Api {
+    commands: mpsc::Sender<Command>,
+    state_dir: PathBuf,
+    readers: Arc<Semaphore>,
+}
+
+/// Which incidents.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Which {
+    service: Option<String>,
+    limit: Option<u32>,
+}
+
+impl Api {
+    /// Asks the agent through `commands`, and looks into the store in `state_dir`.
+    pub(crate) fn new(commands: mpsc::Sender<Command>, state_dir: PathBuf) -> Self {
+        Self { commands, state_dir, readers: Arc::new(Semaphore::new(READERS)) }
+    }
+
+    /// The routes below `/api/v1`.
+    pub(super) fn router(self) -> Router {
+        Router::new()
+            .route("/services", get(services))
+            .route("/incidents", get(incidents))
+            .route("/incidents/{id}", get(incident))
+            .with_state(self)
+    }
+
+    /// Looks into the store beside everything else.
+    async fn read<T: Serialize + Send + 'static>(
+        &self,
+        look: impl FnOnce(&Reader) -> Result<T> + Send + 'static,
+    ) -> Result<T, Response> {
+        let look = async {
+            let permit = Arc::clone(&self.readers).acquire_owned().await;
+            let directory = self.state_dir.clone();
+            tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                look(&Reader::open(&directory)?)
+            })
+            .await
+        };
+        match timeout(PATIENCE, look).await {
+            Ok(Ok(Ok(found))) => Ok(found),
+            Ok(Ok(Err(error))) => Err(unavailable(format!("{error:#}"))),
+            Ok(Err(_)) => Err(unavailable("the look into the store failed".to_owned())),
+            Err(_) => Err(unavailable("the store does not answer".to_owned())),
+        }
+    }
+}
+
+fn unavailable(why: String) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, why + "\n").into_response()
+}
+
+async fn services(State(api): State<Api>) -> Response {
+    let asked = async {
+        let (reply, answer) = oneshot::channel();
+        api.commands.send(Command::Status(reply)).await.ok()?;
+        answer.await.ok()
+    };
+    match timeout(PATIENCE, asked).await {
+        Ok(Some(all)) => Json(all).into_response(),
+        Ok(None) => unavailable("the agent is stopping".to_owned()),
+        Err(_) => unavailable("the agent is not ready; see /readyz".to_owned()),
+    }
+}
+
+async fn incidents(State(api): State<Api>, Query(Which { service, limit }): Query<Which>) -> Response {
+    let limit = limit.unwrap_or(INCIDENTS);
+    if limit > MAX_INCIDENTS {
+        let why = format!("limit={limit} is too many; allowed is up to {MAX_INCIDENTS}\n");
+        return (StatusCode::BAD_REQUEST, why).into_response();
+    }
+    match api.read(move |reader| reader.incidents(service.as_deref(), limit)).await {
+        Ok(all) => Json(all).into_response(),
+        Err(error) => error,
+    }
+}
+
+async fn incident(State(api): State<Api>, Path(id): Path<i64>) -> Response {
+    match api.read(move |reader| reader.incident(id)).await {
+        Ok(Some(incident)) => Json(incident).into_response(),
+        Ok(None) => (StatusCode::NOT_FOUND, format!("there is no incident {id}\n")).into_response(),
+        Err(error) => error,
+    }
+}
+
+#[cfg(test)]
+mod tests;
