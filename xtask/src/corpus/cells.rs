@@ -18,6 +18,16 @@ pub(super) struct Cell {
     pub(super) outcome: Outcome,
 }
 
+impl Cell {
+    pub(super) fn is_right(&self) -> bool {
+        self.outcome == Outcome::Right
+    }
+
+    pub(super) fn is_wrong(&self) -> bool {
+        matches!(self.outcome, Outcome::Wrong { .. })
+    }
+}
+
 /// What came of a case.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "outcome", rename_all = "lowercase")]
@@ -69,6 +79,13 @@ pub(super) struct Transcript {
     pub(super) unfinished: Option<String>,
     /// Lines with a marker of ours and something else behind it.
     pub(super) unreadable: Vec<String>,
+}
+
+impl Transcript {
+    /// The cases that were wrong.
+    pub(super) fn wrong(&self) -> Vec<String> {
+        self.cells.iter().filter(|cell| cell.is_wrong()).map(|cell| cell.case.clone()).collect()
+    }
 }
 
 /// Reads the standard output of a run, whole or broken off.
