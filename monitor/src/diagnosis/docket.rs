@@ -34,6 +34,9 @@ const EVIDENCE_WAIT_NS: u64 = 100_000_000;
 /// How long an OOM kill waits for the kernel log's line, which only adds to it: 20 ms. It is written before the signal is
 /// sent, so one that is not there by then was rate-limited away.
 const ADDITION_WAIT_NS: u64 = 20_000_000;
+/// How long a death waits in whose cgroup nobody is known to live: 20 ms. Word that the cgroup was made came on the other
+/// ring, which is read apart.
+const PLACE_WAIT_NS: u64 = 20_000_000;
 /// The thread that chose a victim kills those that share its memory right after; in between it may have to wait for a
 /// slow console. It can do nothing else meanwhile.
 const TWIN_NS: u64 = 1_000_000_000;
@@ -67,6 +70,8 @@ pub(crate) struct Docket {
 struct Waiting {
     evidence: Evidence,
     seen_ns: u64,
+    /// Its cgroup was not known when it came.
+    unplaced: bool,
 }
 
 /// What is known of a mark beyond its record.
@@ -182,6 +187,7 @@ impl Docket {
             return None;
         }
         let DeathContext { senders, place, watched, memory_limit, service_oom_ns } = context;
+        let unplaced = place.is_none() && exit.process.cgroup != 0;
         let question = question::question(&exit, &senders, place.as_ref(), watched);
         let evidence = Evidence {
             mark: None,
@@ -204,7 +210,7 @@ impl Docket {
             missing: Vec::new(),
             exit,
         };
-        self.waiting.push(Waiting { evidence, seen_ns });
+        self.waiting.push(Waiting { evidence, seen_ns, unplaced });
         question
     }
 
@@ -257,8 +263,14 @@ impl Docket {
         }
     }
 
-    /// Zero when all evidence is there.
+    /// Zero when all that it waits for is there.
     fn deadline(&self, death: &Waiting) -> u64 {
+        let place = if death.unplaced { death.seen_ns + PLACE_WAIT_NS } else { 0 };
+        self.evidence_deadline(death).max(place)
+    }
+
+    /// Zero when all evidence is there.
+    fn evidence_deadline(&self, death: &Waiting) -> u64 {
         let evidence = &death.evidence;
         let whole = death.seen_ns + EVIDENCE_WAIT_NS;
         if evidence.systemd == Answer::Pending || evidence.last_words == Answer::Pending {
@@ -286,7 +298,7 @@ impl Docket {
     }
 
     fn find(&mut self, death: Waiting) -> Finding {
-        let Waiting { mut evidence, seen_ns } = death;
+        let Waiting { mut evidence, seen_ns, unplaced: _ } = death;
         evidence.missing = missing(&evidence);
         let cause = verdict::weigh(&evidence);
         self.forget(&evidence);
@@ -488,6 +500,20 @@ mod tests {
             arrive(&mut docket, exit, 0);
             assert_eq!(kinds(&docket.decide(0)), [kind]);
         }
+    }
+
+    #[test]
+    fn a_death_in_an_unknown_cgroup_waits_for_word_of_it() {
+        let mut docket = docket();
+        let mut exit = exit(5, 0, by_user());
+        exit.process.cgroup = 70;
+        arrive(&mut docket, exit, 0);
+        assert_eq!((kinds(&docket.decide(19 * MS)), docket.next_deadline()), (vec![], Some(20 * MS)));
+        assert_eq!(kinds(&docket.decide(20 * MS)), ["killed"]);
+        exit.process.tgid = 6;
+        let place = Some(Table::default().describe("/batch"));
+        docket.death(exit, 0, DeathContext { place, ..DeathContext::default() });
+        assert_eq!(kinds(&docket.decide(0)), ["killed"]);
     }
 
     #[test]

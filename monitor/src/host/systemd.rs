@@ -1,7 +1,12 @@
 //! systemd over D-Bus: its view of a unit at the moment at which it ended one of its processes, the state that tells what
 //! it is going to do, and the calls that start one.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt::{self, Write as _},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use futures_util::future::join_all;
@@ -313,19 +318,13 @@ impl Bus {
         Ok(listed.into_iter().map(|unit| unit.0).collect())
     }
 
-    async fn load(&self, name: &str) -> Result<OwnedObjectPath> {
-        let reply = self.manager("LoadUnit", &(name,)).await;
-        let reply = reply.with_context(|| format!("systemd does not tell about {name}"))?;
-        reply.body().deserialize().context("systemd answers LoadUnit with something else")
-    }
-
     async fn main_pid(&self, name: &str) -> Result<u32> {
-        let path = self.load(name).await?;
+        let path = unit_path(name)?;
         Ok(u32::try_from(self.property(&path, SERVICE, "MainPID").await?)?)
     }
 
     async fn progress(&self, name: &str) -> Result<Progress> {
-        let path = self.load(name).await?;
+        let path = unit_path(name)?;
         let (unit, main_pid) =
             tokio::join!(self.several(&path, UNIT, &PROGRESS_PROPERTIES), self.property(&path, SERVICE, "MainPID"),);
         let mut told: HashMap<&str, OwnedVariant> = HashMap::new();
@@ -341,7 +340,7 @@ impl Bus {
     }
 
     async fn unit(&self, name: &str) -> Result<Unit> {
-        let path = self.load(name).await?;
+        let path = unit_path(name)?;
         let manager = OwnedObjectPath::try_from(MANAGER_PATH).context("the manager's path is one")?;
         // One by one, all under way at once: all that a service has is 250 properties, many of them read from files.
         let (unit, service, host) = tokio::join!(
@@ -413,11 +412,7 @@ impl Bus {
     }
 
     async fn view(&self, unit: &str) -> Result<Option<View>> {
-        let path: OwnedObjectPath = match self.manager("GetUnit", &(unit,)).await {
-            Ok(reply) => reply.body().deserialize().context("systemd answers GetUnit with something else")?,
-            Err(zbus::Error::MethodError(name, ..)) if name.as_str().ends_with(".NoSuchUnit") => return Ok(None),
-            Err(error) => return Err(error).with_context(|| format!("systemd does not tell about {unit}")),
-        };
+        let path = unit_path(unit)?;
         let (active_state, sub_state, result, job, began, active, left, most) = tokio::join!(
             self.property(&path, UNIT, "ActiveState"),
             self.property(&path, UNIT, "SubState"),
@@ -437,6 +432,10 @@ impl Bus {
         };
         let moment = |value: Result<OwnedVariant>| anyhow::Ok(u64::try_from(value?)?);
         let (began, active, left) = (moment(began)?, moment(active)?, moment(left)?);
+        if began == 0 {
+            // It was unloaded since, and loaded again for this question.
+            return Ok(None);
+        }
         let most = moment(most).unwrap_or(FOR_EVER);
         Ok(Some(View {
             active_state: text(active_state?)?,
@@ -464,6 +463,21 @@ fn invocation(told: &mut HashMap<&str, OwnedVariant>) -> Vec<u8> {
 fn job_of(told: &mut HashMap<&str, OwnedVariant>) -> Result<Option<OwnedObjectPath>> {
     let job = told.remove("Job").map(TryInto::<(u32, OwnedObjectPath)>::try_into).transpose()?;
     Ok(job.filter(|(id, _)| *id != 0).map(|(_, path)| path))
+}
+
+/// Where a unit is on the bus. Asked there, one that is not loaded is loaded; so nobody has to be asked for the path first.
+///
+/// All bytes but letters and digits are escaped, and a digit that comes first (`bus_label_escape`, basic/bus-label.c).
+fn unit_path(name: &str) -> Result<OwnedObjectPath> {
+    let mut path = String::from("/org/freedesktop/systemd1/unit/");
+    for (index, byte) in name.bytes().enumerate() {
+        if byte.is_ascii_alphabetic() || byte.is_ascii_digit() && index > 0 {
+            path.push(char::from(byte));
+        } else {
+            write!(path, "_{byte:02x}")?;
+        }
+    }
+    OwnedObjectPath::try_from(path).with_context(|| format!("{name:?} is no name of a unit"))
 }
 
 fn text(value: OwnedVariant) -> Result<String> {
@@ -511,6 +525,14 @@ impl fmt::Display for Meaning {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_unit_s_path_is_its_escaped_name() {
+        let path = |name: &str| unit_path(name).expect("a path").as_str().to_owned();
+        assert_eq!(path("web@1-a.service"), "/org/freedesktop/systemd1/unit/web_401_2da_2eservice");
+        assert_eq!(path("9p_x.service"), "/org/freedesktop/systemd1/unit/_39p_5fx_2eservice");
+        assert!(unit_path("").is_err());
+    }
 
     #[test]
     fn what_systemd_says_and_what_it_means() {
