@@ -1,6 +1,6 @@
 //! `defib run` against real deaths: counts that agree with the kernel's own, and services that come back.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, thread::sleep, time::Duration};
 
 use tests::{
     cgroup::Cgroup,
@@ -189,6 +189,8 @@ fn an_orphaned_worker_is_no_respawn_and_is_cleared_away() {
     eventually("health", || {
         (agent.metrics().get("defib_incidents_open{service=\"family\"}") == Some(0.0)).then_some(())
     });
+    // /proc tells a start to a tick of 10 ms: a worker that began in the tick of the death could be a new incarnation.
+    sleep(Duration::from_millis(30));
     kill(first);
     let second = eventually("a new main process", || main().filter(|&pid| pid != first));
     assert!(!cgroup.members().contains(&worker), "the old worker is gone");

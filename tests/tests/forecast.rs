@@ -59,7 +59,7 @@ fn a_recorded_file_is_replayed() {
     check(&report(&run(&["forecast", &path(&file), "--json", "--svg", &path(&picture)])), end);
     assert!(fs::read_to_string(&picture).expect("drawn").starts_with("<svg"));
     let people = String::from_utf8(run(&["forecast", &path(&file)]).stdout).expect("UTF-8");
-    assert!(people.contains("survives only because it is restarted") && people.contains("limit"), "{people}");
+    assert!(people.contains("only restarts keep it alive") && people.contains("limit"), "{people}");
 
     fs::write(&file, "time,start,bytes,limit\n1,1,1,1\n2,1,lots,1\n").expect("written");
     let wrong = run(&["forecast", &path(&file)]);

@@ -106,7 +106,7 @@ impl Alerts {
         let Some(shared) = &self.shared else { return };
         let mut board = shared.board();
         change(&mut board, clock::boot_ns());
-        // Peers' loops advance the board and write it down: once for a storm, and not on the steward's time.
+        // Loops of their own advance the board and write it down: once for a storm, and not on the steward's time.
         if board.take_news() {
             shared.changed.send_replace(());
         }
@@ -121,13 +121,14 @@ impl Alerts {
         shared.write_down(&mut board, now);
     }
 
-    /// Tells every peer, each at its own pace, for ever.
+    /// Writes the board down and tells every peer, each at its own pace, for ever.
     ///
     /// # Errors
-    /// When a peer's loop fails.
+    /// When one of these loops fails.
     pub(crate) async fn tell(self, metrics: AlertMetrics) -> Result<()> {
         let Some(shared) = self.shared else { return std::future::pending().await };
         let mut loops = JoinSet::new();
+        loops.spawn(keep_written(Arc::clone(&shared)));
         for peer in shared.config.urls.clone() {
             loops.spawn(tell_one(Arc::clone(&shared), peer, metrics.clone()));
         }
@@ -148,6 +149,24 @@ impl Shared {
         for (key, kept) in board.take_changed(now, clock::wall(now)) {
             (self.keep)(key, kept);
         }
+    }
+}
+
+/// Writes down what changes, at once: a peer's loop may be waiting for a peer that is away.
+async fn keep_written(shared: Arc<Shared>) {
+    let mut changed = shared.changed.subscribe();
+    loop {
+        let now = clock::boot_ns();
+        changed.mark_unchanged();
+        let until_ns = {
+            let mut board = shared.board();
+            board.advance(now);
+            shared.write_down(&mut board, now);
+            board.deadline()
+        };
+        let wait = until_ns.map_or(Duration::MAX, |until| Duration::from_nanos(until.saturating_sub(now)));
+        // The sender lives in `shared`; time running out is the other way to wake up.
+        drop(timeout(wait, changed.changed()).await);
     }
 }
 
