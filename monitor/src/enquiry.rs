@@ -5,7 +5,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use tokio::time::timeout;
 
 use crate::{
@@ -46,8 +46,7 @@ impl Enquiry {
     }
 
     async fn meaning(&self, unit: &str) -> Result<Meaning> {
-        let view = self.systemd.view(unit).await?;
-        Ok(view.with_context(|| format!("{unit} is not known (any more)"))?.meaning())
+        Ok(self.systemd.view(unit).await?.map_or(Meaning::Forgotten, |view| view.meaning()))
     }
 }
 

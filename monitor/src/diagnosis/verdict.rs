@@ -213,13 +213,15 @@ fn by_manager(evidence: &Evidence, signal: Option<u8>) -> Cause {
         Some(Meaning::RuntimeLimit) => killed(Reason::RuntimeLimit),
         Some(Meaning::OomPolicy) => killed(Reason::OomPolicy),
         // systemd sends this signal for its watchdog only, unless a unit asks for it (KillSignal=).
-        Some(Meaning::NotInvolved) | None if aborted(last) || aborted_before => {
+        Some(Meaning::NotInvolved | Meaning::Forgotten) | None if aborted(last) || aborted_before => {
             Cause::Watchdog { signal: signal.unwrap_or(0), by }
         }
         // What systemd does by default after an OOM kill in a unit, and it has not said otherwise.
-        None if evidence.oom_before_signal_ns().is_some_and(|age| age < OOM_POLICY_NS) => killed(Reason::OomPolicy),
+        Some(Meaning::Forgotten) | None if evidence.oom_before_signal_ns().is_some_and(|age| age < OOM_POLICY_NS) => {
+            killed(Reason::OomPolicy)
+        }
         Some(Meaning::StopTimedOut) => Cause::Stopped { signal, by, forced: signal.map(u32::from) == Some(SIGKILL) },
-        Some(Meaning::Stop | Meaning::NotInvolved) | None => {
+        Some(Meaning::Stop | Meaning::NotInvolved | Meaning::Forgotten) | None => {
             Cause::Stopped { signal, by, forced: was_asked_before(evidence) }
         }
     }
@@ -467,6 +469,8 @@ mod tests {
             let term = Sender { kernel_ns: 5_000_000_000, ..term };
             let evidence = Evidence { service_oom_ns: Some(oom_ns), ..by(SenderKind::Manager, 15, term, None) };
             assert_eq!(weigh(&evidence).kind(), kind, "{oom_ns}");
+            let forgotten = Evidence { systemd: Answer::Told(Meaning::Forgotten), ..evidence.clone() };
+            assert_eq!((weigh(&forgotten).kind(), forgotten.lacks_systemd()), (kind, false), "{oom_ns}");
             let told = Evidence { systemd: Answer::Told(Meaning::Stop), ..evidence };
             assert_eq!(weigh(&told).kind(), "stopped", "its word counts more");
         }

@@ -146,6 +146,8 @@ pub(crate) enum Meaning {
     Watchdog,
     /// Another process of the unit was killed for want of memory.
     OomPolicy,
+    /// It has unloaded the unit, as it does with one that ended well; one that failed stays, unless it is to be collected.
+    Forgotten,
     /// Nothing in its view explains it.
     NotInvolved,
 }
@@ -517,6 +519,7 @@ impl fmt::Display for Meaning {
             Self::RuntimeLimit => "it ran as long as it may",
             Self::Watchdog => "its watchdog got no sign of life",
             Self::OomPolicy => "another process of the unit was killed for want of memory",
+            Self::Forgotten => "it ended well, and is not loaded any more",
             Self::NotInvolved => "nothing that explains the signal",
         })
     }
