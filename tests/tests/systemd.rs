@@ -260,6 +260,11 @@ fn units_that_systemd_leaves_dead_are_started_again() {
     measured("start limit hit", &unit, &incident);
 }
 
+/// Outages of a unit that nobody wanted. A stop that systemd confirms late, as an emulated one may, is recorded with that end.
+fn outages(agent: &Agent, unit: &Unit) -> usize {
+    agent.incidents(&unit.name).iter().filter(|incident| incident["outcome"] != "intended").count()
+}
+
 #[test]
 fn what_an_operator_holds_or_stops_stays_down() {
     if !can_run("what_an_operator_holds_or_stops_stays_down") {
@@ -286,7 +291,7 @@ fn what_an_operator_holds_or_stops_stays_down() {
     let intended = format!("defib_restart_suppressed_total{{reason=\"intended_stop\",service=\"{}\"}}", unit.name);
     eventually("the decision", || (agent.metrics().get(&intended) == Some(1.0)).then_some(()));
     sleep(Duration::from_secs(1));
-    assert_eq!((unit.starts(), agent.incidents(&unit.name).len()), (1, 0), "no outage");
+    assert_eq!((unit.starts(), outages(&agent, &unit)), (1, 0), "no outage");
     // However it is stopped.
     let kills = "Restart=no\nExecStop=/bin/kill -KILL $MAINPID";
     let by_command = Unit::start("healed-command", kills, "", "true", 0);
@@ -303,7 +308,7 @@ fn what_an_operator_holds_or_stops_stays_down() {
     systemctl(&["restart", &unit.name]);
     up(&agent, &unit);
     unit.main();
-    assert_eq!(agent.incidents(&unit.name).len(), 0, "no outage");
+    assert_eq!(outages(&agent, &unit), 0, "no outage");
 }
 
 #[test]
