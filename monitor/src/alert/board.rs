@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::kind::Kind;
 use crate::memory::{
     Words,
-    forecast::{Forecast, Verdict},
+    forecast::{Forecast, PAGE, Verdict, WARN},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -29,9 +29,6 @@ const UNDELIVERED: u64 = 86_400 * SECOND;
 pub(super) const TTL: u64 = 300 * SECOND;
 /// Alerts on the board; at some kilobyte each that is 10 MB. Beyond, new ones are dropped and counted.
 const MAX_ALERTS: usize = 10_000;
-/// Memory that runs out sooner is a page, and a warning: the thresholds of `memory::forecast`.
-const PAGE_SECONDS: f64 = 4.0 * 3600.0;
-const WARN_SECONDS: f64 = 7.0 * 86_400.0;
 
 /// Which alert.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -167,8 +164,8 @@ impl Board {
         let eta = forecast.exhausted_in_seconds.or(forecast.time_to_oom_seconds).unwrap_or(f64::INFINITY);
         let text = || Words(forecast).to_string();
         for (kind, holds) in [
-            (Kind::OomWithin4h, eta <= PAGE_SECONDS),
-            (Kind::OomWithin7d, eta > PAGE_SECONDS && eta <= WARN_SECONDS),
+            (Kind::OomWithin4h, eta <= PAGE),
+            (Kind::OomWithin7d, eta > PAGE && eta <= WARN),
             (Kind::HiddenLeak, forecast.verdict == Verdict::MaskedLeak),
             (Kind::Leak, forecast.verdict == Verdict::Leak),
         ] {

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 /// Seconds ahead from which on a leak is a warning, and a page.
-const WARN: f64 = 7.0 * 86_400.0;
-const PAGE: f64 = 4.0 * 3600.0;
+pub(crate) const WARN: f64 = 7.0 * 86_400.0;
+pub(crate) const PAGE: f64 = 4.0 * 3600.0;
 
 /// What memory does with uptime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -144,8 +144,9 @@ impl Steward {
         };
         self.metrics.add_managed(&service);
         let follower = self.follower(&service);
-        self.metrics.forecast(&service, &follower.forecast());
-        self.alerts.foresees(&service, &follower.forecast());
+        let forecast = follower.forecast();
+        self.metrics.forecast(&service, &forecast);
+        self.alerts.foresees(&service, &forecast);
         let managed = Managed::new(Engine::new(policy), rule.health.clone(), supervisor, cgroup, follower);
         self.roster.add(Arc::clone(&service), managed);
         self.pools.add(&service, rule, self.mode, clock::boot_ns());
