@@ -443,7 +443,9 @@ impl Steward {
             let now = clock::boot_ns();
             self.say(at_ns, service, What::Died);
             self.say(now, service, What::Verdict("unknown: the record of its death was lost".to_owned()));
-            self.step(service, Input::Died { process, at_ns, intent: Intent::None }, now);
+            // What would tell a stop from a failure is lost with the record: its supervisor has the word.
+            let intent = Intent::Likely("nothing tells why it ended".to_owned());
+            self.step(service, Input::Died { process, at_ns, intent }, now);
         }
     }
 
@@ -472,7 +474,12 @@ impl Steward {
         self.tasks.spawn(async move {
             let found =
                 tokio::task::spawn_blocking(move || reconcile(&hierarchy, alive, down)).await.unwrap_or_default();
+            if found.iter().any(|word| matches!(word, Word::Lost(..))) {
+                // Its record may be waiting for its verdict.
+                sleep(WORD_OF_DEATH).await;
+            }
             for word in found {
+                // Nobody receives only when the agent stops.
                 words.send(word).await.ok();
             }
         });

@@ -521,6 +521,9 @@ impl Engine {
         let counts = match self.state {
             State::Running(current) | State::Proving(current) => current.matches(process),
             State::Unknown => true,
+            State::Asking { .. } | State::Waiting { .. } if self.pending == Some(Some(process)) => {
+                return self.learns_why(intent, now_ns);
+            }
             _ => false,
         };
         if !counts {
@@ -558,6 +561,16 @@ impl Engine {
         actions.extend(self.open(at_ns));
         actions.extend(self.consider(now_ns));
         actions
+    }
+
+    /// The record of a death that was noticed without it: it may have been meant.
+    fn learns_why(&mut self, intent: Intent, now_ns: u64) -> Vec<Action> {
+        match intent {
+            Intent::Certain(because) => return self.intended(because, now_ns),
+            Intent::Likely(because) => self.likely = Some(because),
+            Intent::None => self.likely = None,
+        }
+        Vec::new()
     }
 
     fn open(&mut self, at_ns: u64) -> Option<Action> {

@@ -222,6 +222,30 @@ fn what_was_likely_meant_is_left_down_unless_its_supervisor_knows_that_it_failed
 }
 
 #[test]
+fn a_record_that_comes_after_the_death_was_noticed_still_tells_whether_it_was_meant() {
+    let with = |intent| Input::Died { process: who(1), at_ns: S, intent };
+    let noticed = || {
+        let mut bench = Bench::alive(policy());
+        bench.step(with(Intent::Likely("nothing tells".to_owned())), S);
+        bench
+    };
+    let left_down = ["not: intended_stop", "Some(1) Intended", "close after 1 Intended"];
+    // In the middle of a question, and in the grace after it.
+    let mut bench = noticed();
+    assert_eq!(short(&bench.step(with(Intent::Certain("a stop".to_owned())), 2 * S)), left_down);
+    assert_eq!(bench.plan(gives_up(), 2 * S), [], "nothing is asked any more");
+    let mut bench = noticed();
+    assert_eq!(short(&bench.plan(gives_up(), S)), ["grace until 3"]);
+    assert_eq!(short(&bench.step(with(Intent::Certain("a stop".to_owned())), 2 * S)), left_down);
+    assert_eq!(bench.engine.deadline(), None);
+    // It was not meant: ending well is no excuse.
+    let mut bench = noticed();
+    assert_eq!(bench.step(with(Intent::None), S), []);
+    assert_eq!(short(&bench.plan(ended_well(), S)), ["grace until 3"]);
+    assert_eq!(short(&bench.due(ended_well()).1), ["restart 1"]);
+}
+
+#[test]
 fn what_holds_a_restart_is_looked_at_until_it_is_gone() {
     let mut bench = Bench::alive(policy());
     bench.step(died(1, S), S);
