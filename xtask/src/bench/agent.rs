@@ -27,10 +27,14 @@ impl Drop for Running {
     }
 }
 
+/// The series of a scrape with their values.
+pub(super) type Metrics = BTreeMap<String, f64>;
+
 /// `defib run`.
 pub(super) struct Agent {
     child: Running,
     address: SocketAddr,
+    ready: Duration,
 }
 
 impl Agent {
@@ -45,6 +49,7 @@ impl Agent {
             std::io::ErrorKind::NotFound => Ok(()),
             _ => Err(error).with_context(|| format!("cannot remove {}", state.display())),
         })?;
+        let begin = Instant::now();
         let child = Command::new(&programs.defib)
             .args(["run", "--listen", &address.to_string(), "--config"])
             .arg(&config)
@@ -55,13 +60,18 @@ impl Agent {
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start defib run")?;
-        let agent = Self { child: Running(child), address };
-        let begin = Instant::now();
+        let mut agent = Self { child: Running(child), address, ready: Duration::ZERO };
         while agent.get("/readyz").map_or(true, |text| !text.starts_with("HTTP/1.1 200")) {
-            ensure!(begin.elapsed() < Duration::from_secs(30), "the agent did not become ready");
-            sleep(Duration::from_millis(20));
+            ensure!(begin.elapsed() < Duration::from_secs(60), "the agent did not become ready");
+            sleep(Duration::from_millis(2));
         }
+        agent.ready = begin.elapsed();
         Ok(agent)
+    }
+
+    /// From its start until it said that its programs are attached and what runs is known.
+    pub(super) fn ready_after(&self) -> Duration {
+        self.ready
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -69,7 +79,7 @@ impl Agent {
     }
 
     /// All series with their values.
-    pub(super) fn metrics(&self) -> Result<BTreeMap<String, f64>> {
+    pub(super) fn metrics(&self) -> Result<Metrics> {
         let text = self.get("/metrics")?;
         let series = text.lines().filter(|line| line.starts_with("defib_"));
         Ok(series

@@ -1,7 +1,10 @@
 //! `cargo xtask bench`: what Defib costs and how fast it sees, measured on this machine beside a peer in the same run.
 //!
-//! * [`storm`]: run time of the kernel programs under a storm of exits, beside libbpf-tools' `exitsnoop`
+//! * [`kernel`]: run time of the kernel programs under a storm of exits, beside a peer and an empty program
+//! * [`workload`]: what that costs whoever forks and exits
 //! * [`detection`]: kernel hook to user space on an otherwise idle machine
+//! * [`flood`]: a minute of exits as fast as they can be made, with deaths in it that must not be lost
+//! * [`recovery`]: from death to serving again, beside other supervisors
 //! * [`footprint`]: resident memory and CPU of an idle agent
 //! * [`scale`]: the same with many services to look after
 //! * [`forecast`]: how many leaks are found, and how many that are none, on simulated services; a command of its own
@@ -10,14 +13,23 @@
 
 mod agent;
 mod detection;
+mod empty;
+mod flood;
 mod footprint;
 mod forecast;
+mod kernel;
+mod limited;
+mod recovery;
 mod report;
 mod scale;
+mod sleepers;
 mod stats;
-mod storm;
+mod workload;
 
-use std::process::{Command, ExitCode};
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Result, ensure};
 
@@ -26,8 +38,8 @@ use crate::{artifacts, privilege, say, workspace};
 /// Measure cost and speed on this machine, and write the tables to docs/performance.md
 ///
 /// Needs root, to load the programs and to have the kernel measure them (`kernel.bpf_stats_enabled`, put back at the
-/// end). Takes about nine minutes; leave the machine alone meanwhile. With `exitsnoop` (Debian package libbpf-tools)
-/// installed, it is measured in the same run.
+/// end). Takes about half an hour; leave the machine alone meanwhile. Peers that are installed are measured in the same run:
+/// Debian packages libbpf-tools, forkstat, systemd, supervisor, monit, docker.io and busybox-static.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
@@ -56,11 +68,16 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         defib: artifacts::program(&built, "defib")?.to_path_buf(),
         victim: artifacts::program(&built, "victim")?.to_path_buf(),
     };
-    let storm = storm::measure(&programs, args.rounds)?;
-    let detection = detection::measure(&programs)?;
-    let footprint = footprint::measure(&programs)?;
-    let scale = scale::measure(&programs)?;
-    let text = report::write(&storm, &detection, &footprint, &scale);
+    let tables = report::Tables {
+        kernel: kernel::measure(&programs, args.rounds)?,
+        workload: workload::measure(&programs)?,
+        detection: detection::measure(&programs)?,
+        flood: flood::measure(&programs)?,
+        recovery: recovery::measure(&programs)?,
+        footprint: footprint::measure(&programs)?,
+        scale: scale::measure(&programs)?,
+    };
+    let text = tables.to_string();
     say::line(&text);
     if !args.print {
         let path = workspace::root().join("docs/performance.md");
@@ -77,12 +94,15 @@ struct Programs {
 }
 
 impl Programs {
-    /// A storm of `count` processes that each exit with `code`, on the last processor, ready to start.
-    fn storm(&self, count: u32, code: u8) -> Command {
+    /// A storm of `count` processes that end like this, on the last processor, in this cgroup, ready to start.
+    fn storm(&self, count: u32, end: kernel::End, cgroup: Option<&Path>) -> Command {
         let last = std::thread::available_parallelism().map_or(0, |count| count.get() - 1);
         let mut command = Command::new("taskset");
         command.arg("--cpu-list").arg(last.to_string()).arg(&self.victim);
-        command.arg("storm").arg(count.to_string()).arg(code.to_string());
+        if let Some(cgroup) = cgroup {
+            command.arg("--cgroup").arg(cgroup);
+        }
+        command.arg("storm").arg(count.to_string()).args(end.arguments());
         command
     }
 }

@@ -11,6 +11,23 @@ pub(super) fn quantile(values: &mut [f64], share: f64) -> f64 {
     values.get((last as f64 * share).round() as usize).copied().unwrap_or(f64::NAN)
 }
 
+/// A mean with its 95 % confidence interval.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Interval {
+    pub(super) mean: f64,
+    pub(super) low: f64,
+    pub(super) high: f64,
+}
+
+/// Of independent values whose mean is about normally distributed; from twenty on, Student's t is within a tenth of 2.
+pub(super) fn interval(values: &[f64]) -> Interval {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0);
+    let half = 2.07 * (variance / count).sqrt();
+    Interval { mean, low: mean - half, high: mean + half }
+}
+
 /// Run time in nanoseconds and runs of all BPF programs that process `pid` holds open.
 pub(super) fn programs_of(pid: u32) -> Result<(u64, u64)> {
     let directory = Path::new("/proc").join(pid.to_string()).join("fdinfo");
@@ -69,6 +86,14 @@ impl Drop for Measuring {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn an_interval_is_around_its_mean_and_as_wide_as_the_values_differ() {
+        let super::Interval { mean, low, high } = super::interval(&[1.0, 3.0, 1.0, 3.0]);
+        assert_eq!(mean, 2.0);
+        // A standard deviation of 2/√3 over four values.
+        assert!((high - low - 2.0 * 2.07 / 3f64.sqrt()).abs() < 1e-9 && (low + high - 4.0).abs() < 1e-9);
+    }
+
     #[test]
     fn quantiles_are_values_that_occurred() {
         let mut values = [5.0, 1.0, 4.0, 2.0, 3.0];

@@ -164,6 +164,9 @@ enum Way {
         count: u32,
         /// The code
         code: i32,
+        /// Each ends itself by this signal instead
+        #[arg(long)]
+        signal: Option<i32>,
     },
 }
 
@@ -213,7 +216,7 @@ fn main() {
         Way::Xcpu => limits::xcpu(),
         Way::CpuLimit => limits::cpu_limit(),
         Way::Xfsz => limits::xfsz(),
-        Way::Storm { count, code } => processes::storm(count, code),
+        Way::Storm { count, code, signal } => processes::storm(count, code, signal),
     }
 }
 

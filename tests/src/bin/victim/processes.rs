@@ -86,12 +86,18 @@ fn wait_for(child: i32) {
     unsafe { libc::waitpid(child, &raw mut status, 0) };
 }
 
-/// Fork this many children one after the other, each exiting with a code.
-pub(crate) fn storm(count: u32, code: i32) {
+/// Fork this many children one after the other, each ending itself by a signal, else exiting with a code.
+pub(crate) fn storm(count: u32, code: i32, signal: Option<i32>) {
     for _ in 0..count {
         match fork() {
-            // SAFETY: ends the child without running anything of the parent's.
-            None => unsafe { libc::_exit(code) },
+            None => {
+                if let Some(signal) = signal {
+                    // SAFETY: no precondition.
+                    unsafe { libc::raise(signal) };
+                }
+                // SAFETY: ends the child without running anything of the parent's.
+                unsafe { libc::_exit(code) }
+            }
             Some(child) => wait_for(child),
         }
     }

@@ -1,0 +1,65 @@
+//! A memory cgroup with a limit, in which processes run out of memory; removed when dropped.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+/// See the module.
+pub(super) struct Limited {
+    directory: PathBuf,
+    path: String,
+}
+
+impl Limited {
+    /// With so many bytes of memory, and no swap.
+    pub(super) fn new(bytes: u64) -> Result<Self> {
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let is_v1 = v1.join("cgroup.procs").exists();
+        let mount = if is_v1 { v1 } else { Path::new("/sys/fs/cgroup") };
+        let path = format!("/defib-bench-limited-{}", std::process::id());
+        let directory = mount.join(&path[1..]);
+        if !is_v1 {
+            fs::write(mount.join("cgroup.subtree_control"), "+memory")
+                .context("cannot pass the memory controller on")?;
+        }
+        fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let limited = Self { directory, path };
+        let files: [(&str, u64); 2] = if is_v1 {
+            [("memory.limit_in_bytes", bytes), ("memory.memsw.limit_in_bytes", bytes)]
+        } else {
+            [("memory.max", bytes), ("memory.swap.max", 0)]
+        };
+        for (name, value) in files {
+            let file = limited.directory.join(name);
+            // Swap is not accounted for everywhere.
+            if file.exists() {
+                fs::write(&file, value.to_string()).with_context(|| format!("cannot write {}", file.display()))?;
+            }
+        }
+        Ok(limited)
+    }
+
+    /// Where it is.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A configuration that looks after it, and starts nothing.
+    pub(super) fn config(&self, service: &str) -> String {
+        format!(
+            "[[service]]\nname = \"{service}\"\ncommand = {{ start = [\"/bin/false\"], cgroup = \"{}\" }}\n",
+            self.path
+        )
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.directory) {
+            crate::say::line(format_args!("left behind: {} ({error})", self.directory.display()));
+        }
+    }
+}
