@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -13,11 +13,50 @@ use super::{Keeper, config, server};
 
 const UNIT: &str = "defib-bench.service";
 
+/// Enters the cgroups that are given, and runs a manager there: it takes everything in its cgroup for its own. It runs only
+/// where systemd is process 1, and takes a directory for the sign of it.
+const ENTER_AND_RUN: &str = "for procs; do echo $$ > $procs || exit; done; \
+    mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system && exec \"$0\" --user";
+
+/// A cgroup in every hierarchy that takes processes, with all that systemd makes below; removed when dropped.
+struct Cgroups(Vec<PathBuf>);
+
+impl Cgroups {
+    fn new() -> Self {
+        let root = Path::new("/sys/fs/cgroup");
+        let below = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        let roots = below.chain([root.to_owned()]).filter(|path| {
+            // Processes cannot enter a cpuset that has no processors yet; there is nothing to manage in it.
+            path.join("cgroup.procs").exists() && path.join("cgroup.procs") != root.join("cpuset/cgroup.procs")
+        });
+        // On version 2 what is below the root are cgroups, not hierarchies.
+        let is_v2 = root.join("cgroup.controllers").exists();
+        let roots = roots.filter(|path| !is_v2 || path == root);
+        let name = format!("defib-bench-manager-{}", std::process::id());
+        let cgroups = Self(roots.map(|path| path.join(&name)).collect());
+        for cgroup in &cgroups.0 {
+            fs::create_dir(cgroup).expect("a cgroup for the manager");
+        }
+        cgroups
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        for cgroup in &self.0 {
+            let gone =
+                Command::new("find").arg(cgroup).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", "+"]).status();
+            assert!(gone.is_ok_and(|status| status.success()), "{} can be removed", cgroup.display());
+        }
+    }
+}
+
 /// See the module. What comes first goes first.
 struct Manager {
     agent: Option<Agent>,
     monitor: Option<Child>,
     systemd: Child,
+    _cgroups: Cgroups,
     directory: tempfile::TempDir,
 }
 
@@ -31,10 +70,10 @@ pub(super) fn start(port: u16, restart: &str, with_defib: bool) -> Result<Box<dy
     fs::create_dir_all(&units).expect("a directory for units");
     let unit = format!("[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart={}\n{restart}\n", server(port));
     fs::write(units.join(UNIT), unit).expect("a unit");
-    // It runs only where systemd is process 1, and takes this directory for the sign of it.
-    let script = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system && exec \"$0\" --user";
+    let cgroups = Cgroups::new();
     let systemd = Command::new("unshare")
-        .args(["--mount", "sh", "-c", script, program])
+        .args(["--mount", "sh", "-c", ENTER_AND_RUN, program])
+        .args(cgroups.0.iter().map(|cgroup| cgroup.join("cgroup.procs")))
         .env("XDG_RUNTIME_DIR", directory.path())
         .env("XDG_CONFIG_HOME", directory.path())
         .env_remove("DBUS_SESSION_BUS_ADDRESS")
@@ -43,7 +82,7 @@ pub(super) fn start(port: u16, restart: &str, with_defib: bool) -> Result<Box<dy
         .stderr(Stdio::null())
         .spawn()
         .expect("unshare starts");
-    let mut manager = Manager { agent: None, monitor: None, systemd, directory };
+    let mut manager = Manager { agent: None, monitor: None, systemd, _cgroups: cgroups, directory };
     eventually("systemd to answer on its bus", || {
         let answers = manager.command("busctl").args(["--user", "status", "org.freedesktop.systemd1"]).output();
         answers.is_ok_and(|output| output.status.success()).then_some(())
