@@ -67,6 +67,8 @@ struct Out {
     host: Option<String>,
     service: Option<String>,
     since: Option<Timestamp>,
+    /// As etcdctl has it: `etcdctl lease revoke` frees the slot.
+    lease: String,
     expires_in_seconds: Option<u64>,
 }
 
@@ -95,8 +97,8 @@ async fn list(config: &Config, fleet: &Fleet, json: bool) -> Result<()> {
         let out = |out: &Out| {
             let name = |name: &Option<String>| Clean(name.as_deref().unwrap_or("?")).to_string();
             let since = out.since.map_or_else(String::new, |since| format!(" since {since:.0}"));
-            let left = out.expires_in_seconds.map_or_else(String::new, |left| format!(", {left} s if not renewed"));
-            format!("{} on {}{since}{left}", name(&out.service), name(&out.host))
+            let left = out.expires_in_seconds.map_or_else(String::new, |left| format!(", for {left} s if not renewed"));
+            format!("{} on {}{since} (lease {}{left})", name(&out.service), name(&out.host), out.lease)
         };
         let outs: Vec<_> = holders.iter().map(out).collect();
         output::line(format_args!(
@@ -123,12 +125,12 @@ fn pools(config: &Config, taken: Vec<Taken>) -> Vec<Pool> {
             pools.entry(pool.to_owned()).or_default();
         }
     }
-    for Taken { pool, slot, holder, expires_in_seconds } in taken {
+    for Taken { pool, slot, holder, lease, expires_in_seconds } in taken {
         let (host, service, since) = match holder {
             Some(holder) => (Some(holder.host), Some(holder.service), Some(holder.since)),
             None => (None, None, None),
         };
-        pools.entry(pool).or_default().push(Out { slot, host, service, since, expires_in_seconds });
+        pools.entry(pool).or_default().push(Out { slot, host, service, since, lease, expires_in_seconds });
     }
     let max_unavailable = config.fleet.max_unavailable;
     pools.into_iter().map(|(pool, holders)| Pool { pool, max_unavailable, holders }).collect()
@@ -176,7 +178,9 @@ impl Hold {
     fn say(&self, permit: &Permit, what: &str, json: bool) -> Result<()> {
         let (pool, slot) = (&self.pool, permit.slot().unwrap_or(0));
         if json {
-            return output::json(&serde_json::json!({ "pool": pool, "slot": slot, "state": what }));
+            return output::json(&serde_json::json!({
+                "time": Timestamp::now(), "pool": pool, "slot": slot, "state": what
+            }));
         }
         let pool = Clean(pool);
         match (what, self.time) {
@@ -201,7 +205,13 @@ mod tests {
             [[service]]\nname = 'batch'\ncommand = { start = ['/bin/true'], cgroup = '/batch' }\n\
             [[service]]\nunit = 'other-*.service'\n";
         let config = Config::parse(Path::new("x"), text).expect("valid");
-        let taken = Taken { pool: "be_api".to_owned(), slot: 0, holder: None, expires_in_seconds: Some(9) };
+        let taken = Taken {
+            pool: "be_api".to_owned(),
+            slot: 0,
+            holder: None,
+            lease: "1f".to_owned(),
+            expires_in_seconds: Some(9),
+        };
         let pools = pools(&config, vec![taken]);
         let short: Vec<_> = pools.iter().map(|pool| (pool.pool.as_str(), pool.holders.len())).collect();
         assert_eq!(short, [("batch", 0), ("be_api", 1), ("be_web", 0)]);

@@ -117,6 +117,8 @@ pub(crate) struct Taken {
     pub(crate) slot: u32,
     /// `None` when it was not written by an agent.
     pub(crate) holder: Option<Holder>,
+    /// Its lease, as etcdctl has it.
+    pub(crate) lease: String,
     /// If nobody renews it, it is free in so many seconds.
     pub(crate) expires_in_seconds: Option<u64>,
 }
@@ -208,6 +210,7 @@ impl Fleet {
             pool,
             slot: slot.index,
             holder: slot.holder,
+            lease: format!("{:x}", slot.lease),
             expires_in_seconds,
         };
         Ok(all.into_iter().map(taken).collect())
