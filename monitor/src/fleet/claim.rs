@@ -49,10 +49,19 @@ pub(super) struct Slot {
     pub(super) holder: Option<Holder>,
 }
 
+/// What is known of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// Slots that are taken.
+    pub(super) taken: usize,
+    /// After [`Ask::Look`] a few of them, so that a full pool of many slots costs little to look at; after [`Ask::Take`] all.
+    pub(super) slots: Vec<Slot>,
+}
+
 /// What etcd is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ask {
-    /// Which slots of the pool are taken.
+    /// How many slots of the pool are taken, and a few of them.
     Look,
     /// A lease.
     Grant,
@@ -66,7 +75,7 @@ pub(super) enum Ask {
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
     /// To [`Ask::Look`]; to [`Ask::Take`], when somebody has the slot.
-    Slots(Vec<Slot>),
+    Slots(Seen),
     /// To [`Ask::Grant`] and [`Ask::Renew`].
     Lease { lease: Lease, ttl: Duration },
     /// To [`Ask::Take`].
@@ -81,7 +90,7 @@ pub(super) enum Answer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// Never held: so many are out as may be.
-    Full(Vec<Slot>),
+    Full(Seen),
     /// Never held: etcd did not say that it is.
     Unreachable(String),
     /// Held, and no longer.
@@ -152,9 +161,9 @@ impl Claim {
     /// The answer to what [`Self::next`] asked last.
     pub(super) fn answered(&mut self, answer: Answer, now_ns: u64) {
         self.state = match (self.state.clone(), answer) {
-            (State::Looking, Answer::Slots(slots)) => match self.free(&slots) {
+            (State::Looking, Answer::Slots(seen)) => match self.free(&seen) {
                 Some(slot) => State::Leasing { slot },
-                None => State::Over(End::Full(slots)),
+                None => State::Over(End::Full(seen)),
             },
             (State::Leasing { slot }, Answer::Lease { lease, ttl }) => {
                 self.lease = Some((lease, ttl));
@@ -162,14 +171,14 @@ impl Claim {
                 State::Taking { slot, tries: 1 }
             }
             (State::Taking { slot, .. }, Answer::Taken) => self.held(slot),
-            (State::Taking { tries, .. }, Answer::Slots(slots)) => {
+            (State::Taking { tries, .. }, Answer::Slots(seen)) => {
                 let own = self.lease.map(|(lease, _)| lease);
-                match slots.iter().find(|slot| Some(slot.lease) == own) {
+                match seen.slots.iter().find(|slot| Some(slot.lease) == own) {
                     // It was taken by an earlier try whose answer was lost.
                     Some(slot) => self.held(slot.index),
-                    None => match self.free(&slots).filter(|_| tries < TRIES) {
+                    None => match self.free(&seen).filter(|_| tries < TRIES) {
                         Some(slot) => State::Taking { slot, tries: tries + 1 },
-                        None => State::Over(End::Full(slots)),
+                        None => State::Over(End::Full(seen)),
                     },
                 }
             }
@@ -227,13 +236,13 @@ impl Claim {
         };
     }
 
-    /// A slot that nobody has, unless so many are taken as may be: also by holders who know another number.
-    fn free(&self, taken: &[Slot]) -> Option<u32> {
-        if taken.len() >= self.limit as usize {
+    /// A slot that nobody is known to have, unless so many are taken as may be: also by holders who know another number.
+    fn free(&self, seen: &Seen) -> Option<u32> {
+        if seen.taken >= self.limit as usize {
             return None;
         }
         let first = (self.seed % u64::from(self.limit.max(1))) as u32;
-        let free = |slot: &u32| taken.iter().all(|taken| taken.index != *slot);
+        let free = |slot: &u32| seen.slots.iter().all(|taken| taken.index != *slot);
         (first..self.limit).chain(0..first).find(free)
     }
 }

@@ -26,8 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const PATIENCE_SHARE: u32 = 6;
 /// A thousand slots are some 400 kB.
 const ANSWER_MAX: usize = 4 << 20;
-/// Slots that are listed for people.
+/// Slots that are listed for people, and of how many it is asked when they run out: each is a question of its own.
 const LISTED: u32 = 10_000;
+const TIMED: usize = 100;
 
 /// Whether somebody answered last time.
 const UNKNOWN: u8 = 0;
@@ -84,9 +85,12 @@ impl Etcd {
         };
         let mut all = Vec::new();
         for (pool, slot) in wire::listed(value, &self.config.prefix).map_err(|error| error.to_string())? {
-            let left = match self.query(wire::time_to_live(slot.lease)).await {
-                Reply::Said(value) => wire::seconds_left(&value),
-                Reply::NotFound | Reply::Failed(_) => None,
+            let left = match all.len() {
+                TIMED.. => None,
+                _ => match self.query(wire::time_to_live(slot.lease)).await {
+                    Reply::Said(value) => wire::seconds_left(&value),
+                    Reply::NotFound | Reply::Failed(_) => None,
+                },
             };
             all.push((pool, slot, left));
         }

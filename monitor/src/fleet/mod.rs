@@ -42,6 +42,8 @@ use etcd::Etcd;
 pub(crate) use metrics::FleetMetrics;
 use pace::Pace;
 
+/// Holders that a refusal names.
+const NAMED: usize = 3;
 /// Pools that are paced one by one; what is beyond shares one.
 const PACES: usize = 1000;
 
@@ -53,8 +55,13 @@ pub(crate) fn pool_of<'a>(name: Option<&'a pool::Name>, service: &'a str) -> &'a
 /// Why a planned action must wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// So many are out as may be; who.
-    Full(Vec<Option<Holder>>),
+    /// So many are out as may be.
+    Full {
+        /// How many that is.
+        taken: usize,
+        /// A few of them; `None` for what was not written by an agent.
+        holders: Vec<Option<Holder>>,
+    },
     /// etcd does not answer.
     Unreachable(String),
 }
@@ -66,7 +73,7 @@ impl Why {
     /// As metrics and JSON have it.
     pub(crate) fn name(&self) -> &'static str {
         match self {
-            Self::Full(_) => "full",
+            Self::Full { .. } => "full",
             Self::Unreachable(_) => "unreachable",
         }
     }
@@ -75,9 +82,9 @@ impl Why {
 impl fmt::Display for Why {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Full(holders) => {
-                write!(out, "{} out by plan already, which is as many as may be", holders.len())?;
-                for (index, holder) in holders.iter().take(3).enumerate() {
+            Self::Full { taken, holders } => {
+                write!(out, "{taken} out by plan already, which is as many as may be")?;
+                for (index, holder) in holders.iter().enumerate() {
                     out.write_str(if index == 0 { ": " } else { ", " })?;
                     match holder {
                         Some(Holder { host, service, since }) => {
@@ -86,7 +93,7 @@ impl fmt::Display for Why {
                         None => out.write_str("somebody without a name")?,
                     }
                 }
-                if holders.len() > 3 { out.write_str(", …") } else { Ok(()) }
+                if *taken > holders.len() { out.write_str(", …") } else { Ok(()) }
             }
             Self::Unreachable(why) => write!(out, "etcd does not answer: {why}"),
         }
@@ -183,7 +190,10 @@ impl Fleet {
                     claim.answered(answer, clock::boot_ns());
                 }
                 Next::Held { .. } => return Ok(Arc::clone(shared).granted(claim, pool, holder)),
-                Next::Over(End::Full(slots)) => break Why::Full(slots.into_iter().map(|slot| slot.holder).collect()),
+                Next::Over(End::Full(seen)) => {
+                    let holders = seen.slots.into_iter().map(|slot| slot.holder).take(NAMED).collect();
+                    break Why::Full { taken: seen.taken, holders };
+                }
                 Next::Over(End::Unreachable(why) | End::Lost(why)) => break Why::Unreachable(why),
             }
         };

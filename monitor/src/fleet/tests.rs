@@ -53,7 +53,7 @@ fn a_refusal_says_who_is_out() {
     let holder = |host: &str| {
         Some(Holder { host: host.to_owned(), service: "web.service".to_owned(), since: Timestamp::UNIX_EPOCH })
     };
-    let full = Why::Full(vec![holder("a"), None, holder("c"), holder("d")]).to_string();
+    let full = Why::Full { taken: 4, holders: vec![holder("a"), None, holder("c")] }.to_string();
     assert_eq!(
         full,
         "4 out by plan already, which is as many as may be: web.service on a since 1970-01-01T00:00:00Z, somebody without \

@@ -10,7 +10,10 @@ use hyper::StatusCode;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::claim::{Answer, Ask, Holder, Lease, Slot};
+use super::{
+    NAMED,
+    claim::{Answer, Ask, Holder, Lease, Seen, Slot},
+};
 
 /// gRPC's code for what does not exist (google.rpc.Code).
 const NOT_FOUND: u32 = 5;
@@ -34,7 +37,7 @@ pub(super) fn slots_of(prefix: &str, pool: &str) -> String {
 /// `slots`: where the pool's slots are.
 pub(super) fn query(ask: Ask, slots: &str, ttl: Duration, holder: &Holder) -> Query {
     match ask {
-        Ask::Look => range(slots, 0),
+        Ask::Look => range(slots, NAMED as u32),
         Ask::Grant => Query { path: "/v3/lease/grant", body: json!({ "TTL": ttl.as_secs().to_string() }).to_string() },
         Ask::Take { slot, lease } => {
             let key = encoded(&format!("{slots}{slot}"));
@@ -53,12 +56,10 @@ pub(super) fn query(ask: Ask, slots: &str, ttl: Duration, holder: &Holder) -> Qu
     }
 }
 
-/// All keys below a prefix, up to `limit`; 0: all.
+/// Keys below a prefix, up to `limit`, and how many there are.
 pub(super) fn range(prefix: &str, limit: u32) -> Query {
     let mut body = span(prefix);
-    if limit > 0 {
-        body["limit"] = limit.to_string().into();
-    }
+    body["limit"] = limit.to_string().into();
     Query { path: "/v3/kv/range", body: body.to_string() }
 }
 
@@ -109,7 +110,7 @@ pub(super) fn answer(ask: Ask, slots: &str, reply: Reply) -> Answer {
         Reply::Failed(why) => return Answer::Failed(why),
     };
     let read = match ask {
-        Ask::Look => parsed(value).map(|range: Range| Answer::Slots(taken(range, slots))),
+        Ask::Look => parsed(value).map(|range: Range| Answer::Slots(seen(range, slots))),
         Ask::Grant => parsed(value).map(|granted: Granted| granted.answer()),
         Ask::Take { .. } => parsed(value).map(|done: Done| done.answer(slots)),
         Ask::Renew { .. } => parsed(value).map(|granted: Granted| granted.answer()),
@@ -137,6 +138,9 @@ pub(super) fn seconds_left(value: &Value) -> Option<u64> {
 struct Range {
     #[serde(default)]
     kvs: Vec<Pair>,
+    /// Of all, also beyond the limit of what was asked for.
+    #[serde(default)]
+    count: String,
 }
 
 #[derive(Deserialize)]
@@ -192,16 +196,19 @@ impl Done {
             return Answer::Taken;
         }
         match self.responses.into_iter().find_map(|response| response.response_range) {
-            Some(range) => Answer::Slots(taken(range, slots)),
+            Some(range) => Answer::Slots(seen(range, slots)),
             None => Answer::Failed("a transaction without its answer".to_owned()),
         }
     }
 }
 
 /// Whatever lies below `slots` counts as taken: what we cannot read, somebody may have put there on purpose.
-fn taken(range: Range, slots: &str) -> Vec<Slot> {
+fn seen(range: Range, slots: &str) -> Seen {
     let index = |pair: &Pair| decoded(&pair.key)?.strip_prefix(slots)?.parse().ok();
-    range.kvs.iter().map(|pair| pair.slot(index(pair).unwrap_or(u32::MAX))).collect()
+    Seen {
+        taken: range.count.parse().unwrap_or(range.kvs.len()),
+        slots: range.kvs.iter().map(|pair| pair.slot(index(pair).unwrap_or(u32::MAX))).collect(),
+    }
 }
 
 fn parsed<T: DeserializeOwned>(value: Value) -> Result<T, serde_json::Error> {
@@ -263,10 +270,10 @@ mod tests {
         let lost = format!(
             r#"{{"header":{{}},"responses":[{{"response_range":{{"kvs":[{{"key":"{key}","value":"{value}","lease":"9"}}]}}}}]}}"#
         );
-        let Answer::Slots(slots) = said(take, &lost) else { panic!("somebody has it") };
-        assert_eq!(slots, [Slot { index: 0, lease: 9, holder: Some(holder()) }]);
+        let Answer::Slots(seen) = said(take, &lost) else { panic!("somebody has it") };
+        assert_eq!((seen.taken, &seen.slots[..]), (1, &[Slot { index: 0, lease: 9, holder: Some(holder()) }][..]));
         let Answer::Slots(none) = said(Ask::Look, r#"{"header":{"revision":"3"}}"#) else { panic!("nobody has one") };
-        assert!(none.is_empty());
+        assert_eq!(none, Seen { taken: 0, slots: Vec::new() });
         let renew = Ask::Renew { lease: 7 };
         let Answer::Lease { lease, ttl } = said(renew, r#"{"result":{"ID":"7","TTL":"30"}}"#) else {
             panic!("renewed")
@@ -290,9 +297,10 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_taken_all_the_same() {
         let foreign = encoded("/defib/web/slots/by hand");
-        let text = format!(r#"{{"kvs":[{{"key":"{foreign}","value":"{}"}}]}}"#, encoded("busy"));
-        let Answer::Slots(slots) = said(Ask::Look, &text) else { panic!("slots") };
-        assert_eq!(slots, [Slot { index: u32::MAX, lease: 0, holder: None }]);
+        let text = format!(r#"{{"kvs":[{{"key":"{foreign}","value":"{}"}}],"count":"12"}}"#, encoded("busy"));
+        let Answer::Slots(seen) = said(Ask::Look, &text) else { panic!("slots") };
+        let slots = vec![Slot { index: u32::MAX, lease: 0, holder: None }];
+        assert_eq!(seen, Seen { taken: 12, slots }, "more than are named");
     }
 
     #[test]

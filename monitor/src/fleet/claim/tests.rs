@@ -21,13 +21,13 @@ impl Etcd {
         let leases = &self.leases;
         self.slots.retain(|_, lease| leases.contains_key(lease));
         match ask {
-            Ask::Look => Answer::Slots(self.taken()),
+            Ask::Look => Answer::Slots(self.seen(1)),
             Ask::Grant => {
                 self.last += 1;
                 self.leases.insert(self.last, now + nanos(TTL));
                 Answer::Lease { lease: self.last, ttl: TTL }
             }
-            Ask::Take { slot, .. } if self.slots.contains_key(&slot) => Answer::Slots(self.taken()),
+            Ask::Take { slot, .. } if self.slots.contains_key(&slot) => Answer::Slots(self.seen(usize::MAX)),
             Ask::Take { lease, .. } if !self.leases.contains_key(&lease) => Answer::Gone,
             Ask::Take { slot, lease } => {
                 self.slots.insert(slot, lease);
@@ -43,8 +43,9 @@ impl Etcd {
         }
     }
 
-    fn taken(&self) -> Vec<Slot> {
-        self.slots.iter().map(|(&index, &lease)| Slot { index, lease, holder: None }).collect()
+    fn seen(&self, most: usize) -> Seen {
+        let slot = |(&index, &lease): (&u32, &Lease)| Slot { index, lease, holder: None };
+        Seen { taken: self.slots.len(), slots: self.slots.iter().take(most).map(slot).collect() }
     }
 }
 
@@ -219,7 +220,7 @@ fn the_interleavings_are_such_that_without_the_clock_there_would_be_two() {
     for _ in 0..200 {
         let mut world = World::new(1, 4);
         for _ in 0..400 {
-            let wait = if random.u8(..4) == 0 { random.u64(..40 * SECOND) } else { 0 };
+            let wait = if random.u8(..8) == 0 { random.u64(..40 * SECOND) } else { 0 };
             world.step(random.usize(..4), Act::Go, wait);
             assert!(world.is_sound());
             let (valid, naive) = world.believers();
@@ -227,8 +228,8 @@ fn the_interleavings_are_such_that_without_the_clock_there_would_be_two() {
             without_clock += usize::from(naive > 1);
         }
     }
-    assert!(held > 10_000, "slots are held: {held}");
-    assert!(without_clock > 100, "two would have believed it: {without_clock}");
+    assert!(held > 3000, "slots are held: {held}");
+    assert!(without_clock > 30, "two would have believed it: {without_clock}");
 }
 
 /// Goes on until it has a slot.
@@ -297,7 +298,7 @@ fn it_is_refused_when_all_slots_are_taken_also_by_those_who_know_of_more() {
     let Next::Ask(look) = late.next(0) else { panic!("it looks") };
     let answer = etcd.apply(look, 0);
     late.answered(answer, 0);
-    assert!(matches!(late.next(0), Next::Over(End::Full(slots)) if slots.len() == 1), "slot 0 is free, and 1 is not");
+    assert!(matches!(late.next(0), Next::Over(End::Full(seen)) if seen.taken == 1), "slot 0 is free, and 1 is not");
     assert_eq!(late.lease(), None, "nothing to give back");
 }
 
