@@ -5,7 +5,10 @@ use std::{fmt, time::Duration};
 
 use anyhow::{Context as _, Result};
 use axum::body::{Body, Bytes};
-use hyper::{Method, Request, StatusCode, Uri, header};
+use hyper::{
+    Request, StatusCode, Uri,
+    header::{self, HeaderValue},
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -27,6 +30,12 @@ impl Server {
         // A literal IPv6 address stands in brackets in a URL, and without them everywhere else.
         let host = uri.host()?.trim_matches(['[', ']']).to_owned();
         Some(Self { host, port: uri.port_u16().unwrap_or(80) })
+    }
+
+    /// What `Host:` says: the port that is meant anyway is left out (RFC 9110, section 7.2).
+    fn authority(&self) -> String {
+        let text = self.to_string();
+        text.strip_suffix(":80").map_or_else(|| text.clone(), str::to_owned)
     }
 }
 
@@ -67,7 +76,7 @@ pub(crate) async fn ask(server: &Server, path: &str, json: Option<String>, bound
     let exchange = async {
         let stream = TcpStream::connect((server.host.as_str(), server.port)).await;
         let stream = stream.with_context(|| format!("cannot connect to {server}"))?;
-        exchange(stream, &server.to_string(), path, json, bounds.body).await
+        exchange(stream, &server.authority(), path, json, bounds.body).await
     };
     let answer = timeout(bounds.patience, exchange).await;
     answer.with_context(|| format!("no answer from {server} within {:?}", bounds.patience))?
@@ -88,13 +97,13 @@ pub(crate) async fn exchange(
     // Dropped, and so ended, with this future.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
-    let request = Request::builder()
-        .method(if json.is_some() { Method::POST } else { Method::GET })
-        .uri(path)
-        .header(header::HOST, authority)
-        .header(header::USER_AGENT, "defib")
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(json.unwrap_or_default())?;
+    let request = match json {
+        Some(json) => Request::post(path).header(header::CONTENT_TYPE, "application/json").body(json),
+        None => Request::get(path).body(String::new()),
+    };
+    let mut request = request?;
+    request.headers_mut().insert(header::HOST, authority.parse()?);
+    request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static("defib"));
     let answer = sender.send_request(request).await.with_context(|| format!("no HTTP answer from {authority}"))?;
     let status = answer.status();
     let body = match body_max {

@@ -111,7 +111,6 @@ fn alertmanagers_are_told_by_name_address_and_path() {
     assert!(config.warnings().is_empty(), "{:?}", config.warnings());
     let urls: Vec<_> = config.alertmanager.urls.iter().map(|peer| format!("{peer}{}", peer.path())).collect();
     assert_eq!(urls, ["am:9093/api/v2/alerts", "[::1]:9094/api/v2/alerts", "10.0.0.1:80/am/api/v2/alerts"]);
-    assert_eq!(config.alertmanager.urls[1].host(), "::1");
     assert_eq!(config.alertmanager.labels["site"], "nord");
     assert!(Config::parse(Path::new("x"), "").expect("valid").alertmanager.urls.is_empty(), "nobody is told unasked");
 }

@@ -217,7 +217,7 @@ proptest! {
 fn the_interleavings_are_such_that_without_the_clock_there_would_be_two() {
     let mut random = fastrand::Rng::with_seed(6);
     let (mut without_clock, mut held) = (0, 0);
-    for _ in 0..200 {
+    for _ in 0..600 {
         let mut world = World::new(1, 4);
         for _ in 0..400 {
             let wait = if random.u8(..8) == 0 { random.u64(..40 * SECOND) } else { 0 };
