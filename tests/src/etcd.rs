@@ -70,6 +70,16 @@ impl Cluster {
         child.wait().expect("ended");
     }
 
+    /// Stops a member, which then takes connections and says nothing.
+    ///
+    /// # Panics
+    /// When that is not running.
+    pub fn freeze(&self, index: usize) {
+        let child = self.members[index].child.as_ref().expect("it runs");
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process");
+        kill_process(pid, Signal::STOP).expect("stopped");
+    }
+
     /// Starts a member that was killed, with its data, and waits until the cluster is whole.
     ///
     /// # Panics

@@ -229,6 +229,15 @@ fn who_is_killed_or_stopped_loses_its_slot_when_its_lease_runs_out() {
     let (code, text) = third.end();
     assert!(code == Some(1) && text.contains("is lost"), "{text}");
     fourth.stop();
+
+    // And a slot that is taken by hand.
+    assert!(site.etcd.etcdctl(&["put", "/defib/be_web/slots/by-hand", "no deploys today"]).status.success());
+    let (code, text) = site.hold("fifth", &[]).end();
+    assert!(code == Some(1) && text.contains("1 out by plan already") && text.contains("somebody"), "{text}");
+    assert!(site.etcd.etcdctl(&["del", "/defib/be_web/slots/by-hand"]).status.success());
+    let mut fifth = site.hold("fifth", &[]);
+    fifth.reached("held").expect("it is free");
+    fifth.stop();
 }
 
 #[test]
@@ -237,14 +246,14 @@ fn one_member_less_changes_nothing_and_without_etcd_only_planned_actions_stop() 
     if !can_run(name) || !live::can_run(name) {
         return;
     }
-    let mut site = Site::new("5s");
+    let mut site = Site::new("10s");
     let cgroup = Cgroup::new(None);
     let service = format!(
         "[[service]]\nname = \"api\"\nrestart = true\ngrace = \"0s\"\nhealth = \"exec:/bin/true\"\npool = \"be_web/api\"\n\
          command = {{ start = [\"/bin/sleep\", \"1000\"], cgroup = \"{}\" }}\n",
         cgroup.path
     );
-    let agent = Agent::start(&format!("{}{service}", site.config("5s")));
+    let agent = Agent::start(&format!("{}{service}", site.config("10s")));
     let up = |wanted: f64| {
         eventually("defib_fleet_up", || (agent.metrics().get("defib_fleet_up") == Some(wanted)).then_some(()));
     };
@@ -257,11 +266,12 @@ fn one_member_less_changes_nothing_and_without_etcd_only_planned_actions_stop() 
 
     let mut holding = site.hold("first", &[]);
     holding.reached("held").expect("the slot is free");
-    site.etcd.kill(0);
+    site.etcd.freeze(0);
     // Longer than the lease lives without a renewal.
-    sleep(Duration::from_secs(8));
+    sleep(Duration::from_secs(12));
     assert_eq!(site.holders(), ["first"], "two of three members renew it");
     holding.stop();
+    site.etcd.kill(0);
     let mut holding = site.hold("second", &[]);
     holding.reached("held").expect("given back, and free");
     assert_eq!(value("defib_fleet_up"), Some(1.0));
@@ -275,6 +285,7 @@ fn one_member_less_changes_nothing_and_without_etcd_only_planned_actions_stop() 
     up(0.0);
     site.etcd.kill(2);
     assert!(agent.log().contains("nothing is done by plan"), "{}", agent.log());
+    assert!(agent.metrics().sum("defib_fleet_requests_total") > 0.0);
     // What dies is brought back all the same.
     let before = restarts();
     for pid in cgroup.members().into_iter().filter_map(Pid::from_raw) {

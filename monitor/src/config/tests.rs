@@ -153,3 +153,11 @@ fn a_fleet_agrees_through_the_members_that_are_named() {
     assert_eq!((fleet.max_unavailable, fleet.prefix.as_str(), fleet.ttl), (3, "/ops/", Duration::from_secs(60)));
     assert!(Config::parse(Path::new("x"), "").expect("valid").fleet.etcd.is_empty(), "nobody is asked unasked");
 }
+
+#[test]
+fn the_configuration_that_the_guide_to_fleets_shows_is_valid() {
+    let guide = include_str!("../../../docs/fleet.md");
+    let text = guide.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let config = Config::parse(Path::new("fleet.md"), text).expect("valid");
+    assert_eq!((config.fleet.etcd.len(), config.fleet.max_unavailable), (3, 1));
+}

@@ -100,32 +100,27 @@ impl Etcd {
     async fn query(&self, Query { path, body }: Query) -> Reply {
         let bounds = Bounds { patience: PATIENCE.min(self.config.ttl / PATIENCE_SHARE), body: ANSWER_MAX };
         let order = self.endpoints().order(clock::boot_ns());
-        let mut last = Reply::Failed("no member is configured".to_owned());
+        let mut failures = Vec::new();
         for member in order {
             let Some(server) = self.config.etcd.get(member) else { continue };
             let reply = match http::ask(server, path, Some(body.clone()), bounds).await {
                 Ok(http::Answer { status, body: Ok(body) }) => wire::reply(status, &body),
                 Ok(http::Answer { body: Err(error), .. }) | Err(error) => Reply::Failed(format!("{error:#}")),
             };
-            let answered = !matches!(reply, Reply::Failed(_));
-            self.metrics.asked(server, answered);
-            if answered {
+            self.metrics.asked(server, !matches!(reply, Reply::Failed(_)));
+            let Reply::Failed(why) = reply else {
                 self.endpoints().answered(member);
                 self.note(None);
                 return reply;
-            }
-            tracing::debug!(member = %server, ?reply, "etcd member");
-            self.endpoints().failed(member, clock::boot_ns());
-            last = match reply {
-                // An error of the way to it names it already.
-                Reply::Failed(why) if !why.contains(&server.to_string()) => Reply::Failed(format!("{server}: {why}")),
-                reply => reply,
             };
+            self.endpoints().failed(member, clock::boot_ns());
+            // An error of the way to it names it already.
+            let named = why.contains(&server.to_string());
+            failures.push(if named { why } else { format!("{server}: {why}") });
         }
-        if let Reply::Failed(why) = &last {
-            self.note(Some(why));
-        }
-        last
+        let why = failures.join("; ");
+        self.note(Some(&why));
+        Reply::Failed(why)
     }
 
     /// Says it when that has changed.
