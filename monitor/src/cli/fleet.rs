@@ -63,12 +63,12 @@ struct Pool {
 
 #[derive(Debug, Serialize)]
 struct Out {
-    slot: u32,
+    slot: Option<u32>,
     host: Option<String>,
     service: Option<String>,
     since: Option<Timestamp>,
     /// As etcdctl has it: `etcdctl lease revoke` frees the slot.
-    lease: String,
+    lease: Option<String>,
     expires_in_seconds: Option<u64>,
 }
 
@@ -98,7 +98,11 @@ async fn list(config: &Config, fleet: &Fleet, json: bool) -> Result<()> {
             let name = |name: &Option<String>| Clean(name.as_deref().unwrap_or("?")).to_string();
             let since = out.since.map_or_else(String::new, |since| format!(" since {since:.0}"));
             let left = out.expires_in_seconds.map_or_else(String::new, |left| format!(", for {left} s if not renewed"));
-            format!("{} on {}{since} (lease {}{left})", name(&out.service), name(&out.host), out.lease)
+            let lease = match &out.lease {
+                Some(lease) => format!("lease {lease}{left}"),
+                None => "until its key is deleted".to_owned(),
+            };
+            format!("{} on {}{since} ({lease})", name(&out.service), name(&out.host))
         };
         let outs: Vec<_> = holders.iter().map(out).collect();
         output::line(format_args!(
@@ -207,9 +211,9 @@ mod tests {
         let config = Config::parse(Path::new("x"), text).expect("valid");
         let taken = Taken {
             pool: "be_api".to_owned(),
-            slot: 0,
+            slot: Some(0),
             holder: None,
-            lease: "1f".to_owned(),
+            lease: Some("1f".to_owned()),
             expires_in_seconds: Some(9),
         };
         let pools = pools(&config, vec![taken]);

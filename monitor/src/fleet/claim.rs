@@ -41,9 +41,9 @@ pub(crate) struct Holder {
 /// A slot that is taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Slot {
-    /// Its number.
-    pub(super) index: u32,
-    /// Whose lease it goes with.
+    /// Its number; `None` when it was not taken by an agent.
+    pub(super) index: Option<u32>,
+    /// Whose lease it goes with; 0: none.
     pub(super) lease: Lease,
     /// `None` when it was not written by an agent.
     pub(super) holder: Option<Holder>,
@@ -106,6 +106,17 @@ pub(super) enum Next {
     Held { until_ns: u64 },
     /// Nothing.
     Over(End),
+}
+
+/// A slot that is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Its number.
+    pub(super) slot: u32,
+    /// Under which lease.
+    pub(super) lease: Lease,
+    /// From then on it must not be relied on (CLOCK_BOOTTIME).
+    pub(super) valid_until_ns: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -173,9 +184,9 @@ impl Claim {
             (State::Taking { slot, .. }, Answer::Taken) => self.held(slot),
             (State::Taking { tries, .. }, Answer::Slots(seen)) => {
                 let own = self.lease.map(|(lease, _)| lease);
-                match seen.slots.iter().find(|slot| Some(slot.lease) == own) {
+                match seen.slots.iter().find(|slot| Some(slot.lease) == own).and_then(|slot| slot.index) {
                     // It was taken by an earlier try whose answer was lost.
-                    Some(slot) => self.held(slot.index),
+                    Some(slot) => self.held(slot),
                     None => match self.free(&seen).filter(|_| tries < TRIES) {
                         Some(slot) => State::Taking { slot, tries: tries + 1 },
                         None => State::Over(End::Full(seen)),
@@ -206,10 +217,12 @@ impl Claim {
         self.lease.map(|(lease, _)| lease)
     }
 
-    /// The slot that is held, and from when on it must not be relied on (CLOCK_BOOTTIME).
-    pub(super) fn holds(&self) -> Option<(u32, u64)> {
-        match self.state {
-            State::Held { slot, .. } => Some((slot, self.valid_until_ns)),
+    /// The slot that is held, if there is one.
+    pub(super) fn holds(&self) -> Option<Held> {
+        match (&self.state, self.lease) {
+            (&State::Held { slot, .. }, Some((lease, _))) => {
+                Some(Held { slot, lease, valid_until_ns: self.valid_until_ns })
+            }
             _ => None,
         }
     }
@@ -242,7 +255,7 @@ impl Claim {
             return None;
         }
         let first = (self.seed % u64::from(self.limit.max(1))) as u32;
-        let free = |slot: &u32| seen.slots.iter().all(|taken| taken.index != *slot);
+        let free = |slot: &u32| seen.slots.iter().all(|taken| taken.index != Some(*slot));
         (first..self.limit).chain(0..first).find(free)
     }
 }

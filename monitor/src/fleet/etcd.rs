@@ -85,8 +85,8 @@ impl Etcd {
         };
         let mut all = Vec::new();
         for (pool, slot) in wire::listed(value, &self.config.prefix).map_err(|error| error.to_string())? {
-            let left = match all.len() {
-                TIMED.. => None,
+            let left = match (slot.lease, all.len()) {
+                (0, _) | (_, TIMED..) => None,
                 _ => match self.query(wire::time_to_live(slot.lease)).await {
                     Reply::Said(value) => wire::seconds_left(&value),
                     Reply::NotFound | Reply::Failed(_) => None,

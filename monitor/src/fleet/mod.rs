@@ -25,7 +25,7 @@ use std::{
     collections::HashMap,
     fmt,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -37,7 +37,7 @@ use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use crate::{config::FleetConfig, host::clock, pool, text::Clean};
 
 pub(crate) use claim::Holder;
-use claim::{Claim, End, Lease, Next};
+use claim::{Claim, End, Held, Lease, Next};
 use etcd::Etcd;
 pub(crate) use metrics::FleetMetrics;
 use pace::Pace;
@@ -120,12 +120,12 @@ impl fmt::Display for Refused {
 pub(crate) struct Taken {
     /// Of which pool.
     pub(crate) pool: String,
-    /// Its number.
-    pub(crate) slot: u32,
-    /// `None` when it was not written by an agent.
+    /// Its number; `None` when it was not taken by an agent.
+    pub(crate) slot: Option<u32>,
+    /// Likewise.
     pub(crate) holder: Option<Holder>,
-    /// Its lease, as etcdctl has it.
-    pub(crate) lease: String,
+    /// Its lease, as etcdctl has it; without one, it stays until its key is deleted.
+    pub(crate) lease: Option<String>,
     /// If nobody renews it, it is free in so many seconds.
     pub(crate) expires_in_seconds: Option<u64>,
 }
@@ -189,7 +189,10 @@ impl Fleet {
                     let answer = shared.etcd.ask(ask, pool, &holder).await;
                     claim.answered(answer, clock::boot_ns());
                 }
-                Next::Held { .. } => return Ok(Arc::clone(shared).granted(claim, pool, holder)),
+                Next::Held { .. } => match claim.holds() {
+                    Some(held) => return Ok(Arc::clone(shared).granted(claim, held, pool, holder)),
+                    None => break Why::Unreachable("there is no slot after all".to_owned()),
+                },
                 Next::Over(End::Full(seen)) => {
                     let holders = seen.slots.into_iter().map(|slot| slot.holder).take(NAMED).collect();
                     break Why::Full { taken: seen.taken, holders };
@@ -212,7 +215,7 @@ impl Fleet {
     /// All slots that are taken.
     ///
     /// # Errors
-    /// When etcd does not answer, or none is configured.
+    /// When etcd does not answer.
     pub(crate) async fn list(&self) -> Result<Vec<Taken>, Why> {
         let Some(shared) = &self.0 else { return Ok(Vec::new()) };
         let all = shared.etcd.list().await.map_err(Why::Unreachable)?;
@@ -220,7 +223,7 @@ impl Fleet {
             pool,
             slot: slot.index,
             holder: slot.holder,
-            lease: format!("{:x}", slot.lease),
+            lease: (slot.lease != 0).then(|| format!("{:x}", slot.lease)),
             expires_in_seconds,
         };
         Ok(all.into_iter().map(taken).collect())
@@ -239,13 +242,13 @@ impl Fleet {
 }
 
 impl Shared {
-    fn granted(self: Arc<Self>, claim: Claim, pool: &str, holder: Holder) -> Permit {
+    fn granted(self: Arc<Self>, claim: Claim, held: Held, pool: &str, holder: Holder) -> Permit {
         self.pace(pool, |(pace, _)| pace.granted());
-        let (Some((slot, until_ns)), Some(lease)) = (claim.holds(), claim.lease()) else { return Permit(None) };
+        let Held { slot, lease, valid_until_ns } = held;
         let held = self.etcd.metrics.held(pool);
         held.inc();
         tracing::info!(pool, slot, service = holder.service, "slot taken for a planned action");
-        let (told, until_ns) = watch::channel(until_ns);
+        let (told, until_ns) = watch::channel(valid_until_ns);
         let renewal = tokio::spawn(Arc::clone(&self).renew(claim, pool.to_owned(), holder, told));
         Permit(Some(Hold { shared: self, pool: pool.to_owned(), slot, lease, until_ns, renewal, held }))
     }
@@ -257,7 +260,7 @@ impl Shared {
                 Next::Ask(ask) => {
                     let answer = self.etcd.ask(ask, &pool, &holder).await;
                     claim.answered(answer, clock::boot_ns());
-                    told.send_replace(claim.holds().map_or(0, |(_, until_ns)| until_ns));
+                    told.send_replace(claim.holds().map_or(0, |held| held.valid_until_ns));
                 }
                 Next::Held { until_ns } => {
                     sleep(Duration::from_nanos(until_ns.saturating_sub(clock::boot_ns()))).await;
@@ -282,7 +285,7 @@ impl Shared {
 
     /// The pace of a pool.
     fn pace<T>(&self, pool: &str, with: impl FnOnce(&mut (Pace, Option<Why>)) -> T) -> T {
-        let mut paces: MutexGuard<'_, _> = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         let key = if paces.len() < PACES || paces.contains_key(pool) { pool } else { "" };
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);

@@ -124,7 +124,7 @@ pub(super) fn listed(value: Value, prefix: &str) -> Result<Vec<(String, Slot)>, 
     let parts = |pair: &Pair| {
         let key = decoded(&pair.key)?;
         let (pool, index) = key.strip_prefix(prefix)?.rsplit_once(SLOTS)?;
-        Some((pool.to_owned(), pair.slot(index.parse().ok()?)))
+        Some((pool.to_owned(), pair.slot(index.parse().ok())))
     };
     Ok(range.kvs.iter().filter_map(parts).collect())
 }
@@ -153,7 +153,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn slot(&self, index: u32) -> Slot {
+    fn slot(&self, index: Option<u32>) -> Slot {
         let holder = decoded(&self.value).and_then(|text| serde_json::from_str(&text).ok());
         Slot { index, lease: self.lease.parse().unwrap_or(0), holder }
     }
@@ -207,7 +207,7 @@ fn seen(range: Range, slots: &str) -> Seen {
     let index = |pair: &Pair| decoded(&pair.key)?.strip_prefix(slots)?.parse().ok();
     Seen {
         taken: range.count.parse().unwrap_or(range.kvs.len()),
-        slots: range.kvs.iter().map(|pair| pair.slot(index(pair).unwrap_or(u32::MAX))).collect(),
+        slots: range.kvs.iter().map(|pair| pair.slot(index(pair))).collect(),
     }
 }
 
@@ -271,7 +271,10 @@ mod tests {
             r#"{{"header":{{}},"responses":[{{"response_range":{{"kvs":[{{"key":"{key}","value":"{value}","lease":"9"}}]}}}}]}}"#
         );
         let Answer::Slots(seen) = said(take, &lost) else { panic!("somebody has it") };
-        assert_eq!((seen.taken, &seen.slots[..]), (1, &[Slot { index: 0, lease: 9, holder: Some(holder()) }][..]));
+        assert_eq!(
+            (seen.taken, &seen.slots[..]),
+            (1, &[Slot { index: Some(0), lease: 9, holder: Some(holder()) }][..])
+        );
         let Answer::Slots(none) = said(Ask::Look, r#"{"header":{"revision":"3"}}"#) else { panic!("nobody has one") };
         assert_eq!(none, Seen { taken: 0, slots: Vec::new() });
         let renew = Ask::Renew { lease: 7 };
@@ -299,16 +302,16 @@ mod tests {
         let foreign = encoded("/defib/web/slots/by hand");
         let text = format!(r#"{{"kvs":[{{"key":"{foreign}","value":"{}"}}],"count":"12"}}"#, encoded("busy"));
         let Answer::Slots(seen) = said(Ask::Look, &text) else { panic!("slots") };
-        let slots = vec![Slot { index: u32::MAX, lease: 0, holder: None }];
+        let slots = vec![Slot { index: None, lease: 0, holder: None }];
         assert_eq!(seen, Seen { taken: 12, slots }, "more than are named");
     }
 
     #[test]
     fn a_listing_names_pools_that_have_slashes_too() {
         let pair = |key: &str| format!(r#"{{"key":"{}","lease":"5"}}"#, encoded(key));
-        let text = format!(r#"{{"kvs":[{},{},{}]}}"#, pair("/d/a/slots/0"), pair("/d/b/c/slots/1"), pair("/d/other"));
+        let text = format!(r#"{{"kvs":[{},{},{}]}}"#, pair("/d/a/slots/0"), pair("/d/b/c/slots/me"), pair("/d/other"));
         let listed = listed(serde_json::from_str(&text).expect("JSON"), "/d/").expect("understood");
         let short: Vec<_> = listed.iter().map(|(pool, slot)| (pool.as_str(), slot.index, slot.lease)).collect();
-        assert_eq!(short, [("a", 0, 5), ("b/c", 1, 5)]);
+        assert_eq!(short, [("a", Some(0), 5), ("b/c", None, 5)]);
     }
 }

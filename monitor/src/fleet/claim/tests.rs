@@ -44,7 +44,7 @@ impl Etcd {
     }
 
     fn seen(&self, most: usize) -> Seen {
-        let slot = |(&index, &lease): (&u32, &Lease)| Slot { index, lease, holder: None };
+        let slot = |(&index, &lease): (&u32, &Lease)| Slot { index: Some(index), lease, holder: None };
         Seen { taken: self.slots.len(), slots: self.slots.iter().take(most).map(slot).collect() }
     }
 }
@@ -163,7 +163,8 @@ impl World {
     /// How many believe that they hold a slot: now, and if they had not looked at the clock.
     fn believers(&self) -> (usize, usize) {
         let holds = |agent: &&Agent| agent.claim.holds().is_some();
-        let valid = |agent: &&Agent| agent.claim.holds().is_some_and(|(_, until)| agent.clock(self.now) < until);
+        let valid =
+            |agent: &&Agent| agent.claim.holds().is_some_and(|held| agent.clock(self.now) < held.valid_until_ns);
         (self.agents.iter().filter(valid).count(), self.agents.iter().filter(holds).count())
     }
 
@@ -171,8 +172,8 @@ impl World {
     fn is_sound(&mut self) -> bool {
         self.etcd.apply(Ask::Look, self.now);
         let own = |agent: &Agent| match agent.claim.holds() {
-            Some((slot, until)) if agent.clock(self.now) < until => {
-                self.etcd.slots.get(&slot) == agent.claim.lease().as_ref()
+            Some(held) if agent.clock(self.now) < held.valid_until_ns => {
+                self.etcd.slots.get(&held.slot) == Some(&held.lease)
             }
             _ => true,
         };
@@ -251,12 +252,12 @@ fn hold(etcd: &mut Etcd, limit: u32, now: u64) -> Claim {
 fn a_slot_is_renewed_at_a_third_of_its_ttl_and_over_a_tenth_before_its_end() {
     let mut etcd = Etcd::default();
     let mut claim = hold(&mut etcd, 1, 0);
-    assert_eq!(claim.holds(), Some((0, 27 * SECOND)));
+    assert_eq!(claim.holds(), Some(Held { slot: 0, lease: 1, valid_until_ns: 27 * SECOND }));
     assert_eq!(claim.next(0), Next::Held { until_ns: 10 * SECOND });
     let Next::Ask(renew @ Ask::Renew { .. }) = claim.next(10 * SECOND) else { panic!("it is time") };
     let answer = etcd.apply(renew, 11 * SECOND);
     claim.answered(answer, 12 * SECOND);
-    assert_eq!(claim.holds(), Some((0, 37 * SECOND)), "counted from when it was sent");
+    assert_eq!(claim.holds().map(|held| held.valid_until_ns), Some(37 * SECOND), "counted from when it was sent");
     // Nobody answers any more.
     let mut tries = 0;
     let mut now = 20 * SECOND;
@@ -292,7 +293,7 @@ fn an_answer_that_comes_too_late_brings_nothing_back() {
 fn it_is_refused_when_all_slots_are_taken_also_by_those_who_know_of_more() {
     let mut etcd = Etcd::default();
     let (one, two) = (hold(&mut etcd, 2, 0), hold(&mut etcd, 2, 0));
-    assert_eq!((one.holds().map(|held| held.0), two.holds().map(|held| held.0)), (Some(0), Some(1)));
+    assert_eq!((one.holds().map(|held| held.slot), two.holds().map(|held| held.slot)), (Some(0), Some(1)));
     etcd.leases.remove(&one.lease().expect("granted"));
     let mut late = Claim::new(1, 0);
     let Next::Ask(look) = late.next(0) else { panic!("it looks") };
@@ -316,7 +317,7 @@ fn a_slot_whose_answer_was_lost_is_known_by_its_lease() {
     let answer = etcd.apply(take, 0);
     assert!(matches!(answer, Answer::Slots(_)));
     claim.answered(answer, 0);
-    assert_eq!(claim.holds().map(|held| held.0), Some(1));
+    assert_eq!(claim.holds().map(|held| held.slot), Some(1));
 }
 
 #[test]
