@@ -25,6 +25,7 @@ use crate::{
     audit::Audit,
     config::{Config, Mode},
     control,
+    fleet::{Fleet, FleetMetrics},
     host::{
         self,
         cgroup::Hierarchy,
@@ -98,6 +99,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         Alerts::new(alertmanager, std::mem::take(&mut left.alerts), keep)
     };
     let alert_metrics = AlertMetrics::new(&registry, &config.alertmanager.urls)?;
+    let fleet = guard(&config, &registry)?;
     let mut tasks = JoinSet::new();
 
     let attached: Arc<OnceLock<Arc<Kernel>>> = Arc::default();
@@ -166,6 +168,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         tasks.spawn(control.serve(commands_in));
     }
     tasks.spawn(alerts.clone().tell(alert_metrics));
+    tasks.spawn(fleet.watch());
     let told = (metrics, timeline, alerts, Arc::clone(&board));
     let mut steward = Steward::new(&config, hierarchy, Arc::clone(&kernel), told, audit, (store, left));
     for failure in steward.scan(&config)? {
@@ -201,6 +204,16 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     drop(stop_web);
     tasks.shutdown().await;
     outcome
+}
+
+/// Who is asked before anything is done by plan.
+fn guard(config: &Config, registry: &Registry) -> Result<Fleet> {
+    if config.fleet.etcd.is_empty() {
+        return Ok(Fleet::off());
+    }
+    let services = config.services();
+    let pools = services.iter().filter_map(|service| Some(service.pool.as_ref()?.parts()?.0));
+    Ok(Fleet::new(&config.fleet, FleetMetrics::new(registry, &config.fleet.etcd, pools)?))
 }
 
 /// Agent checks that wait for news get so long to ask for it: HAProxy asks every two seconds unless told otherwise.

@@ -2,6 +2,7 @@
 //! error has a place in the file.
 
 mod alertmanager;
+mod fleet;
 mod pool;
 mod values;
 
@@ -17,6 +18,7 @@ use toml::Spanned;
 use crate::{control, kernel::Watched, pool::Name};
 
 pub(crate) use alertmanager::{AlertmanagerConfig, Peer};
+pub(crate) use fleet::FleetConfig;
 pub(crate) use pool::PoolConfig;
 pub(crate) use values::{Budget, Health, Pattern};
 use values::{cgroup_path, optional_duration, program, sample_period, share};
@@ -71,6 +73,9 @@ pub(crate) struct Config {
     /// Who is told of what happens.
     #[serde(default)]
     pub(crate) alertmanager: AlertmanagerConfig,
+    /// Where many hosts agree on planned actions.
+    #[serde(default)]
+    pub(crate) fleet: FleetConfig,
 }
 
 /// `[agent]`.

@@ -17,7 +17,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
@@ -26,7 +25,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{memory::forecast::Forecast, pool};
+use crate::{http, memory::forecast::Forecast, pool};
 
 /// Where the agent listens unless it is told otherwise.
 pub(crate) const DEFAULT_PATH: &str = "/run/defib/control.sock";
@@ -210,27 +209,14 @@ async fn send<A: DeserializeOwned>(socket: &Path, path: &str, body: Option<impl 
             "no agent listens on {shown}; is 'defib run' running, with that [agent] control_socket, and are you root?"
         )
     })?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let request = hyper::Request::builder()
-        .method(if body.is_some() { hyper::Method::POST } else { hyper::Method::GET })
-        .uri(path)
-        .header(hyper::header::HOST, "localhost")
-        .header(hyper::header::CONTENT_TYPE, "application/json")
-        .body(body.map(|body| serde_json::to_string(&body)).transpose()?.unwrap_or_default())?;
-    let answer = async {
-        let answer = sender.send_request(request).await.with_context(|| format!("no answer from {shown}"))?;
-        let status = answer.status();
-        let body = axum::body::to_bytes(axum::body::Body::new(answer.into_body()), ANSWER_MAX).await;
-        let body = body.with_context(|| format!("cannot read the answer from {shown}"))?;
-        if !status.is_success() {
-            bail!("{}", String::from_utf8_lossy(&body).trim());
-        }
-        serde_json::from_slice(&body).with_context(|| format!("{shown} answers with something else"))
+    let json = body.map(|body| serde_json::to_string(&body)).transpose()?;
+    let answer = http::exchange(stream, "localhost", path, json, ANSWER_MAX).await;
+    let answer = answer.with_context(|| format!("no answer from {shown}"))?;
+    let body = answer.body.with_context(|| format!("no whole answer from {shown}"))?;
+    if !answer.status.is_success() {
+        bail!("{}", String::from_utf8_lossy(&body).trim());
     }
-    .await;
-    connection.abort();
-    answer
+    serde_json::from_slice(&body).with_context(|| format!("{shown} answers with something else"))
 }
 
 #[cfg(test)]

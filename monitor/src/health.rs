@@ -4,7 +4,6 @@ use std::{net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use axum::http::Uri;
-use hyper_util::rt::TokioIo;
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep, timeout},
@@ -16,6 +15,7 @@ use crate::{
         clock,
         process::{self, Identity},
     },
+    http::{self, Bounds, Server},
 };
 
 /// A service without a health check is healthy when it has lived for this long.
@@ -86,7 +86,7 @@ async fn ask(health: &Health) -> Result<()> {
     match health {
         Health::Survival => Ok(()),
         Health::Tcp(address) => connect(*address).await.map(drop),
-        Health::Http(uri) => http(uri).await,
+        Health::Http(uri) => get(uri).await,
         Health::Exec(program) => exec(program).await,
     }
 }
@@ -95,22 +95,12 @@ async fn connect(address: SocketAddr) -> Result<TcpStream> {
     TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))
 }
 
-async fn http(uri: &Uri) -> Result<()> {
-    // A literal IPv6 address stands in brackets in a URL, and without them everywhere else.
-    let host = uri.host().context("the health check names no host")?.trim_matches(['[', ']']);
-    let port = uri.port_u16().unwrap_or(80);
-    let stream = TcpStream::connect((host, port)).await.with_context(|| format!("cannot connect to {host}:{port}"))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
+async fn get(uri: &Uri) -> Result<()> {
+    let server = Server::of(uri).context("the health check names no host")?;
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let request = hyper::Request::get(path)
-        .header(hyper::header::HOST, uri.authority().map_or(host, |authority| authority.as_str()))
-        .header(hyper::header::USER_AGENT, "defib")
-        .body(String::new())?;
-    let answer = sender.send_request(request).await.with_context(|| format!("no HTTP answer from {host}:{port}"));
-    connection.abort();
-    let status = answer?.status();
-    ensure!(status.is_success(), "{uri} answers {status}");
+    // Only the status counts.
+    let answer = http::ask(&server, path, None, Bounds { patience: TRY_TIMEOUT, body: 0 }).await?;
+    ensure!(answer.status.is_success(), "{uri} answers {}", answer.status);
     Ok(())
 }
 

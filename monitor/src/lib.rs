@@ -10,6 +10,7 @@
 //! marks, deaths, probes ──▶ in or out of the pool ──▶ load balancers  pool/ (state: pure)
 //! actions ──▶ start, prove health, count, serve                       supervisor/, health.rs, metrics.rs, web.rs
 //! deaths, outages, forecasts ──▶ Alertmanager                         alert/ (board, outbox: pure)
+//! planned actions ──may I?──▶ etcd, for the whole fleet               fleet/ (claim, pace: pure)
 //! ```
 //!
 //! `agent.rs` alone knows all the parts and owns the engine's state; `cli/` has a file for each command.
@@ -23,9 +24,11 @@ mod config;
 mod control;
 mod diagnosis;
 mod enquiry;
+mod fleet;
 mod healing;
 mod health;
 mod host;
+mod http;
 mod incident;
 mod kernel;
 pub mod memory;

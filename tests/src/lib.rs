@@ -5,6 +5,7 @@
 //! * [`defib`]: the binary under test, as a watcher or as an agent
 //! * [`victim`]: the program that dies on command
 //! * [`engine`]: a container engine of a test's own
+//! * [`etcd`]: a cluster of a test's own
 //! * [`monitoring`]: Prometheus and Alertmanager of a test's own
 //! * [`haproxy`]: a load balancer of a test's own
 //! * [`load`]: requests without end, counted
@@ -13,6 +14,7 @@
 pub mod cgroup;
 pub mod defib;
 pub mod engine;
+pub mod etcd;
 pub mod haproxy;
 pub mod live;
 pub mod load;

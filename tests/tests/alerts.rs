@@ -324,8 +324,10 @@ fn a_scrape_is_clean_and_has_all_that_rules_and_dashboard_ask_for() {
     }
     let leaky = Leaky::new();
     let alertmanager = Alertmanager::start(free_address());
-    let agent =
-        Agent::start(&format!("{}{}", told(&[alertmanager.address()]), leaky.config("leaky", "grace = \"50ms\"")));
+    // Nobody answers there; the series exist all the same.
+    let fleet = format!("[fleet]\netcd = [\"http://{}\"]\n", free_address());
+    let service = leaky.config("leaky", "grace = \"50ms\"");
+    let agent = Agent::start(&format!("{}{fleet}{service}", told(&[alertmanager.address()])));
     let prometheus = Prometheus::start(agent.address(), "host-a", alertmanager.address());
     healthy(&agent, "leaky");
     let scrape = agent.metrics().0;

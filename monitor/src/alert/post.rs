@@ -2,19 +2,20 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Context as _, Result};
-use axum::body::Body;
-use hyper::{StatusCode, header};
-use hyper_util::rt::TokioIo;
+use hyper::StatusCode;
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     board::TTL,
     outbox::{Answer, Posting},
 };
-use crate::{config::Peer, host::clock, text::Clean};
+use crate::{
+    config::Peer,
+    host::clock,
+    http::{self, Bounds},
+    text::Clean,
+};
 
 /// A peer answers within milliseconds, or it does not.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -73,41 +74,22 @@ fn bounded(text: &str, max: usize) -> String {
 
 /// Posts a body to a peer.
 pub(super) async fn post(peer: &Peer, body: String) -> Answer {
-    match timeout(PATIENCE, send(peer, body)).await {
-        Ok(Ok((status, _))) if status.is_success() => Answer::Accepted,
+    let bounds = Bounds { patience: PATIENCE, body: ANSWER_MAX };
+    let answer =
+        http::ask(peer.server(), peer.path(), Some(body), bounds).await.map(|http::Answer { status, body }| {
+            // What does not fit, or breaks off, is only the explanation.
+            (status, String::from_utf8_lossy(&body.unwrap_or_default()).into_owned())
+        });
+    match answer {
+        Ok((status, _)) if status.is_success() => Answer::Accepted,
         // These say that the alerts are wrong. Others say that the way to the peer is, or that it is busy, which may change.
-        Ok(Ok((
+        Ok((
             status @ (StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY),
             text,
-        ))) => Answer::Refused(format!("it answers {status}: {}", bounded(text.trim(), ANNOTATION_MAX))),
-        Ok(Ok((status, text))) => {
-            Answer::Failed(format!("it answers {status}: {}", bounded(text.trim(), ANNOTATION_MAX)))
-        }
-        Ok(Err(error)) => Answer::Failed(format!("{error:#}")),
-        Err(_) => Answer::Failed(format!("no answer within {} s", PATIENCE.as_secs())),
+        )) => Answer::Refused(format!("it answers {status}: {}", bounded(text.trim(), ANNOTATION_MAX))),
+        Ok((status, text)) => Answer::Failed(format!("it answers {status}: {}", bounded(text.trim(), ANNOTATION_MAX))),
+        Err(error) => Answer::Failed(format!("{error:#}")),
     }
-}
-
-async fn send(peer: &Peer, body: String) -> Result<(StatusCode, String)> {
-    let (host, port) = (peer.host(), peer.port());
-    let stream = TcpStream::connect((host, port)).await.with_context(|| format!("cannot connect to {peer}"))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let request = hyper::Request::post(peer.path())
-        .header(header::HOST, peer.to_string())
-        .header(header::USER_AGENT, "defib")
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(body)?;
-    let answer = async {
-        let answer = sender.send_request(request).await.with_context(|| format!("no HTTP answer from {peer}"))?;
-        let status = answer.status();
-        // What does not fit, or breaks off, is only the explanation.
-        let text = axum::body::to_bytes(Body::new(answer.into_body()), ANSWER_MAX).await.unwrap_or_default();
-        Ok((status, String::from_utf8_lossy(&text).into_owned()))
-    }
-    .await;
-    connection.abort();
-    answer
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod config_arg;
 mod control;
 mod demo;
 mod doctor;
+mod fleet;
 mod forecast;
 mod incidents;
 mod output;
@@ -52,6 +53,8 @@ enum Command {
     Incidents(incidents::Args),
     /// Replays a memory series through the forecaster: is it a leak, do restarts hide it, when is memory out
     Forecast(forecast::Args),
+    /// Shows which members of a pool are out by plan on all hosts, or takes a slot for work by hand
+    Fleet(fleet::Args),
     /// Maintenance: no restarts of a service by Defib, until the time runs out
     Pause(control::PauseArgs),
     /// Ends a pause
@@ -124,6 +127,10 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Status(agent) => runtime()?.block_on(control::status(&agent)),
         Command::Incidents(args) => incidents::run(&args),
         Command::Forecast(args) => runtime()?.block_on(forecast::run(args)),
+        Command::Fleet(args) => {
+            let _log = log_to_stderr("error");
+            runtime()?.block_on(fleet::run(args))
+        }
         Command::Pause(args) => runtime()?.block_on(control::pause(args)),
         Command::Resume(args) => runtime()?.block_on(control::resume(args)),
         Command::Check(args) => check::run(&args),

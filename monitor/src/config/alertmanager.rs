@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt};
 use axum::http::Uri;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+use crate::http::Server;
+
 /// Peers of one Alertmanager cluster are few, and each costs a connection for every alert.
 const MAX_PEERS: usize = 8;
 const MAX_LABELS: usize = 16;
@@ -26,20 +28,14 @@ pub(crate) struct AlertmanagerConfig {
 /// An Alertmanager.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Peer {
-    host: String,
-    port: u16,
+    server: Server,
     path: String,
 }
 
 impl Peer {
-    /// Name or address, for a connection.
-    pub(crate) fn host(&self) -> &str {
-        &self.host
-    }
-
-    /// TCP port.
-    pub(crate) fn port(&self) -> u16 {
-        self.port
+    /// Where it listens.
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
     }
 
     /// Where alerts are posted.
@@ -50,11 +46,7 @@ impl Peer {
 
 impl fmt::Display for Peer {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(out, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(out, "{}:{}", self.host, self.port)
-        }
+        self.server.fmt(out)
     }
 }
 
@@ -83,8 +75,7 @@ impl std::str::FromStr for Peer {
             return Err(format!("{text:?} has a query; {allowed}"));
         }
         Ok(Self {
-            host: authority.host().trim_matches(['[', ']']).to_owned(),
-            port: authority.port_u16().unwrap_or(80),
+            server: Server::of(&uri).ok_or_else(|| format!("{text:?} names no host; {allowed}"))?,
             path: format!("{}/api/v2/alerts", uri.path().trim_end_matches('/')),
         })
     }

@@ -73,6 +73,15 @@ fn errors_name_file_line_key_and_what_is_allowed() {
         ("[alertmanager]\nlabels = { 'a-b' = 'x' }\n", &["x.toml:2: key 'labels'", "letters, digits and _"]),
         ("[alertmanager]\nlabels = { site = '' }\n", &["x.toml:2: key 'labels'", "1 to 256 bytes"]),
         ("[alertmanager]\nurl = 'http://am:1'\n", &["x.toml:2: key 'url'", "urls"]),
+        ("[fleet]\netcd = ['https://e:2379']\n", &["x.toml:2: key 'etcd'", "no TLS", "proxy on this host"]),
+        ("[fleet]\netcd = ['e:2379']\n", &["x.toml:2: key 'etcd'", "http://HOST:PORT"]),
+        ("[fleet]\netcd = ['http://e:2379/v3']\n", &["x.toml:2: key 'etcd'", "has a path"]),
+        ("[fleet]\netcd = ['http://root:secret@e:2379']\n", &["x.toml:2: key 'etcd'", "no place in a URL"]),
+        ("[fleet]\netcd = ['http://e:2379', 'http://e:2379/']\n", &["x.toml:2: key 'etcd'", "e:2379 is there twice"]),
+        ("[fleet]\nmax_unavailable = 0\n", &["x.toml:2: key 'max_unavailable'", "1 to 1000"]),
+        ("[fleet]\nprefix = 'defib'\n", &["x.toml:2: key 'prefix'", "/defib/"]),
+        ("[fleet]\nttl = '2s'\n", &["x.toml:2: key 'ttl'", "5s to 10m"]),
+        ("[fleet]\nttl = '5500ms'\n", &["x.toml:2: key 'ttl'", "whole seconds"]),
         ("[[service]]\nunit='a'\npool='web; shutdown'\n", &["x.toml:3: key 'pool'", "BACKEND/SERVER"]),
         ("[[service]]\nunit='a'\ndrain_at=1.5\n", &["x.toml:3: key 'drain_at'", "0 to 1"]),
         ("[pool]\nhaproxy=['admin.sock']\n", &["x.toml:2: key 'haproxy'", "tcp://ADDRESS:PORT"]),
@@ -102,7 +111,6 @@ fn alertmanagers_are_told_by_name_address_and_path() {
     assert!(config.warnings().is_empty(), "{:?}", config.warnings());
     let urls: Vec<_> = config.alertmanager.urls.iter().map(|peer| format!("{peer}{}", peer.path())).collect();
     assert_eq!(urls, ["am:9093/api/v2/alerts", "[::1]:9094/api/v2/alerts", "10.0.0.1:80/am/api/v2/alerts"]);
-    assert_eq!(config.alertmanager.urls[1].host(), "::1");
     assert_eq!(config.alertmanager.labels["site"], "nord");
     assert!(Config::parse(Path::new("x"), "").expect("valid").alertmanager.urls.is_empty(), "nobody is told unasked");
 }
@@ -133,4 +141,23 @@ fn the_configuration_that_the_guide_to_pools_shows_is_valid() {
     let text = guide.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
     let config = Config::parse(Path::new("pool.md"), text).expect("valid");
     assert!(config.pool.agent_check.is_some() && config.pool.haproxy.len() == 1 && config.services().len() == 1);
+}
+
+#[test]
+fn a_fleet_agrees_through_the_members_that_are_named() {
+    let text =
+        "[fleet]\netcd = ['http://e1:2379', 'http://[::1]:2379/']\nmax_unavailable = 3\nprefix = '/ops'\nttl = '1m'\n";
+    let fleet = Config::parse(Path::new("x"), text).expect("valid").fleet;
+    let members: Vec<_> = fleet.etcd.iter().map(ToString::to_string).collect();
+    assert_eq!(members, ["e1:2379", "[::1]:2379"]);
+    assert_eq!((fleet.max_unavailable, fleet.prefix.as_str(), fleet.ttl), (3, "/ops/", Duration::from_secs(60)));
+    assert!(Config::parse(Path::new("x"), "").expect("valid").fleet.etcd.is_empty(), "nobody is asked unasked");
+}
+
+#[test]
+fn the_configuration_that_the_guide_to_fleets_shows_is_valid() {
+    let guide = include_str!("../../../docs/fleet.md");
+    let text = guide.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let config = Config::parse(Path::new("fleet.md"), text).expect("valid");
+    assert_eq!((config.fleet.etcd.len(), config.fleet.max_unavailable), (3, 1));
 }

@@ -45,6 +45,7 @@ fn missing(live: bool) -> Result<Vec<Need>> {
         needs.extend(engines());
         needs.extend(monitoring());
         needs.extend(haproxy());
+        needs.extend(etcd());
         needs.extend(corpus(|program| process::find(program).is_some()));
     }
     Ok(needs)
@@ -83,6 +84,16 @@ fn haproxy() -> Option<Need> {
         what: "haproxy".to_owned(),
         why: "live tests take servers out of a real pool",
         mend: Mend::Packages(vec!["haproxy"]),
+    })
+}
+
+/// The shared store that a live test starts a cluster of, and the tool by which an operator looks into it.
+fn etcd() -> Option<Need> {
+    let present = ["/usr/bin/etcd", "/usr/bin/etcdctl"].into_iter().all(|path| Path::new(path).exists());
+    (!present).then(|| Need {
+        what: "etcd and etcdctl".to_owned(),
+        why: "live tests have agents agree through a real cluster",
+        mend: Mend::Packages(vec!["etcd-server", "etcd-client"]),
     })
 }
 

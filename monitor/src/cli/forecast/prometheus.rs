@@ -3,12 +3,14 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use axum::body::Bytes;
 use hyper::Uri;
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::{net::TcpStream, time::timeout};
 
-use crate::memory::trend::Sample;
+use crate::{
+    http::{self, Bounds},
+    memory::trend::Sample,
+};
 
 /// Points in an answer at most: Prometheus gives 11,000 a series (`web/api/v1`, "exceeded maximum resolution").
 const POINTS: u64 = 10_000;
@@ -112,8 +114,7 @@ async fn server_series(server: &Uri, query: &str, window: Window) -> Result<Opti
     let mut series = Series::new();
     let mut found: Option<serde_json::Value> = None;
     for part in window.parts() {
-        let answer = timeout(PATIENCE, get(server, &path(server, query, part))).await;
-        let text = answer.with_context(|| format!("{server} does not answer within {} s", PATIENCE.as_secs()))??;
+        let text = get(server, &path(server, query, part)).await?;
         let Some((labels, values)) = one(&text, query).with_context(|| server.to_string())? else { continue };
         if let Some(before) = found.as_ref().filter(|before| **before != labels) {
             bail!("{query} gives several series, such as {before} and {labels}; narrow it to one");
@@ -180,29 +181,14 @@ fn one(text: &[u8], query: &str) -> Result<Option<(serde_json::Value, Series)>> 
     }))
 }
 
-async fn get(server: &Uri, path: &str) -> Result<Vec<u8>> {
-    let host = server.host().with_context(|| format!("{server} names no host"))?.trim_matches(['[', ']']);
-    let port = server.port_u16().unwrap_or(80);
-    let stream = TcpStream::connect((host, port)).await.with_context(|| format!("cannot connect to {host}:{port}"))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let request = hyper::Request::get(path)
-        .header(hyper::header::HOST, server.authority().map_or(host, |authority| authority.as_str()))
-        .header(hyper::header::USER_AGENT, "defib")
-        .body(String::new())?;
-    let answer = async {
-        let answer =
-            sender.send_request(request).await.with_context(|| format!("no HTTP answer from {host}:{port}"))?;
-        let status = answer.status();
-        let body = axum::body::to_bytes(axum::body::Body::new(answer.into_body()), ANSWER_MAX).await;
-        let body = body.with_context(|| format!("cannot read the answer from {host}:{port}"))?;
-        // A refused query comes with its reason in the same form.
-        ensure!(status.is_success() || body.starts_with(b"{"), "{host}:{port} answers {status}");
-        Ok(body.to_vec())
-    }
-    .await;
-    connection.abort();
-    answer
+async fn get(server: &Uri, path: &str) -> Result<Bytes> {
+    let at = http::Server::of(server).with_context(|| format!("{server} names no host"))?;
+    let http::Answer { status, body } =
+        http::ask(&at, path, None, Bounds { patience: PATIENCE, body: ANSWER_MAX }).await?;
+    let body = body?;
+    // A refused query comes with its reason in the same form.
+    ensure!(status.is_success() || body.starts_with(b"{"), "{at} answers {status}");
+    Ok(body)
 }
 
 /// The last value at or before `time` that is not too old.
