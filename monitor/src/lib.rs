@@ -28,6 +28,7 @@ mod health;
 mod host;
 mod incident;
 mod kernel;
+mod leave;
 pub mod memory;
 mod metrics;
 mod observer;

@@ -78,6 +78,9 @@ pub(crate) fn sender_kind(
         SenderKind::Manager
     } else if elsewhere && MEMORY_KILLERS.contains(&comm) {
         SenderKind::MemoryKiller
+    } else if tgid == std::process::id() {
+        // For services without another owner, that is what we are.
+        SenderKind::Engine
     } else if elsewhere
         && ENGINES.contains(&comm)
         && place.is_some_and(|place| matches!(*place.origin, Origin::Container { .. }))

@@ -77,6 +77,8 @@ pub(crate) struct View {
     pub(crate) held: BTreeSet<Name>,
     /// Servers whose weight is too small for a share of it.
     pub(crate) indivisible: BTreeSet<Name>,
+    /// Requests in hand or waiting, of servers that drain by our wish and get nothing new there any more.
+    pub(crate) connections: BTreeMap<Name, u64>,
 }
 
 impl Board {
@@ -193,6 +195,16 @@ impl Board {
             standing.is_some_and(|standing| standing.state == State::In)
         };
         (!all.is_empty()).then(|| all.iter().filter(serves).count())
+    }
+
+    /// Connections that load balancers have to a service that drains. `None`: one of them may still send it more, or none can
+    /// be asked.
+    pub(crate) fn connections(&self, service: &str) -> Option<u64> {
+        let inner = self.read();
+        let name = inner.services.get(service)?.name.as_ref()?;
+        let mut all = inner.views.values().filter(|view| view.others.contains_key(name)).peekable();
+        all.peek()?;
+        all.map(|view| view.connections.get(name).copied()).sum()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
