@@ -325,11 +325,11 @@ impl Config {
                 return Err(ConfigError { file: path.to_owned(), place, message });
             }
         }
-        config.check_apart().and_then(|()| config.check_names()).and_then(|()| config.check_planned()).map_err(|(at, message)| ConfigError {
-            file: path.to_owned(),
-            place: place(text, at),
-            message,
-        })?;
+        config
+            .check_apart()
+            .and_then(|()| config.check_names())
+            .and_then(|()| config.check_planned())
+            .map_err(|(at, message)| ConfigError { file: path.to_owned(), place: place(text, at), message })?;
         Ok(config)
     }
 

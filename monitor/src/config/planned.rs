@@ -85,7 +85,8 @@ mod tests {
     fn a_window_may_go_over_midnight() {
         let minute = |hour: u16, minute: u16| hour * 60 + minute;
         let night: Window = "02:00-05:00".parse().expect("a window");
-        for (at, inside) in [(minute(1, 59), false), (minute(2, 0), true), (minute(4, 59), true), (minute(5, 0), false)] {
+        for (at, inside) in [(minute(1, 59), false), (minute(2, 0), true), (minute(4, 59), true), (minute(5, 0), false)]
+        {
             assert_eq!(night.contains(at), inside, "{at}");
         }
         let late: Window = "23:30-00:15".parse().expect("a window");

@@ -150,10 +150,8 @@ impl Book {
         if self.open.contains_key(service) {
             return;
         }
-        // What was noted so far belongs to whatever came before.
-        self.waiting.remove(service);
         let mut incident = self.begin(service, Kind::PlannedRestart, began, before);
-        incident.cause_text = because.to_owned();
+        tell(&mut incident, Death { cause_text: because.to_owned(), ..Death::default() });
         incident.deaths = 0;
         self.open.insert(Arc::clone(service), incident);
         self.changed.insert(Arc::clone(service));
@@ -347,7 +345,7 @@ mod tests {
         book.close_planned(&web, at(3), Outcome::Renewed);
         let [incident] = &book.take_changed()[..] else { panic!("one record") };
         assert_eq!((incident.kind, incident.outage_ms, incident.deaths), (Kind::PlannedRestart, None, 0));
-        assert_eq!((incident.restarts, incident.cause_text.as_str(), incident.timeline.len()), (1, "memory", 1));
+        assert_eq!((incident.restarts, incident.cause_text.as_str(), incident.timeline.len()), (1, "memory", 2));
 
         book.open_planned(&web, at(11), Before::default(), "memory");
         book.death(&web, death("oom_kill"));

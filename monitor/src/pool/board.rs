@@ -307,6 +307,24 @@ mod tests {
     }
 
     #[test]
+    fn connections_are_known_when_every_load_balancer_that_has_the_server_has_counted_them() {
+        let board = board();
+        let (web, other): (Name, Name) = ("be_web/web1".parse().expect("a name"), "be_x/y".parse().expect("a name"));
+        assert_eq!(board.connections("web"), None, "nobody can be asked");
+        let view = |name: &Name, count: Option<u64>| View {
+            others: [(name.clone(), 1)].into(),
+            connections: count.map(|count| (name.clone(), count)).into_iter().collect(),
+            ..View::default()
+        };
+        board.see(&"a".into(), Some(view(&web, Some(2))));
+        board.see(&"b".into(), Some(view(&web, None)));
+        board.see(&"c".into(), Some(view(&other, None)));
+        assert_eq!(board.connections("web"), None, "one of them may still send it more");
+        board.see(&"b".into(), Some(view(&web, Some(1))));
+        assert_eq!((board.connections("web"), board.connections("alone")), (Some(3), None));
+    }
+
+    #[test]
     fn news_wait_for_whoever_asks() {
         let board = board();
         board.stand("beside", standing(State::Draining, 100));

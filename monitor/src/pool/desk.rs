@@ -319,7 +319,8 @@ fn connections(replies: &str) -> HashMap<Name, u64> {
             let fields: Vec<_> = line.split(',').collect();
             let number = |column: usize| fields.get(column)?.parse::<u64>().ok();
             // Quoted fields come later in a line; a name that a name of ours cannot name is none.
-            let name = fields.first().zip(fields.get(1)).and_then(|(proxy, server)| format!("{proxy}/{server}").parse().ok());
+            let name =
+                fields.first().zip(fields.get(1)).and_then(|(proxy, server)| format!("{proxy}/{server}").parse().ok());
             if let (Some(name), Some(serving)) = (name, number(serving)) {
                 found.insert(name, serving + number(queued).unwrap_or(0));
             }

@@ -91,8 +91,7 @@ impl Steward {
             // What was foreseen was foreseen of the incarnation that is gone.
             if let Some(managed) = self.roster.get(service) {
                 let (time_to_oom_seconds, exhausted_in_seconds) = (None, None);
-                let forecast =
-                    Forecast { time_to_oom_seconds, exhausted_in_seconds, ..managed.follower.forecast() };
+                let forecast = Forecast { time_to_oom_seconds, exhausted_in_seconds, ..managed.follower.forecast() };
                 self.metrics.forecast(service, &forecast);
                 self.alerts.foresees(service, &forecast);
             }

@@ -45,6 +45,7 @@ fn missing(live: bool) -> Result<Vec<Need>> {
         needs.extend(engines());
         needs.extend(monitoring());
         needs.extend(haproxy());
+        needs.extend(nginx());
         needs.extend(corpus(|program| process::find(program).is_some()));
     }
     Ok(needs)
@@ -83,6 +84,16 @@ fn haproxy() -> Option<Need> {
         what: "haproxy".to_owned(),
         why: "live tests take servers out of a real pool",
         mend: Mend::Packages(vec!["haproxy"]),
+    })
+}
+
+/// Another one, and what its recipe asks the agent with.
+fn nginx() -> Option<Need> {
+    let present = ["/usr/sbin/nginx", "/usr/bin/curl"].into_iter().all(|path| Path::new(path).exists());
+    (!present).then(|| Need {
+        what: "nginx and curl".to_owned(),
+        why: "a live test follows the recipe for nginx",
+        mend: Mend::Packages(vec!["nginx-light", "curl"]),
     })
 }
 
