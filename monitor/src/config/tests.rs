@@ -158,3 +158,16 @@ fn planned_restarts_are_off_unless_a_service_has_them() {
     assert_eq!((last.when, last.drain), (Duration::from_secs(3600), Duration::from_secs(5)));
     assert!(last.window.is_some_and(|window| window.contains(0) && !window.contains(12 * 60)));
 }
+
+#[test]
+fn the_configuration_that_the_guide_to_planned_restarts_shows_is_valid() {
+    let guide = include_str!("../../../docs/healing.md");
+    let text = guide.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let config = Config::parse(Path::new("healing.md"), text).expect("valid");
+    let planned = config.services()[0].planned_restart.expect("it has one");
+    assert_eq!(PlannedRestart { window: None, ..planned }, PlannedRestart::default(), "but for the window");
+    // The sample that is shipped shows it too, commented out.
+    let line = SAMPLE.lines().find_map(|line| line.strip_prefix("# planned_restart")).expect("shown");
+    let text = format!("[[service]]\nunit = 'a'\nrestart = true\nplanned_restart{line}");
+    assert_eq!(Config::parse(Path::new("x"), &text).expect("valid").services()[0].planned_restart, Some(planned));
+}

@@ -90,3 +90,14 @@ pub(crate) fn sender_kind(
         SenderKind::Other
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_end_ourselves_was_meant_to_end() {
+        assert_eq!(sender_kind("defib", std::process::id(), None, None), SenderKind::Engine);
+        assert_eq!(sender_kind("defib", std::process::id() + 1, None, None), SenderKind::Other);
+    }
+}

@@ -1,6 +1,9 @@
 //! Planned restarts: what is known of a service goes to its machine, what that wants is done.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use jiff::{Timestamp, tz::TimeZone};
 
@@ -23,6 +26,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Planned {
     slots: HashMap<Arc<str>, Slot>,
+    /// When each machine wants to be asked again, CLOCK_BOOTTIME nanoseconds; only those that drain do.
+    deadlines: BTreeSet<(u64, Arc<str>)>,
     office: Arc<dyn Office>,
 }
 
@@ -36,7 +41,7 @@ struct Slot {
 impl Planned {
     /// Nobody yet; leave is asked for here.
     pub(crate) fn new(office: Arc<dyn Office>) -> Self {
-        Self { slots: HashMap::new(), office }
+        Self { slots: HashMap::new(), deadlines: BTreeSet::new(), office }
     }
 
     /// A service that is looked after.
@@ -46,15 +51,29 @@ impl Planned {
         self.slots.insert(Arc::clone(service), Slot { renewals, leave: None });
     }
 
-    /// When the next machine is due. Those that wait for a moment are those that drain: few.
+    /// When the next machine is due.
     pub(super) fn next_deadline(&self) -> Option<u64> {
-        self.slots.values().filter_map(|slot| slot.renewals.deadline()).min()
+        self.deadlines.first().map(|&(deadline, _)| deadline)
     }
 
     /// The services whose machines are due.
     pub(super) fn due(&self, now: u64) -> Vec<Arc<str>> {
-        let due = |slot: &Slot| slot.renewals.deadline().is_some_and(|deadline| deadline <= now);
-        self.slots.iter().filter(|(_, slot)| due(slot)).map(|(service, _)| Arc::clone(service)).collect()
+        let due = self.deadlines.iter().take_while(|&&(deadline, _)| deadline <= now);
+        due.map(|(_, service)| Arc::clone(service)).collect()
+    }
+
+    fn step(&mut self, service: &Arc<str>, input: Input, facts: &Facts, now: u64) -> Vec<Action> {
+        let Some(slot) = self.slots.get_mut(service) else { return Vec::new() };
+        let before = slot.renewals.deadline();
+        let actions = slot.renewals.step(input, facts, now);
+        let after = slot.renewals.deadline();
+        if before != after {
+            if let Some(before) = before {
+                self.deadlines.remove(&(before, Arc::clone(service)));
+            }
+            self.deadlines.extend(after.map(|after| (after, Arc::clone(service))));
+        }
+        actions
     }
 }
 
@@ -104,8 +123,7 @@ impl Steward {
             return;
         }
         let Some(facts) = self.facts(service, now) else { return };
-        let Some(slot) = self.planned.slots.get_mut(service) else { return };
-        for action in slot.renewals.step(input, &facts, now) {
+        for action in self.planned.step(service, input, &facts, now) {
             self.planned_act(service, action, now);
         }
     }
