@@ -316,12 +316,12 @@ fn a_unit_that_will_run_out_of_memory_is_restarted_by_systemd_before_it_does() {
     if !can_run("a_unit_that_will_run_out_of_memory_is_restarted_by_systemd_before_it_does") {
         return;
     }
-    // A minute of the forecast is a second.
+    // A minute of the forecast is half a second.
     let agent = Agent::start(
-        "[forecast]\nsample = '1s'\n[[service]]\nunit = 'planned-*.service'\nrestart = true\n\
+        "[forecast]\nsample = '500ms'\n[[service]]\nunit = 'planned-*.service'\nrestart = true\n\
          health = 'exec:/bin/true'\nplanned_restart = { when = '0s', min_uptime = '1s' }\n",
     );
-    let leak = format!("exec '{}' leak-slowly 16 1024", binary("victim").display());
+    let leak = format!("exec '{}' leak-slowly 16 2560", binary("victim").display());
     let unit = Unit::start("planned-leak", "Restart=no\nMemoryMax=64M\nMemorySwapMax=0", "", &leak, 1);
     up(&agent, &unit);
     let done = format!("defib_planned_restarts_total{{result=\"ok\",service=\"{}\"}}", unit.name);
