@@ -3,6 +3,7 @@
 
 mod alertmanager;
 mod fleet;
+mod planned;
 mod pool;
 mod values;
 
@@ -19,9 +20,10 @@ use crate::{control, kernel::Watched, pool::Name};
 
 pub(crate) use alertmanager::{AlertmanagerConfig, Peer};
 pub(crate) use fleet::FleetConfig;
+pub(crate) use planned::PlannedRestart;
 pub(crate) use pool::PoolConfig;
 pub(crate) use values::{Budget, Health, Pattern};
-use values::{cgroup_path, optional_duration, program, sample_period, share};
+use values::{cgroup_path, duration, optional_duration, program, sample_period, share};
 
 /// The default place of the configuration.
 pub(crate) const DEFAULT_PATH: &str = "/etc/defib/defib.toml";
@@ -236,6 +238,7 @@ struct RawService {
     pool: Option<Name>,
     #[serde(deserialize_with = "share")]
     drain_at: Option<f64>,
+    planned_restart: Option<PlannedRestart>,
 }
 
 /// A service without an owner.
@@ -248,6 +251,14 @@ pub(crate) struct Command {
     /// Its cgroup, below the root of the hierarchy.
     #[serde(deserialize_with = "cgroup_path")]
     pub(crate) cgroup: String,
+    /// From SIGTERM to SIGKILL, when it is ended for a planned restart.
+    #[serde(default = "stop_timeout", deserialize_with = "duration")]
+    pub(crate) stop_timeout: Duration,
+}
+
+/// As container engines have it.
+pub(crate) const fn stop_timeout() -> Duration {
+    Duration::from_secs(10)
 }
 
 /// What a `[[service]]` stands for.
@@ -285,6 +296,8 @@ pub(crate) struct Service {
     pub(crate) pool: Option<Name>,
     /// Share of its memory limit at which it leaves the pool.
     pub(crate) drain_at: Option<f64>,
+    /// When it is restarted before it dies; `None`: never.
+    pub(crate) planned_restart: Option<PlannedRestart>,
 }
 
 impl Config {
@@ -317,11 +330,11 @@ impl Config {
                 return Err(ConfigError { file: path.to_owned(), place, message });
             }
         }
-        config.check_apart().and_then(|()| config.check_names()).map_err(|(at, message)| ConfigError {
-            file: path.to_owned(),
-            place: place(text, at),
-            message,
-        })?;
+        config
+            .check_apart()
+            .and_then(|()| config.check_names())
+            .and_then(|()| config.check_planned())
+            .map_err(|(at, message)| ConfigError { file: path.to_owned(), place: place(text, at), message })?;
         Ok(config)
     }
 
@@ -363,6 +376,18 @@ impl Config {
         Ok(())
     }
 
+    /// A service that is never started must not be ended.
+    fn check_planned(&self) -> Result<(), (usize, String)> {
+        let wrong = |raw: &&Spanned<RawService>| {
+            let raw = raw.get_ref();
+            raw.planned_restart.is_some() && !raw.restart.or(self.defaults.restart).unwrap_or(false)
+        };
+        match self.service.iter().find(wrong) {
+            Some(raw) => Err((raw.span().start, "planned_restart needs restart = true".to_owned())),
+            None => Ok(()),
+        }
+    }
+
     /// The services, in the order of the file.
     pub(crate) fn services(&self) -> Vec<Service> {
         let resolve = |raw: &RawService| {
@@ -376,6 +401,7 @@ impl Config {
                 health: raw.health.clone().or_else(|| base.health.clone()).unwrap_or(Health::Survival),
                 pool: raw.pool.clone().or_else(|| base.pool.clone()),
                 drain_at: raw.drain_at.or(base.drain_at),
+                planned_restart: raw.planned_restart,
             })
         };
         self.service.iter().filter_map(|raw| resolve(raw.get_ref())).collect()

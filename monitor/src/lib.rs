@@ -31,6 +31,7 @@ mod host;
 mod http;
 mod incident;
 mod kernel;
+mod leave;
 pub mod memory;
 mod metrics;
 mod observer;

@@ -16,7 +16,7 @@ use prometheus::{
 use crate::{
     attribution::{Origin, Place},
     diagnosis::{Cause, Scope},
-    healing::{Action, Outcome},
+    healing::{Action, Outcome, renewal::Renewal},
     kernel::{Kernel, SOURCES},
     memory::forecast::{Forecast, Verdict},
     observer::Death,
@@ -52,6 +52,7 @@ pub(crate) struct Metrics {
     pool_state: IntGaugeVec,
     pool_moves: IntCounterVec,
     pool_kept: IntCounterVec,
+    renewals: IntCounterVec,
     services: Services,
 }
 
@@ -197,6 +198,12 @@ impl Metrics {
                 "Times that the service should have drained and was the last that could serve.",
                 &["service"],
             )?,
+            renewals: counters(
+                registry,
+                "defib_planned_restarts_total",
+                "Restarts ahead of time by Defib: ok, failed (what comes next are restarts), called_off before the end was asked for.",
+                &["service", "result"],
+            )?,
             services: Services { known: HashSet::new(), cap },
         };
         metrics.start_series(OTHER);
@@ -231,6 +238,9 @@ impl Metrics {
             self.pool_moves.with_label_values(&[label, state.as_str()]);
         }
         self.pool_kept.with_label_values(&[label]);
+        for how in Renewal::ALL {
+            self.renewals.with_label_values(&[label, how.as_str()]);
+        }
         for result in ["ok", "failed"] {
             self.restarts.with_label_values(&[label, result]);
         }
@@ -300,6 +310,11 @@ impl Metrics {
     /// It should have drained, and was the last that could serve.
     pub(crate) fn pool_kept(&self, service: &str) {
         self.pool_kept.with_label_values(&[self.label(service)]).inc();
+    }
+
+    /// A planned restart has ended.
+    pub(crate) fn renewed(&self, service: &str, how: Renewal) {
+        self.renewals.with_label_values(&[self.label(service), how.as_str()]).inc();
     }
 
     /// Says when it died.

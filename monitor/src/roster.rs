@@ -149,6 +149,11 @@ impl Roster {
         actions
     }
 
+    /// Why the engine of a service would refuse a planned restart now.
+    pub(crate) fn refuses_renewal(&mut self, name: &str, now_ns: u64) -> Option<&'static str> {
+        self.services.get_mut(name)?.engine.refuses_renewal(&mut self.host, now_ns)
+    }
+
     /// When the next engine is due.
     pub(crate) fn next_deadline(&self) -> Option<u64> {
         self.deadlines.first().map(|&(deadline, _)| deadline)

@@ -6,11 +6,13 @@
 //! * [`adopt`]: which services there are
 //! * [`growth`]: their memory
 //! * [`operators`]: what operators ask and tell
+//! * [`planned`]: their planned restarts
 //! * [`pool`]: where services stand in their pools
 
 mod adopt;
 mod growth;
 mod operators;
+mod planned;
 mod pool;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -43,16 +45,19 @@ use crate::{
     },
     incident::{self, Before, Book},
     kernel::{Event, Kernel},
+    leave::{Always, Leave},
     memory::{self, Follower, Measured},
     metrics::Metrics,
     observer::{Death, Observer, Sight},
     pool::{Board, Input as PoolInput, State},
     roster::{Managed, Roster},
     store::{Left, Store},
+    supervisor::{End, Permit},
     text::Clean,
     timeline::{Timeline, What},
 };
 
+pub(crate) use planned::Planned;
 pub(crate) use pool::Pools;
 
 /// Events handled before anything else gets a turn.
@@ -84,6 +89,8 @@ enum Word {
     Measured(Vec<Measured>),
     /// What comes to a service's member in its pool.
     Pool(Arc<str>, PoolInput),
+    /// The answer to whether a service may be restarted ahead of time.
+    Leave(Arc<str>, u32, Result<Leave, String>),
     /// Whether a unit would be brought back by systemd after an OOM kill.
     Covered(Arc<str>, bool),
 }
@@ -113,6 +120,7 @@ pub(crate) struct Steward {
     /// Between two samples of a service's memory for its trend.
     sample: Duration,
     pools: Pools,
+    planned: Planned,
 }
 
 impl Steward {
@@ -147,6 +155,7 @@ impl Steward {
             followers: left.followers,
             sample: config.forecast.sample,
             pools: Pools::new(config.pool.clone(), board, left.pool.members),
+            planned: Planned::new(Arc::new(Always)),
         }
     }
 
@@ -211,6 +220,9 @@ impl Steward {
             for service in self.pools.due(now) {
                 self.pool_step(&service, PoolInput::Tick, now);
             }
+            for service in self.planned.due(now) {
+                self.planned_look(&service, now);
+            }
             for (id, place) in self.observer.take_discovered() {
                 self.appeared(id, &place);
             }
@@ -249,7 +261,12 @@ impl Steward {
 
     /// The next moment at which something is due without an input.
     fn deadline(&self) -> Option<Instant> {
-        let all = [self.roster.next_deadline(), self.observer.next_deadline(), self.pools.next_deadline()];
+        let all = [
+            self.roster.next_deadline(),
+            self.observer.next_deadline(),
+            self.pools.next_deadline(),
+            self.planned.next_deadline(),
+        ];
         let earliest = all.into_iter().flatten().min()?;
         Some(Instant::now() + Duration::from_nanos(earliest.saturating_sub(clock::boot_ns())))
     }
@@ -300,6 +317,7 @@ impl Steward {
             Word::Moment(service, at_ns, what) => self.say(at_ns, &service, what),
             Word::Measured(measured) => self.measured(measured),
             Word::Pool(service, input) => self.pool_step(&service, input, clock::boot_ns()),
+            Word::Leave(service, ticket, answer) => self.planned_answered(&service, ticket, answer),
             Word::Covered(service, covered) => self.metrics.covered(&service, covered),
         }
     }
@@ -504,6 +522,7 @@ impl Steward {
             self.act(service, action, now);
         }
         self.stands(service, now);
+        self.planned_look(service, now);
     }
 
     /// Tells operators how a service stands.
@@ -535,10 +554,10 @@ impl Steward {
                 };
                 self.book.open(service, clock::wall(at_ns), before);
             }
-            Action::Ask { question, died_ns } => {
+            Action::Ask { question, died_ns, ours } => {
                 let supervisor = Arc::clone(&managed.supervisor);
                 self.spawn(service, async move {
-                    let plan = supervisor.plan(died_ns).await.map_err(|error| format!("{error:#}"));
+                    let plan = supervisor.plan(End { died_ns, ours }).await.map_err(|error| format!("{error:#}"));
                     Input::Planned { question, plan, exhausted: pressure::exhausted() }
                 });
             }
@@ -548,16 +567,23 @@ impl Steward {
             Action::Restart { attempt, because } => {
                 let supervisor = Arc::clone(&managed.supervisor);
                 self.say(now, service, What::RestartAsked { attempt, because });
-                // Whoever comes after us must know of it before it can have happened.
-                self.keep_incidents();
-                let kept = timeout(KEEPING, self.store.flush());
-                // A disk that takes nothing must not keep a service down.
-                let permit = Box::pin(async move { drop(kept.await) });
+                let permit = self.written_down();
                 self.spawn(service, async move {
                     let result = supervisor.start(permit).await.map_err(|error| format!("{error:#}"));
                     Input::Started { attempt, result }
                 });
             }
+            Action::Renew { process, because } => {
+                let supervisor = Arc::clone(&managed.supervisor);
+                self.say(now, service, What::RenewalAsked(because));
+                let permit = self.written_down();
+                self.spawn(service, async move {
+                    let result = supervisor.renew(process, permit).await.map_err(|error| format!("{error:#}"));
+                    Input::RenewalEnded { result }
+                });
+            }
+            Action::Renewed { down_ns } => self.planned_ended(service, Ok(down_ns), now),
+            Action::NotRenewed { reason } => self.planned_ended(service, Err(reason), now),
             Action::Probe { process } => {
                 let health = managed.health.clone();
                 self.say(now, service, What::Started { tgid: process.tgid });
@@ -585,6 +611,14 @@ impl Steward {
                 self.book.close(service, clock::wall(now), Duration::from_nanos(outage_ns), outcome);
             }
         }
+    }
+
+    /// Completes when all that was decided is written down: whoever comes after us must know of a restart before it can have
+    /// happened. A disk that takes nothing must not keep a service down.
+    fn written_down(&mut self) -> Permit {
+        self.keep_incidents();
+        let kept = timeout(KEEPING, self.store.flush());
+        Box::pin(async move { drop(kept.await) })
     }
 
     /// Has the health of an incarnation proven. One that is dead has a death of its own, which comes as such; should word of

@@ -4,7 +4,10 @@ use std::{fmt, sync::Arc};
 
 use tokio::sync::broadcast;
 
-use crate::pool::{Cause, State};
+use crate::{
+    healing::renewal::Renewal,
+    pool::{Cause, State},
+};
 
 /// Moments kept for a listener that is slow; a slower one is told how many it missed.
 const BACKLOG: usize = 1024;
@@ -85,6 +88,24 @@ pub(crate) enum What {
     },
     /// It should leave its pool, and is the last there that can serve.
     KeptInPool(Cause),
+    /// It would be restarted ahead of time, in another mode.
+    WouldRenew(String),
+    /// A planned restart begins.
+    RenewalBegins(String),
+    /// Its supervisor was asked for it.
+    RenewalAsked(String),
+    /// The new incarnation is healthy.
+    Renewed {
+        /// From the end of the old one to the health of the new one, nanoseconds.
+        down_ns: u64,
+    },
+    /// It ended in another way.
+    RenewalEnds {
+        /// How.
+        how: Renewal,
+        /// Why.
+        because: String,
+    },
     /// An agent took over from an earlier one in the middle of it.
     AgentStarted,
     /// The outage is over in another way than by health.
@@ -118,6 +139,12 @@ impl What {
             Self::Pool { state: State::Draining, .. } => "pool_draining",
             Self::Pool { state: State::Out, .. } => "pool_out",
             Self::KeptInPool(_) => "pool_kept",
+            Self::WouldRenew(_) => "planned_restart_due",
+            Self::RenewalBegins(_) => "planned_restart",
+            Self::RenewalAsked(_) => "planned_restart_asked",
+            Self::Renewed { .. } => "planned_restart_done",
+            Self::RenewalEnds { how: Renewal::Failed, .. } => "planned_restart_failed",
+            Self::RenewalEnds { .. } => "planned_restart_called_off",
             Self::AgentStarted => "agent_started",
             Self::Healthy { .. } => "healthy",
             Self::Over(_) => "over",
@@ -174,6 +201,14 @@ impl fmt::Display for What {
             Self::KeptInPool(cause) => {
                 write!(out, "kept in its pool, since nobody else there can serve, though {cause}")
             }
+            Self::WouldRenew(because) => write!(out, "would be restarted ahead of time: {because}"),
+            Self::RenewalBegins(because) => write!(out, "planned restart: {because}"),
+            Self::RenewalAsked(because) => write!(out, "its end and its next start were asked for ({because})"),
+            Self::Renewed { down_ns } => {
+                write!(out, "planned restart done; down for {:.3} s", *down_ns as f64 / 1e9)
+            }
+            Self::RenewalEnds { how: Renewal::Failed, because } => write!(out, "planned restart failed: {because}"),
+            Self::RenewalEnds { because, .. } => write!(out, "planned restart called off: {because}"),
             Self::AgentStarted => out.write_str("a new agent goes on with it"),
             Self::Over(why) => write!(out, "over: {why}"),
             Self::Healthy { outage_ns } => write!(out, "healthy again; outage {:.3} s", *outage_ns as f64 / 1e9),

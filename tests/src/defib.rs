@@ -284,10 +284,16 @@ pub fn free_address() -> SocketAddr {
 
 /// A plain HTTP GET: status and body; `None` when there was no whole answer.
 pub fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    request(address, "GET", path)
+}
+
+/// A plain HTTP request without a body, likewise.
+pub fn request(address: SocketAddr, method: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     // At once: in pieces, each would wait until the one before is acknowledged.
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0");
+    let request = format!("{head}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
@@ -297,7 +303,7 @@ pub fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
 }
 
 /// Asks a child to end, and makes it if it does not.
-fn end(child: &mut Child) {
+pub(crate) fn end(child: &mut Child) {
     if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         kill_process(pid, Signal::TERM).ok();
     }

@@ -8,6 +8,7 @@
 //! * [`etcd`]: a cluster of a test's own
 //! * [`monitoring`]: Prometheus and Alertmanager of a test's own
 //! * [`haproxy`]: a load balancer of a test's own
+//! * [`nginx`]: another one
 //! * [`load`]: requests without end, counted
 //! * [`live`]: whether a live test can run here; if not, it says why and is counted as skipped
 
@@ -19,6 +20,7 @@ pub mod haproxy;
 pub mod live;
 pub mod load;
 pub mod monitoring;
+pub mod nginx;
 pub mod victim;
 
 use std::{

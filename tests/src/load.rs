@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::defib::get;
+use crate::defib::request;
 
 /// Clients at once.
 const CLIENTS: usize = 2;
@@ -36,19 +36,24 @@ struct Counts {
 impl Load {
     /// Begins to send.
     pub fn start(address: SocketAddr) -> Self {
+        Self::of(address, CLIENTS, "GET", "/")
+    }
+
+    /// Begins to send such requests, from so many clients.
+    pub fn of(address: SocketAddr, clients: usize, method: &'static str, path: &'static str) -> Self {
         let (stop, counts) = (Arc::new(AtomicBool::new(false)), Arc::new(Counts::default()));
         let client = |_| {
             let (stop, counts, begin) = (Arc::clone(&stop), Arc::clone(&counts), Instant::now());
             spawn(move || {
                 while !stop.load(Ordering::Relaxed) && begin.elapsed() < LONGEST {
-                    let fine = matches!(get(address, "/"), Some((200, _)));
+                    let fine = matches!(request(address, method, path), Some((200, _)));
                     counts.sent.fetch_add(1, Ordering::Relaxed);
                     counts.failed.fetch_add(u64::from(!fine), Ordering::Relaxed);
                     sleep(PAUSE);
                 }
             })
         };
-        let clients = (0..CLIENTS).map(client).collect();
+        let clients = (0..clients).map(client).collect();
         Self { stop, counts, clients }
     }
 

@@ -187,3 +187,30 @@ fn an_engine_that_does_not_answer_is_asked_again() {
     assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
     assert!(incident["timeline"].to_string().contains("does not answer"), "{incident}");
 }
+
+#[test]
+fn a_container_that_will_run_out_of_memory_is_restarted_by_docker_before_it_does() {
+    if !can_run("a_container_that_will_run_out_of_memory_is_restarted_by_docker_before_it_does", Kind::Docker) {
+        return;
+    }
+    // A quarter of a MiB, and so much more each quarter of a second. A minute of the forecast is a second.
+    const SLOWLY: &str = "trap 'exit 0' TERM; c=abcdefgh; i=0; while [ $i -lt 15 ]; do c=$c$c; i=$((i+1)); done; \
+        while :; do eval \"v$i=\\$c\"; i=$((i+1)); sleep 0.25; done";
+    let config =
+        format!("[forecast]\nsample = \"1s\"\n{CONFIG}planned_restart = {{ when = \"0s\", min_uptime = \"3s\" }}\n");
+    let engine = Engine::start(Kind::Docker);
+    let (variable, host) = engine.variable();
+    let agent = Agent::start_among(&[(variable, &host)], &config);
+    engine.start_container("kept-leak", &["--memory", "40m", "--restart", "unless-stopped"], SLOWLY);
+    let first = pid(&engine, "kept-leak");
+    let incident = eventually("the record", || {
+        agent.incidents("kept-leak").pop().filter(|incident| incident["ended"].is_string())
+    });
+    assert_eq!((&incident["kind"], &incident["outcome"]), (&"planned_restart".into(), &"renewed".into()), "{incident}");
+    assert_ne!(pid(&engine, "kept-leak"), first);
+    let metrics = agent.metrics();
+    let done = "defib_planned_restarts_total{result=\"ok\",service=\"kept-leak\"}";
+    assert_eq!(metrics.get(done), Some(1.0), "{}", metrics.0);
+    assert_eq!(metrics.get("defib_oom_kills_total{scope=\"memcg\",service=\"kept-leak\"}"), Some(0.0));
+    assert_eq!(agent.incidents("kept-leak").len(), 1, "and no outage");
+}

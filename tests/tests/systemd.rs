@@ -312,6 +312,29 @@ fn what_an_operator_holds_or_stops_stays_down() {
 }
 
 #[test]
+fn a_unit_that_will_run_out_of_memory_is_restarted_by_systemd_before_it_does() {
+    if !can_run("a_unit_that_will_run_out_of_memory_is_restarted_by_systemd_before_it_does") {
+        return;
+    }
+    // A minute of the forecast is half a second.
+    let agent = Agent::start(
+        "[forecast]\nsample = '500ms'\n[[service]]\nunit = 'planned-*.service'\nrestart = true\n\
+         health = 'exec:/bin/true'\nplanned_restart = { when = '0s', min_uptime = '1s' }\n",
+    );
+    let leak = format!("exec '{}' leak-slowly 16 2560", binary("victim").display());
+    let unit = Unit::start("planned-leak", "Restart=no\nMemoryMax=64M\nMemorySwapMax=0", "", &leak, 1);
+    up(&agent, &unit);
+    let done = format!("defib_planned_restarts_total{{result=\"ok\",service=\"{}\"}}", unit.name);
+    eventually("its planned restart", || (agent.metrics().get(&done) == Some(1.0)).then_some(()));
+    unit.main();
+    let incident = ended(&agent, &unit);
+    assert_eq!((&incident["kind"], &incident["outcome"]), (&"planned_restart".into(), &"renewed".into()), "{incident}");
+    assert_eq!((unit.starts(), agent.incidents(&unit.name).len()), (2, 1), "once, and no outage");
+    let deaths = format!("defib_deaths_total{{cause=\"stopped\",service=\"{}\"}}", unit.name);
+    assert_eq!(agent.metrics().get(&deaths), Some(1.0));
+}
+
+#[test]
 fn a_unit_that_systemd_restarts_is_left_to_it_a_hundred_times() {
     const DEATHS: usize = 100;
     if !can_run("a_unit_that_systemd_restarts_is_left_to_it_a_hundred_times") {

@@ -112,6 +112,7 @@ impl Stage {
                 format!("--port={}", address.port()),
             ],
             cgroup: format!("/{name}"),
+            stop_timeout: crate::config::stop_timeout(),
         };
         let supervisor = CommandSupervisor::new(SERVICE, command.clone(), hierarchy.clone(), &directory);
         Ok(Self { directory, hierarchy, supervisor, command, address })
@@ -201,6 +202,12 @@ impl Stage {
                 What::Pool { .. } | What::KeptInPool(_) => continue,
                 // Nobody pauses it, and no agent was before this one.
                 What::Paused { .. } | What::Resumed | What::AgentStarted | What::Over(_) => continue,
+                // It has none.
+                What::WouldRenew(_)
+                | What::RenewalBegins(_)
+                | What::RenewalAsked(_)
+                | What::Renewed { .. }
+                | What::RenewalEnds { .. } => continue,
             };
             debug_assert_eq!(&*service, SERVICE);
             story.push(Step { at_ns, what, detail });

@@ -105,7 +105,7 @@ fn list(reader: &Reader, what: &List, json: bool) -> Result<()> {
 
 fn down(incident: &Incident) -> String {
     match (incident.kind, incident.outage_ms) {
-        (Kind::NearMiss, _) => "-".to_owned(),
+        (Kind::NearMiss | Kind::PlannedRestart, _) => "-".to_owned(),
         (Kind::Outage, Some(outage_ms)) => output::span(outage_ms),
         (Kind::Outage, None) => {
             let since = Timestamp::now().duration_since(incident.began);
@@ -117,6 +117,8 @@ fn down(incident: &Incident) -> String {
 fn word(incident: &Incident) -> &'static str {
     match (incident.kind, incident.ended, incident.outcome) {
         (Kind::NearMiss, ..) => "lived on",
+        (Kind::PlannedRestart, Some(_), Some(Outcome::LeftAlone)) => "called off",
+        (_, _, Some(Outcome::Renewed)) => "planned",
         (_, None, Some(Outcome::LeftAlone)) => "left alone",
         (_, None, _) => "open",
         (_, _, Some(Outcome::Restarted)) => "restarted",

@@ -143,6 +143,8 @@ fn dispatch(command: Command) -> Result<()> {
 /// Two workers: one may be busy with a scrape while the other takes a death.
 fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
+        // A signal of ours is told by the name of the thread that sent it.
+        .thread_name("defib")
         .worker_threads(2)
         .enable_all()
         .build()

@@ -87,6 +87,17 @@ fn errors_name_file_line_key_and_what_is_allowed() {
         ("[pool]\nhaproxy=['admin.sock']\n", &["x.toml:2: key 'haproxy'", "tcp://ADDRESS:PORT"]),
         ("[pool]\nagent_check='here'\n", &["x.toml:2: key 'agent_check'"]),
         ("[pool]\nhaproxy=['/run/a.sock']\n[[service]]\nunit='a'\npool='web1'\n", &["x.toml:3", "be_web/web1"]),
+        (
+            "[[service]]\nunit='a'\nrestart=true\nplanned_restart={window='2-5'}\n",
+            &["x.toml:4: key 'planned_restart'", "in UTC: 02:00-05:00"],
+        ),
+        ("[[service]]\nunit='a'\nrestart=true\nplanned_restart={when='soon'}\n", &["x.toml:4", "10m"]),
+        ("[[service]]\nunit='a'\nrestart=true\nplanned_restart={drain='-1s'}\n", &["x.toml:4", "is no duration"]),
+        ("[[service]]\nunit='a'\nrestart=true\nplanned_restart={min_uptime='9d'}\n", &["x.toml:4", "up to 7d"]),
+        ("[[service]]\nunit='a'\nrestart=true\nplanned_restart={windows=''}\n", &["x.toml:4", "window"]),
+        ("[[service]]\nunit='a'\nrestart=true\nplanned_restart=true\n", &["x.toml:4: key 'planned_restart'"]),
+        ("[[service]]\nunit='a'\nplanned_restart={}\n", &["x.toml:1", "needs restart = true"]),
+        ("[defaults]\nplanned_restart={}\n", &["x.toml:2: key 'planned_restart'", "unknown field"]),
         ("[[service]\n", &["x.toml:1"]),
     ] {
         let message = error(text);
@@ -160,4 +171,30 @@ fn the_configuration_that_the_guide_to_fleets_shows_is_valid() {
     let text = guide.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
     let config = Config::parse(Path::new("fleet.md"), text).expect("valid");
     assert_eq!((config.fleet.etcd.len(), config.fleet.max_unavailable), (3, 1));
+}
+
+#[test]
+fn planned_restarts_are_off_unless_a_service_has_them() {
+    let text = "[defaults]\nrestart = true\n[[service]]\nunit = 'a.service'\n\
+        [[service]]\nunit = 'b.service'\nplanned_restart = {}\n\
+        [[service]]\nunit = 'c.service'\nplanned_restart = { window = '22:00-04:30', when = '1h', drain = '5s' }\n";
+    let services = Config::parse(Path::new("x"), text).expect("valid").services();
+    let planned: Vec<_> = services.iter().map(|service| service.planned_restart).collect();
+    assert_eq!((planned[0], planned[1]), (None, Some(PlannedRestart::default())));
+    let last = planned[2].expect("configured");
+    assert_eq!((last.when, last.drain), (Duration::from_secs(3600), Duration::from_secs(5)));
+    assert!(last.window.is_some_and(|window| window.contains(0) && !window.contains(12 * 60)));
+}
+
+#[test]
+fn the_configuration_that_the_guide_to_planned_restarts_shows_is_valid() {
+    let guide = include_str!("../../../docs/healing.md");
+    let text = guide.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let config = Config::parse(Path::new("healing.md"), text).expect("valid");
+    let planned = config.services()[0].planned_restart.expect("it has one");
+    assert_eq!(PlannedRestart { window: None, ..planned }, PlannedRestart::default(), "but for the window");
+    // The sample that is shipped shows it too, commented out.
+    let line = SAMPLE.lines().find_map(|line| line.strip_prefix("# planned_restart")).expect("shown");
+    let text = format!("[[service]]\nunit = 'a'\nrestart = true\nplanned_restart{line}");
+    assert_eq!(Config::parse(Path::new("x"), &text).expect("valid").services()[0].planned_restart, Some(planned));
 }

@@ -78,6 +78,9 @@ pub(crate) fn sender_kind(
         SenderKind::Manager
     } else if elsewhere && MEMORY_KILLERS.contains(&comm) {
         SenderKind::MemoryKiller
+    } else if tgid == std::process::id() {
+        // For services without another owner, that is what we are.
+        SenderKind::Engine
     } else if elsewhere
         && ENGINES.contains(&comm)
         && place.is_some_and(|place| matches!(*place.origin, Origin::Container { .. }))
@@ -85,5 +88,16 @@ pub(crate) fn sender_kind(
         SenderKind::Engine
     } else {
         SenderKind::Other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_end_ourselves_was_meant_to_end() {
+        assert_eq!(sender_kind("defib", std::process::id(), None, None), SenderKind::Engine);
+        assert_eq!(sender_kind("defib", std::process::id() + 1, None, None), SenderKind::Other);
     }
 }

@@ -16,6 +16,9 @@
 //! supervisor is asked before anything is decided, and again right before a restart. While it is at it, Defib does
 //! nothing. When the budget is spent the circuit is open: a try now and then, each within the budget, and no end to them.
 //! Every decision leaves as an action with its reason, and every death has exactly one [`Outcome`].
+//!
+//! A planned restart ([`super::renewal`]) goes from Running by Renewing to Proving. The end that it asks for is no outage;
+//! one that leads to no healthy incarnation is, from that end on, and goes on as every other.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -34,6 +37,9 @@ use crate::{
 const ASK_TIMEOUT_NS: u64 = 10_000_000_000;
 /// A start that neither succeeds nor fails within this is failed: 40 s. Longer than the supervisors' own time-outs.
 const START_TIMEOUT_NS: u64 = 40_000_000_000;
+/// A planned restart whose old incarnation has not ended by then has failed: 150 s, what units and containers have for their
+/// end, and some. From that end on it is a start like any other.
+const RENEWAL_TIMEOUT_NS: u64 = 150_000_000_000;
 /// Between questions to a supervisor that does not answer: 1 s, doubling up to a minute.
 const UNANSWERED_NS: u64 = 1_000_000_000;
 const UNANSWERED_MAX_NS: u64 = 60_000_000_000;
@@ -111,6 +117,18 @@ pub(crate) enum Input {
         /// Why it is not healthy.
         result: Result<(), String>,
     },
+    /// This incarnation shall be ended, and the next one started.
+    Renew {
+        /// Who.
+        process: Identity,
+        /// Why.
+        because: String,
+    },
+    /// The supervisor has done so, or not.
+    RenewalEnded {
+        /// The new main process, or why there is none.
+        result: Result<Identity, String>,
+    },
     /// An operator wants no restarts until then.
     Pause {
         /// CLOCK_BOOTTIME nanoseconds.
@@ -134,6 +152,8 @@ pub(crate) enum Outcome {
     Restarted,
     /// Nothing was to be done, by configuration.
     LeftAlone,
+    /// We asked for it ahead of time, and for the next incarnation.
+    Renewed,
 }
 
 /// What the owner of the engine shall do.
@@ -150,6 +170,8 @@ pub(crate) enum Action {
         question: u32,
         /// When the last incarnation died: what began before is what it left behind.
         died_ns: u64,
+        /// Its end was asked for by us, so it is no sign that somebody wants it down.
+        ours: bool,
     },
     /// The next move is not ours.
     Wait {
@@ -166,6 +188,23 @@ pub(crate) enum Action {
         attempt: u32,
         /// What that rests on.
         because: String,
+    },
+    /// Ask the supervisor to end this incarnation and to start the next one.
+    Renew {
+        /// Who ends.
+        process: Identity,
+        /// Why.
+        because: String,
+    },
+    /// The planned restart is over, and the new incarnation healthy.
+    Renewed {
+        /// From the end of the old one to the health of the new one, nanoseconds.
+        down_ns: u64,
+    },
+    /// It is over, or did not begin, for this reason; where nothing lives, an outage begins.
+    NotRenewed {
+        /// Why.
+        reason: String,
     },
     /// Find out whether this incarnation is healthy.
     Probe {
@@ -235,6 +274,12 @@ enum State {
         until_ns: u64,
     },
     Proving(Identity),
+    /// Its end was asked for, and a new incarnation.
+    Renewing {
+        process: Identity,
+        died_ns: Option<u64>,
+        until_ns: u64,
+    },
     /// Dead, as somebody wanted.
     Stopped,
     /// Dead, and nothing will be done about it.
@@ -267,6 +312,9 @@ pub(crate) struct Memory {
     /// By what sign the death that has no outcome yet was likely meant.
     #[serde(default)]
     pub(crate) likely: Option<String>,
+    /// The incarnation whose end was asked for last, to start the next one.
+    #[serde(default)]
+    pub(crate) renewed: Option<Identity>,
 }
 
 impl Memory {
@@ -310,6 +358,10 @@ pub(crate) struct Engine {
     /// This is the first start, not the answer to a death.
     first_start: bool,
     paused_until_ns: Option<u64>,
+    /// The incarnation whose end was asked for last: there is one planned restart for each.
+    renewed: Option<Identity>,
+    /// When the last one ended, while the new one of a planned restart has to prove its health.
+    renewal_ns: Option<u64>,
     question: u32,
     unanswered: u32,
     /// The last reason for doing nothing, which is said once.
@@ -335,6 +387,8 @@ impl Engine {
             likely: None,
             first_start: false,
             paused_until_ns: None,
+            renewed: None,
+            renewal_ns: None,
             question: 0,
             unanswered: 0,
             said: None,
@@ -356,6 +410,7 @@ impl Engine {
             pending,
             stopped,
             likely,
+            renewed,
         } = memory;
         self.ledger.restore(spent_ns);
         (self.attempts, self.down_ns, self.healthy_ns) = (attempts, down_ns, healthy_ns);
@@ -363,6 +418,7 @@ impl Engine {
         self.gone = gone;
         self.pending = pending.then_some(gone);
         self.likely = likely;
+        self.renewed = renewed;
         self.revived = if in_flight { Outcome::Restarted } else { Outcome::Respawned };
         self.state = match process {
             Some(process) if down_ns.is_some() => State::Proving(process),
@@ -377,8 +433,13 @@ impl Engine {
 
     /// What to keep for [`Self::remember`].
     pub(crate) fn memory(&self) -> Memory {
+        // One that is being renewed is believed to live until the next one does: so the next agent finds its death.
+        let process = match self.state {
+            State::Renewing { process, .. } => Some(process),
+            _ => self.process(),
+        };
         Memory {
-            process: self.process(),
+            process,
             down_ns: self.down_ns,
             healthy_ns: self.healthy_ns,
             attempts: self.attempts,
@@ -389,15 +450,17 @@ impl Engine {
             pending: self.pending.is_some(),
             stopped: self.state == State::Stopped,
             likely: self.likely.clone(),
+            renewed: self.renewed,
         }
     }
 
     /// When [`Input::Tick`] is due; `None`: not without another input.
     pub(crate) fn deadline(&self) -> Option<u64> {
         match self.state {
-            State::Waiting { until_ns, .. } | State::Restarting { until_ns } | State::Asking { until_ns, .. } => {
-                Some(until_ns)
-            }
+            State::Waiting { until_ns, .. }
+            | State::Restarting { until_ns }
+            | State::Renewing { until_ns, .. }
+            | State::Asking { until_ns, .. } => Some(until_ns),
             State::Unknown | State::Running(_) | State::Proving(_) | State::Stopped | State::Left => None,
         }
     }
@@ -405,7 +468,9 @@ impl Engine {
     /// The living main process, when there is one.
     pub(crate) fn process(&self) -> Option<Identity> {
         match self.state {
-            State::Running(process) | State::Proving(process) => Some(process),
+            State::Running(process) | State::Proving(process) | State::Renewing { process, died_ns: None, .. } => {
+                Some(process)
+            }
             _ => None,
         }
     }
@@ -424,6 +489,7 @@ impl Engine {
             State::Waiting { reason, .. } => reason,
             State::Restarting { .. } => "restarting",
             State::Proving(_) => "proving",
+            State::Renewing { .. } => "planned restart",
             State::Stopped => "stopped",
             State::Left => "left_alone",
         }
@@ -437,6 +503,20 @@ impl Engine {
     /// Begin of the outage, CLOCK_BOOTTIME nanoseconds.
     pub(crate) fn down_since(&self) -> Option<u64> {
         self.down_ns
+    }
+
+    /// Why its living incarnation may not be ended and followed by a new one now, by what the engine knows.
+    pub(crate) fn refuses_renewal(&mut self, host: &mut Ledger, now_ns: u64) -> Option<&'static str> {
+        let State::Running(process) = self.state else { return Some("it is not up and proven to be healthy") };
+        [
+            (!self.may_restart(), "Defib may not restart it"),
+            (self.renewed.is_some_and(|renewed| renewed.matches(process)), "this incarnation had its planned restart"),
+            (self.paused_until(now_ns).is_some(), "paused by an operator"),
+            (self.ledger.blocked_until(now_ns).is_some(), "its restarts are spent"),
+            (host.blocked_until(now_ns).is_some(), "the host's restarts are spent"),
+        ]
+        .into_iter()
+        .find_map(|(is, why)| is.then_some(why))
     }
 
     /// Takes one input. `host` is the budget that all services share.
@@ -458,8 +538,16 @@ impl Engine {
             Input::Probed { process, result: Ok(()) } => self.healthy(process, now_ns),
             // It lives: it is not ours to kill. Its outage goes on until it is healthy or dead.
             Input::Probed { process, result: Err(reason) } => {
-                vec![Action::Failed { reason }, Action::Probe { process }]
+                let mut actions = Vec::new();
+                if let Some(at_ns) = self.renewal_ns.take() {
+                    actions.push(Action::NotRenewed { reason: reason.clone() });
+                    actions.extend(self.open(at_ns));
+                }
+                actions.extend([Action::Failed { reason }, Action::Probe { process }]);
+                actions
             }
+            Input::Renew { process, because } => self.renew(process, because, host, now_ns),
+            Input::RenewalEnded { result } => self.renewal_ended(result, now_ns),
             Input::Pause { until_ns } => {
                 self.paused_until_ns = Some(until_ns);
                 Vec::new()
@@ -485,7 +573,7 @@ impl Engine {
                 Vec::new()
             }
             // The answer of the supervisor names the process.
-            State::Restarting { .. } => Vec::new(),
+            State::Restarting { .. } | State::Renewing { .. } => Vec::new(),
             State::Waiting { .. } | State::Asking { .. } | State::Left => {
                 // After a restart of the agent, a start that was in flight is ours.
                 let outcome = self.revived;
@@ -518,7 +606,14 @@ impl Engine {
             self.newer = None;
         }
         // Only the incarnation that counts: an old one's death must not end a new one's life.
+        let intent = if self.is_ours(Some(process)) { Intent::None } else { intent };
         let counts = match self.state {
+            State::Renewing { process: current, died_ns: None, .. } if current.matches(process) => {
+                self.gone = Some(process);
+                let until_ns = now_ns.saturating_add(START_TIMEOUT_NS);
+                self.state = State::Renewing { process, died_ns: Some(at_ns), until_ns };
+                return Vec::new();
+            }
             State::Running(current) | State::Proving(current) => current.matches(process),
             State::Unknown => true,
             State::Asking { .. } | State::Waiting { .. } if self.pending == Some(Some(process)) => {
@@ -533,7 +628,11 @@ impl Engine {
         self.died_ns = at_ns;
         self.pending = Some(Some(process));
         let mut actions = Vec::new();
-        if let State::Proving(_) = self.state {
+        if let Some(began_ns) = self.renewal_ns.take() {
+            let reason = "the new incarnation died before its health was proven".to_owned();
+            actions.push(Action::NotRenewed { reason });
+            actions.extend(self.open(began_ns));
+        } else if let State::Proving(_) = self.state {
             actions.push(Action::Failed { reason: "it died before its health was proven".to_owned() });
         } else {
             let reset = nanoseconds(self.policy.backoff.reset_after);
@@ -630,7 +729,7 @@ impl Engine {
     fn ask(&mut self, now_ns: u64) -> Vec<Action> {
         self.question = self.question.wrapping_add(1);
         self.state = State::Asking { until_ns: now_ns.saturating_add(ASK_TIMEOUT_NS), question: self.question };
-        vec![Action::Ask { question: self.question, died_ns: self.died_ns }]
+        vec![Action::Ask { question: self.question, died_ns: self.died_ns, ours: self.is_ours(self.gone) }]
     }
 
     fn tick(&mut self, now_ns: u64) -> Vec<Action> {
@@ -638,6 +737,9 @@ impl Engine {
             State::Waiting { until_ns, .. } if until_ns <= now_ns => self.ask(now_ns),
             State::Asking { until_ns, .. } if until_ns <= now_ns => {
                 self.unanswered("it has not answered in time".to_owned(), now_ns)
+            }
+            State::Renewing { until_ns, .. } if until_ns <= now_ns => {
+                self.not_renewed("its supervisor did not answer in time".to_owned(), now_ns)
             }
             State::Restarting { until_ns } if until_ns <= now_ns => {
                 self.failed("its supervisor did not answer in time".to_owned(), now_ns)
@@ -755,6 +857,58 @@ impl Engine {
         }
     }
 
+    /// True when we asked for the end of this incarnation.
+    fn is_ours(&self, process: Option<Identity>) -> bool {
+        matches!((self.renewed, process), (Some(renewed), Some(process)) if renewed.matches(process))
+    }
+
+    /// A planned restart begins, if nothing has come between.
+    fn renew(&mut self, process: Identity, because: String, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
+        let refusal = match self.refuses_renewal(host, now_ns) {
+            None if self.policy.mode != Mode::Act => Some("this mode does nothing"),
+            None if !self.process().is_some_and(|living| living.matches(process)) => Some("another incarnation lives"),
+            refusal => refusal,
+        };
+        if let Some(reason) = refusal {
+            return vec![Action::NotRenewed { reason: reason.to_owned() }];
+        }
+        self.ledger.spend(now_ns);
+        host.spend(now_ns);
+        self.renewed = Some(process);
+        let until_ns = now_ns.saturating_add(RENEWAL_TIMEOUT_NS);
+        self.state = State::Renewing { process, died_ns: None, until_ns };
+        vec![Action::Renew { process, because }]
+    }
+
+    fn renewal_ended(&mut self, result: Result<Identity, String>, now_ns: u64) -> Vec<Action> {
+        match (result, self.state.clone()) {
+            (Ok(next), State::Renewing { process, died_ns, .. }) => {
+                // Word of its death may come later.
+                self.gone = Some(process);
+                self.newer = None;
+                self.renewal_ns = Some(died_ns.unwrap_or(now_ns));
+                self.revived = Outcome::Restarted;
+                self.state = State::Proving(next);
+                vec![Action::Probe { process: next }]
+            }
+            (Err(reason), State::Renewing { .. }) => self.not_renewed(reason, now_ns),
+            // When the time for it was over: a life like any other that is found.
+            (Ok(process), _) => self.alive(process),
+            (Err(_), _) => Vec::new(),
+        }
+    }
+
+    /// The old incarnation lives on, or its death is one like any other.
+    fn not_renewed(&mut self, reason: String, now_ns: u64) -> Vec<Action> {
+        let State::Renewing { process, died_ns, .. } = self.state else { return Vec::new() };
+        self.state = State::Running(process);
+        let mut actions = vec![Action::NotRenewed { reason }];
+        if let Some(at_ns) = died_ns {
+            actions.extend(self.died(process, at_ns, Intent::None, now_ns));
+        }
+        actions
+    }
+
     fn failed(&mut self, reason: String, now_ns: u64) -> Vec<Action> {
         self.died_ns = now_ns;
         let mut actions = vec![Action::Failed { reason }];
@@ -779,7 +933,8 @@ impl Engine {
             // What it took to start it says nothing about how it will live.
             self.attempts = 0;
         }
-        self.close(self.revived, now_ns).into_iter().collect()
+        let renewed = self.renewal_ns.take().map(|at_ns| Action::Renewed { down_ns: now_ns.saturating_sub(at_ns) });
+        renewed.into_iter().chain(self.close(self.revived, now_ns)).collect()
     }
 
     fn close(&mut self, outcome: Outcome, now_ns: u64) -> Option<Action> {

@@ -22,6 +22,8 @@ use tokio::time::{error::Elapsed, sleep, timeout};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A start may take this long: volumes are mounted, networks made.
 const START_PATIENCE: Duration = Duration::from_secs(30);
+/// A restart may take longer by the container's stop timeout: 10 s unless it says otherwise.
+const RESTART_PATIENCE: Duration = Duration::from_secs(120);
 /// A name is asked for so often, with this time in between: an engine that is being restarted, or is busy, answers later.
 const ASKED: u32 = 5;
 const ASKED_AGAIN: Duration = Duration::from_secs(2);
@@ -126,6 +128,17 @@ fn understood(engine: &str, id: &str, answer: Result<ContainerInspectResponse, E
 pub(crate) async fn start(engine: &str, name: &str) -> Result<()> {
     in_time(engine, START_PATIENCE, async |docker| {
         docker.start_container(name, None).await.with_context(|| format!("{engine} does not start {name}"))
+    })
+    .await
+}
+
+/// Stops a container, in its own stop timeout, and starts it again.
+///
+/// # Errors
+/// With the engine's own words when it refuses.
+pub(crate) async fn restart(engine: &str, name: &str) -> Result<()> {
+    in_time(engine, RESTART_PATIENCE, async |docker| {
+        docker.restart_container(name, None).await.with_context(|| format!("{engine} does not restart {name}"))
     })
     .await
 }

@@ -241,6 +241,20 @@ impl Systemd {
         .map(drop)
     }
 
+    /// Asks for a restart of a unit that is up; one that somebody has stopped meanwhile stays so. A job that is queued and
+    /// contradicts it wins.
+    ///
+    /// # Errors
+    /// With systemd's own words when it refuses.
+    pub(crate) async fn try_restart(&self, unit: &str) -> Result<()> {
+        self.ask(async |bus| {
+            let job = bus.manager("TryRestartUnit", &(unit, "fail")).await;
+            job.with_context(|| format!("systemd refuses to restart {unit}"))
+        })
+        .await
+        .map(drop)
+    }
+
     /// Forgets that a unit failed, and how often.
     ///
     /// # Errors

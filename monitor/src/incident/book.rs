@@ -84,7 +84,7 @@ impl Book {
     pub(crate) fn note(&mut self, service: &Arc<str>, at: Timestamp, what: &str, text: String) {
         let entry = Entry { at, what: what.to_owned(), text };
         if let Some(incident) = self.open.get_mut(service) {
-            if what == "restart_asked" {
+            if matches!(what, "restart_asked" | "planned_restart_asked") {
                 incident.restarts += 1;
             }
             add(incident, entry);
@@ -113,7 +113,9 @@ impl Book {
 
     /// What is known of the death that was just noted.
     pub(crate) fn death(&mut self, service: &Arc<str>, death: Death) {
-        if let Some(incident) = self.open.get_mut(service) {
+        // That of a planned restart is expected; should it lead to an outage, that begins with it.
+        let open = self.open.get_mut(service).filter(|incident| incident.kind != Kind::PlannedRestart);
+        if let Some(incident) = open {
             incident.deaths += 1;
             if incident.cause.is_null() {
                 tell(incident, death);
@@ -127,12 +129,45 @@ impl Book {
 
     /// An outage begins.
     pub(crate) fn open(&mut self, service: &Arc<str>, began: Timestamp, before: Before) {
+        match self.open.get_mut(service) {
+            // One story: it was to be restarted, and now it is down.
+            Some(incident) if incident.kind == Kind::PlannedRestart => {
+                (incident.kind, incident.began, incident.deaths) = (Kind::Outage, began, 1);
+                incident.cause_text.clear();
+                tell(incident, self.waiting.remove(service).unwrap_or_default().1);
+            }
+            Some(_) => return,
+            None => {
+                let incident = self.begin(service, Kind::Outage, began, before);
+                self.open.insert(Arc::clone(service), incident);
+            }
+        }
+        self.changed.insert(Arc::clone(service));
+    }
+
+    /// A planned restart begins.
+    pub(crate) fn open_planned(&mut self, service: &Arc<str>, began: Timestamp, before: Before, because: &str) {
         if self.open.contains_key(service) {
             return;
         }
-        let incident = self.begin(service, Kind::Outage, began, before);
+        let mut incident = self.begin(service, Kind::PlannedRestart, began, before);
+        tell(&mut incident, Death { cause_text: because.to_owned(), ..Death::default() });
+        incident.deaths = 0;
         self.open.insert(Arc::clone(service), incident);
         self.changed.insert(Arc::clone(service));
+    }
+
+    /// Whether the open record of a service is that of a planned restart.
+    pub(crate) fn is_planned(&self, service: &str) -> bool {
+        self.open.get(service).is_some_and(|incident| incident.kind == Kind::PlannedRestart)
+    }
+
+    /// A planned restart is over, and has not become an outage.
+    pub(crate) fn close_planned(&mut self, service: &Arc<str>, at: Timestamp, outcome: Outcome) {
+        if self.is_planned(service) {
+            self.waiting.remove(service);
+            self.close(service, at, Duration::ZERO, outcome);
+        }
     }
 
     fn begin(&mut self, service: &Arc<str>, kind: Kind, began: Timestamp, before: Before) -> Incident {
@@ -178,7 +213,8 @@ impl Book {
     pub(crate) fn close(&mut self, service: &Arc<str>, at: Timestamp, outage: Duration, outcome: Outcome) {
         let Some(mut incident) = self.open.remove(service) else { return };
         incident.ended = Some(at);
-        incident.outage_ms = Some(u64::try_from(outage.as_millis()).unwrap_or(u64::MAX));
+        let is_outage = incident.kind != Kind::PlannedRestart;
+        incident.outage_ms = is_outage.then(|| u64::try_from(outage.as_millis()).unwrap_or(u64::MAX));
         incident.outcome = Some(outcome);
         self.changed.remove(service);
         if incident.timeline.iter().any(|entry| entry.what == "pool_out") {
@@ -296,6 +332,30 @@ mod tests {
         let [incident] = &book.take_changed()[..] else { panic!("one record") };
         let words: Vec<_> = incident.timeline.iter().map(|entry| entry.what.as_str()).collect();
         assert_eq!((words, incident.ended), (vec!["pool_out", "pool_in"], Some(at(3))));
+    }
+
+    #[test]
+    fn a_planned_restart_is_no_outage_unless_it_leads_to_one() {
+        let (mut book, web) = book();
+        book.note(&web, at(0), "forecast", "soon".to_owned());
+        book.open_planned(&web, at(1), Before::default(), "memory");
+        assert!(book.is_planned("web"));
+        book.note(&web, at(2), "planned_restart_asked", "asked".to_owned());
+        book.death(&web, death("stopped"));
+        book.close_planned(&web, at(3), Outcome::Renewed);
+        let [incident] = &book.take_changed()[..] else { panic!("one record") };
+        assert_eq!((incident.kind, incident.outage_ms, incident.deaths), (Kind::PlannedRestart, None, 0));
+        assert_eq!((incident.restarts, incident.cause_text.as_str(), incident.timeline.len()), (1, "memory", 2));
+
+        book.open_planned(&web, at(11), Before::default(), "memory");
+        book.death(&web, death("oom_kill"));
+        book.open(&web, at(12), Before::default());
+        book.close_planned(&web, at(13), Outcome::LeftAlone);
+        assert!(book.open_id("web").is_some() && !book.is_planned("web"), "an outage goes on");
+        book.close(&web, at(14), Duration::from_secs(2), Outcome::Restarted);
+        let [incident] = &book.take_changed()[..] else { panic!("one record") };
+        assert_eq!((incident.kind, incident.began, incident.deaths), (Kind::Outage, at(12), 1));
+        assert_eq!((incident.cause_text.as_str(), incident.outage_ms), ("oom_kill", Some(2000)));
     }
 
     #[test]

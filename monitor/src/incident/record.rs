@@ -12,6 +12,8 @@ use crate::healing::Outcome;
 pub(crate) enum Kind {
     /// A service was down.
     Outage,
+    /// A service was to be restarted before it died.
+    PlannedRestart,
     /// A worker died of something that may come back: the service lived on.
     NearMiss,
 }
@@ -21,6 +23,7 @@ impl Kind {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Outage => "outage",
+            Self::PlannedRestart => "planned_restart",
             Self::NearMiss => "near_miss",
         }
     }
@@ -112,6 +115,6 @@ pub(crate) struct Incident {
     pub(crate) foretold: Option<Foretold>,
     /// Restarts that were asked for.
     pub(crate) restarts: u32,
-    /// Deaths that are told in this record.
+    /// Deaths that are told in this record; none in that of a planned restart.
     pub(crate) deaths: u32,
 }

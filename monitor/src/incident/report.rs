@@ -20,6 +20,7 @@ fn write(out: &mut String, incident: &Incident) -> fmt::Result {
     let service = Clean(&incident.service);
     let what = match incident.kind {
         Kind::Outage => "was down",
+        Kind::PlannedRestart => "had a planned restart",
         Kind::NearMiss => "lost a worker",
     };
     writeln!(out, "# Incident {}: {service} {what}\n", incident.id)?;
@@ -32,8 +33,8 @@ fn write(out: &mut String, incident: &Incident) -> fmt::Result {
     row("Acted", after(incident, "restart_asked"))?;
     match (incident.kind, incident.ended) {
         (Kind::NearMiss, _) => row("Resolved", "the service lived on".to_owned())?,
-        (Kind::Outage, Some(ended)) => row("Resolved", ended.to_string())?,
-        (Kind::Outage, None) => row("Resolved", "not yet".to_owned())?,
+        (Kind::Outage | Kind::PlannedRestart, Some(ended)) => row("Resolved", ended.to_string())?,
+        (Kind::Outage | Kind::PlannedRestart, None) => row("Resolved", "not yet".to_owned())?,
     }
     if let Some(outage_ms) = incident.outage_ms {
         row("Downtime", format!("{:.3} s", outage_ms as f64 / 1000.0))?;
@@ -147,7 +148,9 @@ fn outcome(incident: &Incident) -> &'static str {
     match incident.outcome {
         Some(Outcome::Restarted) => "Defib restarted it",
         Some(Outcome::Respawned) => "somebody else brought it back",
+        Some(Outcome::LeftAlone) if incident.kind == Kind::PlannedRestart => "called off",
         Some(Outcome::LeftAlone) => "left alone, by configuration",
+        Some(Outcome::Renewed) => "Defib restarted it ahead of time",
         Some(Outcome::Intended) => "it was meant to be down",
         None if incident.kind == Kind::NearMiss => "nothing was to be done",
         None => "open",

@@ -143,6 +143,12 @@ impl Follower {
         self.trend.forecast()
     }
 
+    /// Likewise, when that was a sample of this incarnation.
+    pub(crate) fn forecast_of(&self, process: Option<Identity>) -> Option<Forecast> {
+        let same = self.last?.process.matches(process?);
+        same.then(|| self.forecast())
+    }
+
     /// What was known, for the record of a death.
     pub(crate) fn foretold(&self) -> Foretold {
         let forecast = self.trend.forecast();

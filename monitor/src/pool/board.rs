@@ -77,6 +77,8 @@ pub(crate) struct View {
     pub(crate) held: BTreeSet<Name>,
     /// Servers whose weight is too small for a share of it.
     pub(crate) indivisible: BTreeSet<Name>,
+    /// Requests in hand or waiting, of servers that drain by our wish and get nothing new there any more.
+    pub(crate) connections: BTreeMap<Name, u64>,
 }
 
 impl Board {
@@ -195,6 +197,16 @@ impl Board {
         (!all.is_empty()).then(|| all.iter().filter(serves).count())
     }
 
+    /// Connections that load balancers have to a service that drains. `None`: one of them may still send it more, or none can
+    /// be asked.
+    pub(crate) fn connections(&self, service: &str) -> Option<u64> {
+        let inner = self.read();
+        let name = inner.services.get(service)?.name.as_ref()?;
+        let mut all = inner.views.values().filter(|view| view.others.contains_key(name)).peekable();
+        all.peek()?;
+        all.map(|view| view.connections.get(name).copied()).sum()
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
         // A panic elsewhere while it was locked leaves entries that are whole.
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
@@ -292,6 +304,24 @@ mod tests {
         board.see(&endpoint, None);
         assert_eq!(board.others("web"), Some(1));
         assert_eq!(board.answer("be_web/web1").as_deref(), Some("up ready 100%\n"));
+    }
+
+    #[test]
+    fn connections_are_known_when_every_load_balancer_that_has_the_server_has_counted_them() {
+        let board = board();
+        let (web, other): (Name, Name) = ("be_web/web1".parse().expect("a name"), "be_x/y".parse().expect("a name"));
+        assert_eq!(board.connections("web"), None, "nobody can be asked");
+        let view = |name: &Name, count: Option<u64>| View {
+            others: [(name.clone(), 1)].into(),
+            connections: count.map(|count| (name.clone(), count)).into_iter().collect(),
+            ..View::default()
+        };
+        board.see(&"a".into(), Some(view(&web, Some(2))));
+        board.see(&"b".into(), Some(view(&web, None)));
+        board.see(&"c".into(), Some(view(&other, None)));
+        assert_eq!(board.connections("web"), None, "one of them may still send it more");
+        board.see(&"b".into(), Some(view(&web, Some(1))));
+        assert_eq!((board.connections("web"), board.connections("alone")), (Some(3), None));
     }
 
     #[test]

@@ -131,6 +131,10 @@ impl Desk {
             self.change(name, wish, leaving, now_ns, &mut commands);
         }
         commands.extend(backends.iter().map(|backend| format!("show servers state {backend}")));
+        if wishes.values().any(|wish| wish.state == State::Draining) {
+            // Type 4: servers (management guide, 9.3, `show stat`).
+            commands.extend(backends.iter().map(|backend| format!("show stat {backend} 4 -1")));
+        }
         join(commands)
     }
 
@@ -177,6 +181,7 @@ impl Desk {
     /// When the replies are not whole, or servers are missing or not as wished.
     pub(crate) fn learn(&mut self, wishes: &Wishes, replies: &str, leaving: bool, now_ns: u64) -> Result<View, String> {
         self.seen = parse(replies)?;
+        let connections = connections(replies);
         let mut view = View::default();
         let mut faults = Vec::new();
         for (name, wish) in wishes.iter() {
@@ -188,6 +193,13 @@ impl Desk {
             let beside = |other: &&Name| *other != name && other.parts().is_some_and(|parts| parts.0 == backend);
             let others = self.seen.iter().filter(|(other, seen)| beside(other) && seen.serves).count();
             view.others.insert(name.clone(), others);
+            // Before it has taken that order, more may come.
+            if wish.state == State::Draining
+                && seen.admin != Admin::Ready
+                && let Some(&count) = connections.get(name)
+            {
+                view.connections.insert(name.clone(), count);
+            }
             if let Some(fault) = self.compare(name, *wish, seen, leaving) {
                 faults.push(fault);
             }
@@ -268,11 +280,18 @@ fn parse(replies: &str) -> Result<HashMap<Name, Seen>, String> {
     }
     let mut servers = HashMap::new();
     let mut columns: Option<Columns> = None;
+    let mut is_other_table = false;
     for line in replies.lines() {
         if let Some(header) = line.strip_prefix("# ") {
+            is_other_table = header.starts_with(STAT);
+            if is_other_table {
+                continue;
+            }
             columns = Some(Columns::find(header)?);
         } else if line.is_empty() {
             columns = None;
+            is_other_table = false;
+        } else if is_other_table {
         } else if let Some(columns) = &columns {
             let (name, seen) = columns.read(line).ok_or_else(|| format!("a line that makes no sense: {line:.200?}"))?;
             if let Some(name) = name {
@@ -281,6 +300,33 @@ fn parse(replies: &str) -> Result<HashMap<Name, Seen>, String> {
         }
     }
     Ok(servers)
+}
+
+/// How the table of `show stat` begins.
+const STAT: &str = "pxname,";
+
+/// Reads from the answers of `show stat` how many requests each server has in hand, or waiting for it.
+fn connections(replies: &str) -> HashMap<Name, u64> {
+    let mut found = HashMap::new();
+    let mut columns = None;
+    for line in replies.lines() {
+        if let Some(header) = line.strip_prefix("# ") {
+            let place = |want: &str| header.split(',').position(|name| name == want);
+            columns = if header.starts_with(STAT) { place("qcur").zip(place("scur")) } else { None };
+        } else if line.is_empty() {
+            columns = None;
+        } else if let Some((queued, serving)) = columns {
+            let fields: Vec<_> = line.split(',').collect();
+            let number = |column: usize| fields.get(column)?.parse::<u64>().ok();
+            // Quoted fields come later in a line; a name that a name of ours cannot name is none.
+            let name =
+                fields.first().zip(fields.get(1)).and_then(|(proxy, server)| format!("{proxy}/{server}").parse().ok());
+            if let (Some(name), Some(serving)) = (name, number(serving)) {
+                found.insert(name, serving + number(queued).unwrap_or(0));
+            }
+        }
+    }
+    found
 }
 
 /// Where to find what; the order may change from version to version.

@@ -19,6 +19,8 @@ use crate::host::clock;
 /// Between looks at a HAProxy that nothing is wished from: 1 s. A restart of it is noticed by then, and the floor is no
 /// older.
 const LOOK: Duration = Duration::from_secs(1);
+/// Likewise while a server drains: its connections are waited for. 100 ms.
+const LOOK_AT_DRAINING: Duration = Duration::from_millis(100);
 /// After a failure, doubled to 5 s.
 const RETRY: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -154,7 +156,8 @@ impl HaProxy {
                         tracing::info!("HAProxy at {place} answers, and its servers are as wished");
                     }
                     retry = RETRY;
-                    LOOK
+                    let drains = newest.values().any(|wish| wish.state == State::Draining);
+                    if drains { LOOK_AT_DRAINING } else { LOOK }
                 }
                 Err(error) => {
                     let text = format!("{error:#}");

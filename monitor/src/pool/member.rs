@@ -94,6 +94,13 @@ pub(crate) enum Input {
     },
     /// Who else can serve may have changed.
     Others(Option<usize>),
+    /// It is about to be restarted.
+    Retire {
+        /// Other servers that can take its traffic, as far as that can be told.
+        others: Option<usize>,
+    },
+    /// It is not, or was.
+    Stay,
     /// The agent ends.
     AgentStops,
     /// A deadline has come.
@@ -188,6 +195,8 @@ pub(crate) struct Member {
     returned_ns: Option<u64>,
     /// That it is the last one was said, and is said once.
     kept: bool,
+    /// It drains to be restarted.
+    retires: bool,
     left: Option<Memory>,
 }
 
@@ -213,6 +222,7 @@ impl Member {
             was_in: left.is_some(),
             returned_ns: None,
             kept: false,
+            retires: false,
             left,
         }
     }
@@ -254,6 +264,8 @@ impl Member {
             Input::Probed { ticket, healthy } => self.probed(ticket, healthy, now_ns),
             Input::Measured { share, runs_out, others } => self.measured(share, runs_out, others, now_ns, &mut orders),
             Input::Others(others) => self.look_around(others, &mut orders),
+            Input::Retire { others } => self.retire(others, &mut orders),
+            Input::Stay => self.stay(now_ns),
             Input::AgentStops => self.stops(&mut orders),
             Input::Tick => self.tick(now_ns),
         }
@@ -275,6 +287,7 @@ impl Member {
             return;
         }
         let before = self.process.replace(process);
+        self.retires = false;
         self.doomed = None;
         self.good = 0;
         self.bad = 0;
@@ -317,10 +330,11 @@ impl Member {
             return;
         }
         let was_doomed = self.is_doomed(process);
+        let cause = if std::mem::take(&mut self.retires) { Cause::PlannedRestart } else { Cause::Died };
         self.gone = Some(process);
         self.process = None;
         self.left = None;
-        self.fall(if was_doomed { Cause::OomKill } else { Cause::Died });
+        self.fall(if was_doomed { Cause::OomKill } else { cause });
     }
 
     fn is_doomed(&self, process: Identity) -> bool {
@@ -394,7 +408,7 @@ impl Member {
         let mark = self.policy.drain_at.unwrap_or(f64::INFINITY);
         let cause = if share >= mark { Cause::Memory } else { Cause::Forecast };
         let presses = share >= mark || runs_out;
-        let relieved = share < mark * RELIEF && !runs_out;
+        let relieved = share < mark * RELIEF && !runs_out && !self.retires;
         if !self.policy.may_drain {
             return;
         }
@@ -425,6 +439,34 @@ impl Member {
         if self.weight != weight {
             self.weight = weight;
             orders.push(Order::Weigh(weight));
+        }
+    }
+
+    fn retire(&mut self, others: Option<usize>, orders: &mut Vec<Order>) {
+        if !self.policy.may_drain {
+            return;
+        }
+        match self.phase {
+            Phase::In if others == Some(0) => orders.push(Order::Keep(Cause::PlannedRestart)),
+            Phase::In => {
+                self.go(Phase::Draining { relieved_ns: None }, Cause::PlannedRestart);
+                self.retires = true;
+            }
+            Phase::Draining { .. } => {
+                self.phase = Phase::Draining { relieved_ns: None };
+                self.retires = true;
+            }
+            Phase::Unseen { .. } | Phase::Out | Phase::Settling { .. } => {}
+        }
+    }
+
+    /// It comes back by the usual proof; other reasons for draining hold it, once its memory is measured again.
+    fn stay(&mut self, now_ns: u64) {
+        if std::mem::take(&mut self.retires)
+            && let Phase::Draining { relieved_ns: None } = self.phase
+        {
+            self.phase = Phase::Draining { relieved_ns: Some(now_ns) };
+            self.next_probe_ns = Some(now_ns);
         }
     }
 
@@ -475,6 +517,7 @@ impl Member {
         self.cause = cause;
         self.weight = 100;
         self.kept = false;
+        self.retires = false;
     }
 
     fn state(&self) -> Option<State> {

@@ -78,6 +78,8 @@ pub(crate) enum Cause {
     Memory,
     /// Its memory runs out within minutes.
     Forecast,
+    /// It is about to be restarted, before it dies.
+    PlannedRestart,
     /// It has proven to be healthy for as long as was asked of it.
     Healthy,
     /// It should drain, and nobody else can serve.
@@ -97,6 +99,7 @@ impl fmt::Display for Cause {
             Self::Unhealthy => "it lives and fails its health check",
             Self::Memory => "its memory is near its limit",
             Self::Forecast => "its memory runs out within minutes",
+            Self::PlannedRestart => "it is about to be restarted, before it dies",
             Self::Healthy => "it is healthy, and steadily so",
             Self::LastOne => "nobody else can serve",
             Self::AgentStops => "the agent ends",

@@ -92,6 +92,9 @@ impl Steward {
         for service in self.book.open_services() {
             let engine = self.roster.get(&service).map(Managed::engine);
             let why = match engine {
+                Some(engine) if self.book.is_planned(&service) && engine.down_since().is_none() => {
+                    "the agent was started again"
+                }
                 None => "it is no longer configured",
                 Some(engine) if engine.down_since().is_none() => "the host was started again",
                 Some(_) => {
@@ -150,6 +153,9 @@ impl Steward {
         let managed = Managed::new(Engine::new(policy), rule.health.clone(), supervisor, cgroup, follower);
         self.roster.add(Arc::clone(&service), managed);
         self.pools.add(&service, rule, self.mode, clock::boot_ns());
+        if can_be_started(&service, &rule.target) {
+            self.planned.add(&service, rule, self.mode);
+        }
         if is_unit(&service) {
             self.look_at_coverage(&service);
         }

@@ -58,6 +58,7 @@ impl Steward {
             {
                 self.store.keep_follower(service, managed.follower.clone());
             }
+            self.planned_look(service, clock::boot_ns());
         }
     }
 

@@ -83,6 +83,21 @@ impl Pools {
         self.slots.get(service)?.standing.as_ref()
     }
 
+    /// A load balancer has a name for it.
+    pub(super) fn is_named(&self, service: &str) -> bool {
+        self.slots.get(service).is_some_and(|slot| slot.is_named)
+    }
+
+    /// How many others could take its traffic; `None`: that cannot be told.
+    pub(super) fn others(&self, service: &str) -> Option<usize> {
+        self.board.others(service)
+    }
+
+    /// Connections of one that drains; `None`: that cannot be told.
+    pub(super) fn connections(&self, service: &str) -> Option<u64> {
+        self.board.connections(service)
+    }
+
     fn step(&mut self, service: &Arc<str>, input: pool::Input, now: u64) -> Vec<Order> {
         let Some(slot) = self.slots.get_mut(service) else { return Vec::new() };
         let (before, was) = (slot.member.deadline(), slot.member.process());
@@ -95,6 +110,8 @@ impl Pools {
             self.deadlines.extend(after.map(|after| (after, Arc::clone(service))));
         }
         if was != is {
+            // What was foreseen was foreseen of the one before.
+            slot.runs_out = false;
             if let Some(was) = was
                 && self.mains.get(&was.tgid).is_some_and(|(process, _)| *process == was)
             {

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::setsid;
 use tokio::{sync::Mutex, task::spawn_blocking};
 
-use super::{Answer, Permit, Supervisor, fence};
+use super::{Answer, End, Permit, Supervisor, fence};
 use crate::{
     config::Command,
     healing::Plan,
@@ -78,6 +78,20 @@ impl CommandSupervisor {
     async fn start_alone(&self, permit: Permit) -> Result<Identity> {
         let _alone = self.starting.lock().await;
         permit.await;
+        self.launch().await
+    }
+
+    /// SIGTERM to the main process; whatever is left after its time is killed before the start.
+    async fn renew_alone(&self, old: Identity, permit: Permit) -> Result<Identity> {
+        let _alone = self.starting.lock().await;
+        permit.await;
+        fence::ask_to_end(old, self.command.stop_timeout)
+            .await
+            .with_context(|| format!("cannot end process {} of {}", old.tgid, self.name))?;
+        self.launch().await
+    }
+
+    async fn launch(&self) -> Result<Identity> {
         let program = self.command.start.first().context("there is no program to start")?;
         self.prepare()?;
         self.clear().await?;
@@ -143,7 +157,7 @@ impl CommandSupervisor {
 }
 
 impl Supervisor for CommandSupervisor {
-    fn plan(&self, died_ns: u64) -> Answer<'_, Plan> {
+    fn plan(&self, End { died_ns, .. }: End) -> Answer<'_, Plan> {
         Box::pin(async move {
             Ok(match self.main_process()? {
                 Some(process) if process.begins_after(died_ns) => Plan::Alive(process),
@@ -155,6 +169,10 @@ impl Supervisor for CommandSupervisor {
 
     fn start(&self, permit: Permit) -> Answer<'_, Identity> {
         Box::pin(self.start_alone(permit))
+    }
+
+    fn renew(&self, old: Identity, permit: Permit) -> Answer<'_, Identity> {
+        Box::pin(self.renew_alone(old, permit))
     }
 
     fn is_main(&self, _: Identity) -> Option<Answer<'_, bool>> {

@@ -9,7 +9,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Answer, Permit, Supervisor, living};
+use super::{Answer, End, Permit, Supervisor, living};
 use crate::{
     healing::Plan,
     host::{
@@ -89,6 +89,19 @@ impl ContainerSupervisor {
         let (engine, before) = before?;
         // The engine itself starts none before the old one and its whole namespace are gone.
         containers::start(engine, &self.name).await?;
+        self.begun(&before).await
+    }
+
+    async fn renew_alone(&self, permit: Permit) -> Result<Identity> {
+        let _alone = self.starting.lock().await;
+        let (before, ()) = tokio::join!(self.look_again(), permit);
+        let (engine, before) = before?;
+        containers::restart(engine, &self.name).await?;
+        self.begun(&before).await
+    }
+
+    /// The main process of the run that follows `before`.
+    async fn begun(&self, before: &Container) -> Result<Identity> {
         let begin = Instant::now();
         loop {
             let (_, now) = self.look_again().await?;
@@ -110,13 +123,20 @@ impl ContainerSupervisor {
 }
 
 impl Supervisor for ContainerSupervisor {
-    fn plan(&self, died_ns: u64) -> Answer<'_, Plan> {
+    fn plan(&self, End { died_ns, ours }: End) -> Answer<'_, Plan> {
         Box::pin(async move {
             let Some((engine, container)) = self.look().await? else {
                 return Ok(Plan::Intended { why: "it was removed".to_owned() });
             };
             let since = Duration::from_nanos(clock::boot_ns().saturating_sub(died_ns));
             let plan = plan(&container, living(container.pid)?, since);
+            // What we stopped to start it again is no sign of anybody's will, should we not have come to the start.
+            if let (Plan::Intended { .. }, true, "exited") = (&plan, ours, container.status.as_str()) {
+                return Ok(Plan::GivesUp { why: "it was stopped for a planned restart".to_owned() });
+            }
+            if ours {
+                return Ok(plan);
+            }
             if let (Plan::GivesUp { .. }, Some(why)) = (&plan, self.stopped_unseen(engine, &container).await?) {
                 return Ok(Plan::Intended { why });
             }
@@ -126,6 +146,10 @@ impl Supervisor for ContainerSupervisor {
 
     fn start(&self, permit: Permit) -> Answer<'_, Identity> {
         Box::pin(self.start_alone(permit))
+    }
+
+    fn renew(&self, _: Identity, permit: Permit) -> Answer<'_, Identity> {
+        Box::pin(self.renew_alone(permit))
     }
 
     fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>> {

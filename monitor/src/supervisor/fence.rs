@@ -7,7 +7,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::time::{Instant, sleep};
 
-use crate::host::{cgroup::Hierarchy, process};
+use crate::host::{
+    cgroup::Hierarchy,
+    process::{self, Identity},
+};
 
 /// What is left of an old incarnation has this long to go.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,6 +41,28 @@ pub(super) async fn clear(hierarchy: &Hierarchy, path: &str, service: &str) -> R
         }
         sleep(PAUSE).await;
     }
+}
+
+/// Asks a process to end, and waits until it has, but no longer than `patience`.
+///
+/// # Errors
+/// When it cannot be asked.
+pub(super) async fn ask_to_end(process: Identity, patience: Duration) -> Result<()> {
+    let Some(pid) = i32::try_from(process.tgid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+    let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
+    // By now the pid cannot become somebody else's, if it has not been that before.
+    if !process::is_alive(process) {
+        return Ok(());
+    }
+    match pidfd_send_signal(&fd, Signal::TERM) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let begin = Instant::now();
+    while process::is_alive(process) && begin.elapsed() < patience {
+        sleep(PAUSE).await;
+    }
+    Ok(())
 }
 
 /// Kills `pid` when it still is a member. The pidfd is opened first, so the process that is then found in the cgroup is the

@@ -28,15 +28,27 @@ pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 
 /// Completes when the decision for a start is written down. Until then a supervisor may look, but not touch.
 pub(crate) type Permit = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// How the last incarnation ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End {
+    /// When, CLOCK_BOOTTIME.
+    pub(crate) died_ns: u64,
+    /// We asked for it, to start the next one.
+    pub(crate) ours: bool,
+}
+
 /// The owner of one service.
 pub(crate) trait Supervisor: fmt::Debug + Send + Sync {
-    /// What it is going to do about the service, whose last incarnation died at `died_ns` (CLOCK_BOOTTIME). Fails when it does
-    /// not answer.
-    fn plan(&self, died_ns: u64) -> Answer<'_, Plan>;
+    /// What it is going to do about the service. Fails when it does not answer.
+    fn plan(&self, end: End) -> Answer<'_, Plan>;
 
     /// Starts a new incarnation, once it is permitted and nothing of the old one is left; its main process. Fails with the
     /// owner's own words.
     fn start(&self, permit: Permit) -> Answer<'_, Identity>;
+
+    /// Ends the incarnation whose main process is `old` and starts the next one, once that is permitted; its main process. Fails
+    /// with the owner's own words; what lives then is not known.
+    fn renew(&self, old: Identity, permit: Permit) -> Answer<'_, Identity>;
 
     /// Whether this living process, which somebody outside of the service started, is its main process. `None` when there can
     /// be no other; systemd also starts what prepares and ends a unit, and engines what `exec` adds to a container.

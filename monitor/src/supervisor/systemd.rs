@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use tokio::{sync::Mutex, time::sleep};
 
-use super::{Answer, Permit, Supervisor, fence, living};
+use super::{Answer, End, Permit, Supervisor, fence, living};
 use crate::{
     healing::Plan,
     host::{
@@ -17,6 +17,8 @@ use crate::{
 
 /// A start has this long to give a main process; what `ExecStartPre=` does counts.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// A restart may take longer by the unit's stop: 90 s by default (`DefaultTimeoutStopSec=`).
+const RENEW_TIMEOUT: Duration = Duration::from_secs(120);
 /// Between looks at a unit that is being started: 5 ms, growing by half up to 200 ms.
 const LOOK: Duration = Duration::from_millis(5);
 const LOOK_MAX: Duration = Duration::from_millis(200);
@@ -93,8 +95,39 @@ impl SystemdSupervisor {
     }
 }
 
+impl SystemdSupervisor {
+    /// One job stops and starts it, so systemd goes on with it whatever becomes of us.
+    async fn renew_alone(&self, permit: Permit) -> Result<Identity> {
+        let _alone = self.starting.lock().await;
+        permit.await;
+        let before = self.systemd.progress(&self.unit).await?;
+        self.systemd.try_restart(&self.unit).await?;
+        let begin = Instant::now();
+        let mut pause = LOOK;
+        loop {
+            let now = self.systemd.progress(&self.unit).await?;
+            let is_new = now.invocation != before.invocation;
+            if is_new && let Some(process) = living(now.main_pid)? {
+                return Ok(process);
+            }
+            if !now.has_job && begin.elapsed() > STEP && matches!(now.active_state.as_str(), "failed" | "inactive") {
+                let result = self.systemd.unit(&self.unit).await?.result;
+                bail!("{} was restarted and is {}: {result}", self.unit, now.active_state);
+            }
+            if !now.has_job && !is_new && begin.elapsed() > STEP && now.active_state == "active" {
+                bail!("systemd dropped the restart of {}; see journalctl -u {0}", self.unit);
+            }
+            if begin.elapsed() > RENEW_TIMEOUT {
+                bail!("{} has no new main process {} s after its restart", self.unit, RENEW_TIMEOUT.as_secs());
+            }
+            sleep(pause).await;
+            pause = pause.mul_f64(1.5).min(LOOK_MAX);
+        }
+    }
+}
+
 impl Supervisor for SystemdSupervisor {
-    fn plan(&self, _: u64) -> Answer<'_, Plan> {
+    fn plan(&self, _: End) -> Answer<'_, Plan> {
         Box::pin(async {
             let unit = self.systemd.unit(&self.unit).await?;
             let plan = plan(&unit, living(unit.main_pid)?);
@@ -105,6 +138,10 @@ impl Supervisor for SystemdSupervisor {
 
     fn start(&self, permit: Permit) -> Answer<'_, Identity> {
         Box::pin(self.start_alone(permit))
+    }
+
+    fn renew(&self, _: Identity, permit: Permit) -> Answer<'_, Identity> {
+        Box::pin(self.renew_alone(permit))
     }
 
     fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>> {

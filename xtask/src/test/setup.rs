@@ -46,6 +46,7 @@ fn missing(live: bool) -> Result<Vec<Need>> {
         needs.extend(monitoring());
         needs.extend(haproxy());
         needs.extend(etcd());
+        needs.extend(nginx());
         needs.extend(corpus(|program| process::find(program).is_some()));
     }
     Ok(needs)
@@ -94,6 +95,16 @@ fn etcd() -> Option<Need> {
         what: "etcd and etcdctl".to_owned(),
         why: "live tests have agents agree through a real cluster",
         mend: Mend::Packages(vec!["etcd-server", "etcd-client"]),
+    })
+}
+
+/// Another one, and what its recipe asks the agent with.
+fn nginx() -> Option<Need> {
+    let present = ["/usr/sbin/nginx", "/usr/bin/curl"].into_iter().all(|path| Path::new(path).exists());
+    (!present).then(|| Need {
+        what: "nginx and curl".to_owned(),
+        why: "a live test follows the recipe for nginx",
+        mend: Mend::Packages(vec!["nginx-light", "curl"]),
     })
 }
 

@@ -88,6 +88,9 @@ fn short(actions: &[Action]) -> Vec<String> {
             Action::Ask { .. } => "ask".to_owned(),
             Action::Wait { until_ns, reason, .. } => format!("{reason} until {}", until_ns / S),
             Action::Restart { attempt, .. } => format!("restart {attempt}"),
+            Action::Renew { process, .. } => format!("renew {}", process.tgid),
+            Action::Renewed { down_ns } => format!("renewed after {}", down_ns / S),
+            Action::NotRenewed { .. } => "not renewed".to_owned(),
             Action::Probe { process } => format!("probe {}", process.tgid),
             Action::Suppress { reason, .. } => format!("not: {reason}"),
             Action::Failed { .. } => "failed".to_owned(),
@@ -110,6 +113,81 @@ fn a_death_that_its_supervisor_leaves_is_restarted_after_the_grace_and_closed_wh
     let healthy = Input::Probed { process: who(2), result: Ok(()) };
     assert_eq!(short(&bench.step(healthy, 14 * S)), ["close after 4 Restarted"]);
     assert_eq!(bench.engine.process(), Some(who(2)));
+}
+
+fn renew(tgid: u32) -> Input {
+    Input::Renew { process: who(tgid), because: String::new() }
+}
+
+#[test]
+fn a_planned_restart_is_no_outage_and_there_is_one_for_each_incarnation() {
+    let mut bench = Bench::alive(policy());
+    assert_eq!(short(&bench.step(renew(1), 10 * S)), ["renew 1"]);
+    assert_eq!(bench.engine.memory().renewed, Some(who(1)), "known before it is asked for");
+    assert_eq!(short(&bench.step(renew(1), 10 * S)), ["not renewed"], "it is under way");
+    let stopped = Intent::Certain("stopped by defib".to_owned());
+    assert_eq!(bench.step(Input::Died { process: who(1), at_ns: 11 * S, intent: stopped }, 11 * S), []);
+    assert_eq!(bench.step(Input::Alive(who(2)), 11 * S), [], "its supervisor's answer names it");
+    let ended = |tgid| Input::RenewalEnded { result: Ok(who(tgid)) };
+    assert_eq!(short(&bench.step(ended(2), 12 * S)), ["probe 2"]);
+    let healthy = |tgid| Input::Probed { process: who(tgid), result: Ok(()) };
+    assert_eq!(short(&bench.step(healthy(2), 13 * S)), ["renewed after 2"]);
+    // Word of the death after word of the new life.
+    assert_eq!(short(&bench.step(renew(2), 20 * S)), ["renew 2"]);
+    assert_eq!(short(&bench.step(ended(3), 21 * S)), ["probe 3"]);
+    assert_eq!(bench.step(died(2, 21 * S), 21 * S), []);
+    assert_eq!(short(&bench.step(healthy(3), 21 * S)), ["renewed after 0"]);
+    assert_eq!(short(&bench.step(renew(3), 30 * S)), ["renew 3"]);
+    assert_eq!(short(&bench.step(ended(4), 31 * S)), ["probe 4"]);
+    assert_eq!(short(&bench.step(healthy(4), 31 * S)), ["renewed after 0"]);
+    assert_eq!(short(&bench.step(renew(4), 32 * S)), ["not renewed"], "three are the budget");
+}
+
+#[test]
+fn a_planned_restart_that_leads_to_nothing_is_an_outage_from_its_death_on() {
+    let refused = || Input::RenewalEnded { result: Err("no".to_owned()) };
+    let mut bench = Bench::alive(policy());
+    bench.step(renew(1), 10 * S);
+    assert_eq!(short(&bench.step(refused(), 11 * S)), ["not renewed"], "the old one lives");
+    assert_eq!(bench.engine.process(), Some(who(1)));
+    assert_eq!(short(&bench.step(renew(1), 12 * S)), ["not renewed"], "once for each");
+    // When it does end after all, by our word, nobody may take that for a stop.
+    let stopped = Intent::Certain("stopped by defib".to_owned());
+    let late = Input::Died { process: who(1), at_ns: 13 * S, intent: stopped };
+    assert_eq!(short(&bench.step(late, 13 * S)), ["open", "ask"]);
+
+    let mut bench = Bench::alive(policy());
+    bench.step(renew(1), 10 * S);
+    bench.step(died(1, 11 * S), 11 * S);
+    let actions = bench.step(refused(), 12 * S);
+    assert_eq!(short(&actions), ["not renewed", "open", "ask"]);
+    let asked = Action::Ask { question: bench.engine.question, died_ns: 11 * S, ours: true };
+    assert_eq!((&actions[1], &actions[2]), (&Action::Open { at_ns: 11 * S }, &asked));
+
+    for sick in [died(2, 14 * S), Input::Probed { process: who(2), result: Err("sick".to_owned()) }] {
+        let mut bench = Bench::alive(policy());
+        bench.step(renew(1), 10 * S);
+        bench.step(died(1, 11 * S), 11 * S);
+        bench.step(Input::RenewalEnded { result: Ok(who(2)) }, 12 * S);
+        let actions = bench.step(sick, 14 * S);
+        assert_eq!(short(&actions)[..2], ["not renewed", "open"]);
+        assert_eq!(actions[1], Action::Open { at_ns: 11 * S });
+    }
+}
+
+#[test]
+fn an_agent_that_follows_one_that_was_killed_in_a_planned_restart_finds_the_death() {
+    let mut bench = Bench::alive(policy());
+    bench.step(renew(1), 10 * S);
+    bench.step(died(1, 11 * S), 11 * S);
+    let mut next = Bench::new(policy());
+    next.engine.remember(bench.engine.memory(), 20 * S);
+    assert_eq!(next.engine.process(), Some(who(1)), "believed to live, so it is looked for");
+    let intent = Intent::Likely("it ended while no agent was watching".to_owned());
+    let actions = next.step(Input::Died { process: who(1), at_ns: 20 * S, intent }, 20 * S);
+    assert_eq!(short(&actions), ["open", "ask"]);
+    assert!(matches!(actions[1], Action::Ask { ours: true, .. }));
+    assert_eq!(short(&next.plan(ended_well(), 20 * S)), ["grace until 22"], "no stop: it is started");
 }
 
 #[test]
@@ -425,6 +503,9 @@ fn word() -> impl Strategy<Value = Word> {
         2 => (0u32..2).prop_map(|back| Word::Started(back, Err(()))),
         2 => (1u32..6).prop_map(|tgid| Word::Plain(Input::Probed { process: who(tgid), result: Ok(()) })),
         1 => (1u32..6).prop_map(|tgid| Word::Plain(Input::Probed { process: who(tgid), result: Err(String::new()) })),
+        2 => (1u32..6).prop_map(|tgid| Word::Plain(renew(tgid))),
+        2 => (1u32..6).prop_map(|tgid| Word::Plain(Input::RenewalEnded { result: Ok(who(tgid)) })),
+        1 => Just(Word::Plain(Input::RenewalEnded { result: Err(String::new()) })),
         1 => (0u64..60).prop_map(Word::Pause),
         1 => Just(Word::Plain(Input::Resume)),
         1 => Just(Word::Agent),
@@ -476,7 +557,8 @@ proptest! {
             if input == Input::Resume {
                 paused_until = 0;
             }
-            let in_flight = matches!(engine.state, State::Restarting { .. });
+            let in_flight = matches!(engine.state, State::Restarting { .. } | State::Renewing { .. });
+            let (was_open, renewed) = (open, engine.renewed);
             let before = engine.pending;
             let actions = engine.step(input.clone(), &mut host, now);
             prop_assert_eq!(&actions, &replay.step(input, &mut replay_host, now), "replay differs");
@@ -498,6 +580,15 @@ proptest! {
                         let recent = restarts.iter().filter(|&&at| at + 600 * S > now).count();
                         prop_assert!(recent <= 3, "over budget");
                     }
+                    Action::Renew { process, .. } => {
+                        prop_assert!(!in_flight, "two restarts in flight");
+                        prop_assert!(!was_open, "in an outage");
+                        prop_assert!(now >= paused_until, "during maintenance");
+                        prop_assert!(renewed != Some(process), "twice for one incarnation");
+                        restarts.push(now);
+                        let recent = restarts.iter().filter(|&&at| at + 600 * S > now).count();
+                        prop_assert!(recent <= 3, "over budget");
+                    }
                     Action::Open { .. } => {
                         prop_assert!(!open, "an outage opened twice");
                         open = true;
@@ -514,7 +605,10 @@ proptest! {
             }
             let idle = matches!(engine.state, State::Running(_) | State::Stopped);
             prop_assert!(!idle || !open, "an outage is forgotten");
-            let waits = matches!(engine.state, State::Asking { .. } | State::Waiting { .. } | State::Restarting { .. });
+            let waits = matches!(
+                engine.state,
+                State::Asking { .. } | State::Waiting { .. } | State::Restarting { .. } | State::Renewing { .. }
+            );
             prop_assert_eq!(engine.deadline().is_some(), waits, "whoever waits has a deadline");
         }
     }

@@ -18,9 +18,11 @@ struct Server {
     full: u32,
     health_check: bool,
     agent_check: bool,
+    serving: u32,
 }
 
-const FRESH: Server = Server { op: RUNNING, admin: 0, weight: 100, full: 100, health_check: true, agent_check: true };
+const FRESH: Server =
+    Server { op: RUNNING, admin: 0, weight: 100, full: 100, health_check: true, agent_check: true, serving: 2 };
 
 impl Fake {
     fn new(names: &[&'static str]) -> Self {
@@ -37,6 +39,11 @@ impl Fake {
         let words: Vec<_> = command.split(' ').collect();
         match words[..] {
             ["show", "servers", "state", backend] => self.show(backend),
+            ["show", "stat", backend, "4", "-1"] => {
+                let own = self.servers.iter().filter(|(name, _)| name.starts_with(&format!("{backend}/")));
+                let lines = own.map(|(name, server)| format!("{},1,9,{},\n", name.replace('/', ","), server.serving));
+                format!("# pxname,svname,qcur,qmax,scur,\n{}\n", lines.collect::<String>())
+            }
             ["set", "server", name, what, value] => {
                 let Some(server) = self.servers.get_mut(name) else { return "No such server.\n\n".to_owned() };
                 match (what, value) {
@@ -65,7 +72,7 @@ impl Fake {
                 .to_owned();
         for (name, server) in &self.servers {
             let Some((own, short)) = name.split_once('/').filter(|parts| parts.0 == backend) else { continue };
-            let Server { op, admin, weight, full, health_check, agent_check } = *server;
+            let Server { op, admin, weight, full, health_check, agent_check, serving: _ } = *server;
             let (health, agent) = (u32::from(health_check) * 6, 16 + u32::from(agent_check) * 6);
             text.push_str(&format!("2 {own} 1 {short} 127.0.0.1 {op} {admin} {weight} {full} 9 {health} {agent} -\n"));
         }
@@ -94,6 +101,22 @@ fn round(desk: &mut Desk, fake: &mut Fake, wishes: &Wishes, now: u64) -> (Vec<St
 }
 
 const WEB: &str = "be_web/web1";
+
+#[test]
+fn connections_are_counted_once_nothing_new_comes() {
+    let (mut desk, mut fake) = (Desk::default(), Fake::new(&[WEB, "be_web/web2"]));
+    let (web, drain) = (name(WEB), wishes(&[(WEB, State::Draining), ("be_web/web2", State::In)]));
+    let view = round(&mut desk, &mut fake, &wishes(&[(WEB, State::In)]), 0).1.expect("fine");
+    assert_eq!(view.connections.len(), 0, "nobody waits for them");
+    let view = round(&mut desk, &mut fake, &drain, S).1.expect("fine");
+    // Two in hand, one waiting for it.
+    assert_eq!(view.connections, [(web.clone(), 3)].into());
+    fake.servers.get_mut(WEB).expect("there").admin = 0;
+    let view = desk.learn(&drain, &fake.say(&["show servers state be_web".to_owned()]), false, 2 * S);
+    assert!(view.is_err(), "it is not as wished");
+    let text = "# pxname,svname,qcur,qmax,scur,\nbe_web,web1,,,0,\nbe_web,web2,x,0,x,\n\n";
+    assert_eq!(connections(text), [(web, 0)].into());
+}
 
 #[test]
 fn out_at_once_and_back_as_it_was() {

@@ -23,6 +23,32 @@ fn measured(share: f64, others: Option<usize>) -> Input {
     Input::Measured { share, runs_out: false, others }
 }
 
+#[test]
+fn who_is_about_to_be_restarted_drains_until_it_is_dead_or_stays() {
+    let mut bench = Bench::calm();
+    assert_eq!(bench.step(Input::Retire { others: Some(0) }), [], "not the last one");
+    let drains = [(State::In, State::Draining, Cause::PlannedRestart)];
+    assert_eq!(bench.step(Input::Retire { others: Some(1) }), drains);
+    assert_eq!(bench.step(measured(0.1, Some(1))), []);
+    assert_eq!(bench.pass(20 * S, true), [], "a low memory does not bring it back");
+    assert_eq!(bench.step(Input::Stay), []);
+    assert!(matches!(bench.pass(S, true)[..], [(_, State::In, Cause::Healthy)]));
+
+    assert_eq!(bench.step(Input::Retire { others: None }), drains);
+    let out = [(State::Draining, State::Out, Cause::PlannedRestart)];
+    assert_eq!(bench.step(Input::Died(who(1))), out);
+    assert_eq!(bench.step(Input::Alive(who(2))), []);
+    assert!(matches!(bench.pass(2 * S, true)[..], [(_, State::In, Cause::Healthy)]));
+
+    // One that drains already, and is needed after all.
+    bench.step(measured(0.95, Some(1)));
+    assert_eq!(bench.step(Input::Retire { others: Some(1) }), []);
+    assert_eq!(bench.step(Input::Others(Some(0))), [(State::Draining, State::In, Cause::LastOne)]);
+    bench.step(measured(0.5, Some(1)));
+    let dies = [(State::In, State::Out, Cause::Died)];
+    assert_eq!(bench.step(Input::Died(who(2))), dies, "nothing is left of the plan");
+}
+
 /// A member whose probes are answered by hand or by the clock.
 struct Bench {
     member: Member,

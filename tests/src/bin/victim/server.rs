@@ -1,7 +1,8 @@
 //! A small web server with the ills that a real one can get, each on request.
 //!
-//! * `/leak`: takes memory until something ends it, and answers meanwhile
+//! * `/leak`: takes memory until something ends it, and answers meanwhile; `/leak/KIB`: so much in each second
 //! * `/hold/MIB`: takes so much and keeps it; `/release`: gives it back
+//! * `/slow/MS`: is answered after so many milliseconds
 //! * `/sick`, `/well`: from then on `/healthz` fails, or does not
 //! * everything else: is answered
 
@@ -12,7 +13,7 @@ use std::{
         Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    thread::spawn,
+    thread::{sleep, spawn},
     time::Duration,
 };
 
@@ -65,6 +66,12 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
         _ => {
             if let Some(mib) = path.strip_prefix("/hold/").and_then(|mib| mib.parse::<usize>().ok()) {
                 *HELD.lock().expect("whole") = vec![1; mib << 20];
+            }
+            if let Some(kib) = path.strip_prefix("/leak/").and_then(|kib| kib.parse().ok()) {
+                spawn(move || memory::leak_slowly(0, kib));
+            }
+            if let Some(milliseconds) = path.strip_prefix("/slow/").and_then(|text| text.parse().ok()) {
+                sleep(Duration::from_millis(milliseconds));
             }
             true
         }
