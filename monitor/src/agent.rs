@@ -168,9 +168,9 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         tasks.spawn(control.serve(commands_in));
     }
     tasks.spawn(alerts.clone().tell(alert_metrics));
-    tasks.spawn(fleet.watch());
+    tasks.spawn(fleet.clone().watch());
     let told = (metrics, timeline, alerts, Arc::clone(&board));
-    let mut steward = Steward::new(&config, hierarchy, Arc::clone(&kernel), told, audit, (store, left));
+    let mut steward = Steward::new(&config, hierarchy, Arc::clone(&kernel), told, audit, (store, left), fleet);
     for failure in steward.scan(&config)? {
         tracing::error!("a service cannot be looked after: {failure}");
         readiness.note(format!("a service: {failure}"));

@@ -31,7 +31,6 @@ mod host;
 mod http;
 mod incident;
 mod kernel;
-mod leave;
 pub mod memory;
 mod metrics;
 mod observer;

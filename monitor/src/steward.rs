@@ -33,6 +33,7 @@ use crate::{
     control::Command,
     diagnosis::{Cause, Question, Reply},
     enquiry::Enquiry,
+    fleet::{self, Fleet},
     healing::{Action, Input, Intent, Memory, Outcome},
     health::{self, Unproven},
     host::{
@@ -45,7 +46,6 @@ use crate::{
     },
     incident::{self, Before, Book},
     kernel::{Event, Kernel},
-    leave::{Always, Leave},
     memory::{self, Follower, Measured},
     metrics::Metrics,
     observer::{Death, Observer, Sight},
@@ -90,7 +90,7 @@ enum Word {
     /// What comes to a service's member in its pool.
     Pool(Arc<str>, PoolInput),
     /// The answer to whether a service may be restarted ahead of time.
-    Leave(Arc<str>, u32, Result<Leave, String>),
+    Leave(Arc<str>, u32, Result<fleet::Permit, fleet::Refused>),
     /// Whether a unit would be brought back by systemd after an OOM kill.
     Covered(Arc<str>, bool),
 }
@@ -132,6 +132,7 @@ impl Steward {
         (metrics, timeline, alerts, board): (Metrics, Timeline, Alerts, Arc<Board>),
         audit: Audit,
         (store, left): (Store, Left),
+        fleet: Fleet,
     ) -> Self {
         let systemd = Systemd::default();
         Self {
@@ -155,7 +156,7 @@ impl Steward {
             followers: left.followers,
             sample: config.forecast.sample,
             pools: Pools::new(config.pool.clone(), board, left.pool.members),
-            planned: Planned::new(Arc::new(Always)),
+            planned: Planned::new(fleet),
         }
     }
 

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tests::{
     cgroup::Cgroup,
-    defib::{Agent, run},
+    defib::{Agent, free_address, get, run},
     etcd::Cluster,
     eventually, live,
     victim::binary,
@@ -303,4 +303,67 @@ fn one_member_less_changes_nothing_and_without_etcd_only_planned_actions_stop() 
         holding.reached("held").map(|_| holding)
     });
     holding.stop();
+}
+
+/// What a server may use, what it holds when it begins to leak, MiB, and how fast it does: full after a minute, or so. With a
+/// minute of the forecast in two seconds, that is foreseen half a minute ahead.
+const LIMIT: u64 = 96 << 20;
+const HELD: &str = "/hold/64";
+const LEAK: &str = "/leak/512";
+
+#[test]
+fn three_agents_whose_servers_leak_at_once_restart_them_one_after_the_other() {
+    let name = "three_agents_whose_servers_leak_at_once_restart_them_one_after_the_other";
+    if !live::can_run(name) || !can_run(name) {
+        return;
+    }
+    let site = Site::new("10s");
+    let hosts: Vec<_> = (1..=3)
+        .map(|host| {
+            let (server, cgroup) = (free_address(), Cgroup::new(Some(LIMIT)));
+            let config = format!(
+                "{}[forecast]\nsample = \"2s\"\n[[service]]\nname = \"web{host}\"\nrestart = true\npool = \"be_web/web{host}\"\n\
+                 health = \"http://{server}/healthz\"\n\
+                 planned_restart = {{ when = \"0s\", drain = \"1s\", min_uptime = \"3s\" }}\n\
+                 command = {{ start = [\"{}\", \"serve\", \"{}\"], cgroup = \"{}\" }}\n",
+                site.config("10s"),
+                binary("victim").display(),
+                server.port(),
+                cgroup.path
+            );
+            (Agent::start(&config), server, cgroup)
+        })
+        .collect();
+    for (host, (agent, server, _)) in (1..).zip(&hosts) {
+        let stands = format!("defib_pool_state{{service=\"web{host}\",state=\"in\"}}");
+        eventually("it to serve", || (agent.metrics().get(&stands) == Some(1.0)).then_some(()));
+        get(*server, HELD);
+    }
+    for (_, server, _) in &hosts {
+        get(*server, LEAK);
+    }
+    let mut most = 0;
+    let planned: Vec<(Timestamp, Timestamp)> = (1..)
+        .zip(&hosts)
+        .map(|(host, (agent, ..))| {
+            let record = eventually("its planned restart", || {
+                most = most.max(site.slots().len());
+                let last = agent.incidents(&format!("web{host}")).pop()?;
+                (last["outcome"] == "renewed").then_some(last)
+            });
+            let time = |key: &str| record[key].as_str().expect("a time").parse().expect("a time");
+            (time("began"), time("ended"))
+        })
+        .collect();
+    assert_eq!(most, 1, "one slot");
+    let mut in_order = planned;
+    in_order.sort();
+    println!("MEASURED three planned restarts in one pool: {in_order:?}");
+    for (before, after) in in_order.iter().zip(&in_order[1..]) {
+        assert!(before.1 <= after.0, "one is over before the next begins: {in_order:?}");
+    }
+    for (agent, _, cgroup) in &hosts {
+        assert_eq!(cgroup.oom_kills().unwrap_or(0), 0, "none died: {}", agent.log());
+    }
+    eventually("the slot to be given back", || site.slots().is_empty().then_some(()));
 }

@@ -18,7 +18,7 @@ use crate::{config::PlannedRestart, host::process::Identity, pool::State as Plac
 const LOOK_NS: u64 = 100_000_000;
 /// Looks in a row that must see none.
 const QUIET: u8 = 2;
-/// After a refusal, or one that was called off: 60 s.
+/// After one that was called off: 60 s.
 const AGAIN_NS: u64 = 60_000_000_000;
 
 /// How things are at the moment of a step.
@@ -51,8 +51,8 @@ pub(crate) enum Input {
     Leave {
         /// The question that this answers; answers may come late.
         ticket: u32,
-        /// Why not.
-        answer: Result<(), String>,
+        /// Why not: no sooner than after this long it is worth asking again.
+        answer: Result<(), Duration>,
     },
     /// The engine is done with it.
     Ended {
@@ -216,13 +216,20 @@ impl Renewals {
         vec![Action::Ask { ticket: self.ticket }]
     }
 
-    fn answered(&mut self, answer: Result<(), String>, facts: &Facts, now_ns: u64) -> Vec<Action> {
+    fn answered(&mut self, answer: Result<(), Duration>, facts: &Facts, now_ns: u64) -> Vec<Action> {
         let State::Asking { process: asked } = self.state else { return Vec::new() };
         // Things may have changed since it was asked.
-        let wanted = self.wants(facts, now_ns).filter(|process| answer.is_ok() && *process == asked);
-        let Some(process) = wanted else {
-            self.rest(now_ns);
-            return vec![Action::Release];
+        let wanted = self.wants(facts, now_ns).filter(|process| *process == asked);
+        let process = match (wanted, answer) {
+            (Some(process), Ok(())) => process,
+            (Some(_), Err(again_in)) => {
+                self.state = State::Idle { not_before_ns: now_ns.saturating_add(nanoseconds(again_in)) };
+                return vec![Action::Release];
+            }
+            (None, _) => {
+                self.rest(now_ns);
+                return vec![Action::Release];
+            }
         };
         let mut actions = vec![Action::Begin { because: because(facts) }];
         match facts.place {

@@ -10,15 +10,16 @@ use jiff::{Timestamp, tz::TimeZone};
 use super::{Steward, Word};
 use crate::{
     config::{Mode, Service},
+    fleet::{self, Fleet, Permit, Refused},
     healing::{
         Input as EngineInput, Outcome,
         renewal::{Action, Facts, Input, Renewal, Renewals},
     },
     host::clock,
     incident::Before,
-    leave::{Leave, Office},
     memory::forecast::Forecast,
     pool::Input as PoolInput,
+    text::Clean,
     timeline::What,
 };
 
@@ -28,27 +29,30 @@ pub(crate) struct Planned {
     slots: HashMap<Arc<str>, Slot>,
     /// When each machine wants to be asked again, CLOCK_BOOTTIME nanoseconds; only those that drain do.
     deadlines: BTreeSet<(u64, Arc<str>)>,
-    office: Arc<dyn Office>,
+    fleet: Fleet,
 }
 
 #[derive(Debug)]
 struct Slot {
     renewals: Renewals,
-    /// Held while it is under way.
-    leave: Option<Leave>,
+    /// The pool whose members must not all go at once, on whatever host they are.
+    pool: String,
+    /// Leave to go, held while it is under way.
+    leave: Option<Permit>,
 }
 
 impl Planned {
     /// Nobody yet; leave is asked for here.
-    pub(crate) fn new(office: Arc<dyn Office>) -> Self {
-        Self { slots: HashMap::new(), deadlines: BTreeSet::new(), office }
+    pub(crate) fn new(fleet: Fleet) -> Self {
+        Self { slots: HashMap::new(), deadlines: BTreeSet::new(), fleet }
     }
 
     /// A service that is looked after.
     pub(super) fn add(&mut self, service: &Arc<str>, rule: &Service, mode: Mode) {
         let Some(policy) = rule.planned_restart.filter(|_| mode != Mode::Observe) else { return };
         let renewals = Renewals::new(policy, mode == Mode::DryRun);
-        self.slots.insert(Arc::clone(service), Slot { renewals, leave: None });
+        let pool = fleet::pool_of(rule.pool.as_ref(), service).to_owned();
+        self.slots.insert(Arc::clone(service), Slot { renewals, pool, leave: None });
     }
 
     /// When the next machine is due.
@@ -84,10 +88,13 @@ impl Steward {
     }
 
     /// Leave was given, or not.
-    pub(super) fn planned_answered(&mut self, service: &Arc<str>, ticket: u32, answer: Result<Leave, String>) {
+    pub(super) fn planned_answered(&mut self, service: &Arc<str>, ticket: u32, answer: Result<Permit, Refused>) {
         let Some(slot) = self.planned.slots.get_mut(service) else { return };
-        // Nobody waits for it any more: it is given back.
         if !slot.renewals.is_asking(ticket) {
+            // Nobody waits for it any more.
+            if let Ok(leave) = answer {
+                self.give_back(leave);
+            }
             return;
         }
         let answer = match answer {
@@ -96,8 +103,8 @@ impl Steward {
                 Ok(())
             }
             Err(why) => {
-                tracing::info!(service = %crate::text::Clean(service), "no planned restart now: {why}");
-                Err(why)
+                tracing::info!(service = %Clean(service), "no planned restart now: {why}");
+                Err(why.again_in)
             }
         };
         self.planned_step(service, Input::Leave { ticket, answer }, clock::boot_ns());
@@ -129,7 +136,9 @@ impl Steward {
     }
 
     fn facts(&mut self, service: &Arc<str>, now: u64) -> Option<Facts> {
-        let refusal = self.roster.refuses_renewal(service, now);
+        let leave = self.planned.slots.get(service).and_then(|slot| slot.leave.as_ref());
+        let is_lost = leave.is_some_and(|leave| !leave.is_valid(now));
+        let refusal = self.roster.refuses_renewal(service, now).or(is_lost.then_some("another host may go now"));
         let managed = self.roster.get(service)?;
         let process = managed.process();
         // What was foreseen for an earlier incarnation says nothing about this one.
@@ -152,10 +161,11 @@ impl Steward {
         match action {
             Action::Would { because } => self.say(now, service, What::WouldRenew(because)),
             Action::Ask { ticket } => {
-                let (answer, words) = (self.planned.office.ask(service), self.words.0.clone());
-                let service = Arc::clone(service);
+                let Some(slot) = self.planned.slots.get(service) else { return };
+                let (fleet, pool) = (self.planned.fleet.clone(), slot.pool.clone());
+                let (service, words) = (Arc::clone(service), self.words.0.clone());
                 self.tasks.spawn(async move {
-                    let answer = answer.await;
+                    let answer = fleet.acquire(&pool, &service).await;
                     // Nobody receives only when the agent stops.
                     words.send(Word::Leave(service, ticket, answer)).await.ok();
                 });
@@ -186,10 +196,18 @@ impl Steward {
                 self.pool_step(service, PoolInput::Stay, now);
             }
             Action::Release => {
-                if let Some(slot) = self.planned.slots.get_mut(service) {
-                    slot.leave = None;
+                let leave = self.planned.slots.get_mut(service).and_then(|slot| slot.leave.take());
+                if let Some(leave) = leave {
+                    self.give_back(leave);
                 }
             }
         }
+    }
+
+    fn give_back(&mut self, leave: Permit) {
+        self.tasks.spawn(async move {
+            // It says itself what went wrong; then it is free a little later.
+            leave.release().await.ok();
+        });
     }
 }
