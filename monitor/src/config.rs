@@ -23,7 +23,7 @@ pub(crate) use fleet::FleetConfig;
 pub(crate) use planned::PlannedRestart;
 pub(crate) use pool::PoolConfig;
 pub(crate) use values::{Budget, Health, Pattern};
-use values::{cgroup_path, duration, optional_duration, program, sample_period, share};
+use values::{cgroup_path, optional_duration, program, sample_period, share, stop_time};
 
 /// The default place of the configuration.
 pub(crate) const DEFAULT_PATH: &str = "/etc/defib/defib.toml";
@@ -252,7 +252,7 @@ pub(crate) struct Command {
     #[serde(deserialize_with = "cgroup_path")]
     pub(crate) cgroup: String,
     /// From SIGTERM to SIGKILL, when it is ended for a planned restart.
-    #[serde(default = "stop_timeout", deserialize_with = "duration")]
+    #[serde(default = "stop_timeout", deserialize_with = "stop_time")]
     pub(crate) stop_timeout: Duration,
 }
 

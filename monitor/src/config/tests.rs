@@ -97,6 +97,10 @@ fn errors_name_file_line_key_and_what_is_allowed() {
         ("[[service]]\nunit='a'\nrestart=true\nplanned_restart={windows=''}\n", &["x.toml:4", "window"]),
         ("[[service]]\nunit='a'\nrestart=true\nplanned_restart=true\n", &["x.toml:4: key 'planned_restart'"]),
         ("[[service]]\nunit='a'\nplanned_restart={}\n", &["x.toml:1", "needs restart = true"]),
+        (
+            "[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/a',stop_timeout='3m'}\n",
+            &["x.toml:3: key 'command'", "up to 2m"],
+        ),
         ("[defaults]\nplanned_restart={}\n", &["x.toml:2: key 'planned_restart'", "unknown field"]),
         ("[[service]\n", &["x.toml:1"]),
     ] {

@@ -64,6 +64,16 @@ pub(super) fn sample_period<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
     }
 }
 
+/// Up to two minutes: a planned restart that takes longer counts as failed.
+pub(super) fn stop_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let time = parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)?;
+    if time <= Duration::from_secs(120) {
+        Ok(time)
+    } else {
+        Err(D::Error::custom(format!("{time:?} is too long; allowed is up to 2m")))
+    }
+}
+
 pub(super) fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     let value = f64::deserialize(deserializer)?;
     if (0.0..=1.0).contains(&value) {
