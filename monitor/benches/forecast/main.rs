@@ -1,10 +1,12 @@
 //! How good the forecast is, on simulated services. `cargo xtask bench forecast` runs this and writes docs/forecast.md.
 //!
 //! * [`service`]: services that leak and services that do not
+//! * [`first`]: the first algorithm, on the same minutes
 //! * [`rules`]: what people use today, on the same minutes
 //! * [`replay`]: one service through the forecaster
 //! * [`report`]: the tables
 
+mod first;
 mod random;
 mod replay;
 mod report;
