@@ -44,7 +44,7 @@ const GROWS: Bar = Bar {
     plausible: 3.0,
     ease: 0.0,
     loaded: 0.1,
-    odds: Some((2.5, 1.1)),
+    odds: Some((2.8, 0.9)),
 };
 /// The same in a part that was picked for rising: more is asked of it.
 const PICKED: Bar = Bar {
@@ -281,9 +281,10 @@ fn odds(pool: &Pool, trend: &Trend, floor: f32) -> f32 {
     let straight = pool.shape.straight.abs().ln_1p().copysign(pool.shape.straight);
     let goes_on = pool.ratio.min(pool.shape.ratio).min(MORE_THAN_STRAIGHT);
     let slope = pool.slope.min(pool.late);
-    let days = trend.limit.filter(|_| slope > 0.0).map_or(NO_LIMIT_DAYS, |limit| {
-        (limit - floor - pool.amplitude).max(0.0) / slope / DAY as f32
-    });
+    let days = trend
+        .limit
+        .filter(|_| slope > 0.0)
+        .map_or(NO_LIMIT_DAYS, |limit| (limit - floor - pool.amplitude).max(0.0) / slope / DAY as f32);
     straight + GOES_ON * goes_on - SOON * days.max(0.3).ln()
 }
 
