@@ -8,7 +8,7 @@ use monitor::memory::{
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
-    rules,
+    first, rules,
     service::{Family, GAP, Schedule, live},
 };
 
@@ -28,8 +28,8 @@ pub(crate) struct Outcome {
     pub(crate) warned: Option<f64>,
     /// Days that the forecast gave it one day before it ran out.
     pub(crate) eta: Option<f64>,
-    /// First alerts of the other rules: predict_linear 1 h and 6 h, growth.
-    pub(crate) others: [Option<f64>; 3],
+    /// First alerts of the other rules: the first algorithm, predict_linear 1 h and 6 h, growth.
+    pub(crate) others: [Option<f64>; 4],
     /// Seconds of CPU for the whole replay, and for an hourly verdict, of which 99 of 100 took no longer.
     pub(crate) seconds: f64,
     pub(crate) verdict_seconds: f64,
@@ -98,6 +98,7 @@ pub(crate) fn replay(family: &Family, schedule: Schedule, seed: u64, load: bool)
     verdicts.sort_by(f64::total_cmp);
     outcome.verdict_seconds = verdicts.get(verdicts.len() * 99 / 100).copied().unwrap_or(0.0);
     outcome.others = [
+        first::alert(&minutes),
         rules::predict_linear(&minutes, 60, 240.0),
         rules::predict_linear(&minutes, 360, 1440.0),
         rules::growth(&minutes),

@@ -29,17 +29,47 @@ struct Bar {
     /// Taken from the ratio that this asks for.
     ease: f32,
     loaded: f32,
+    /// What several incarnations together are asked instead of how much of a line they are, see [`odds`]; with what is added
+    /// where all are short.
+    odds: Option<(f32, f32)>,
 }
 
 /// Rises for certain, and does not level off.
-const GROWS: Bar =
-    Bar { z: 3.3, z_late: 2.33, clear: 2.0, t_late: 3.0, straight: 9.0, plausible: 3.0, ease: 0.0, loaded: 0.1 };
+const GROWS: Bar = Bar {
+    z: 3.3,
+    z_late: 2.33,
+    clear: 2.0,
+    t_late: 2.0,
+    straight: 9.0,
+    plausible: 3.0,
+    ease: 0.0,
+    loaded: 0.1,
+    odds: Some((2.8, 0.9)),
+};
 /// The same in a part that was picked for rising: more is asked of it.
-const PICKED: Bar =
-    Bar { z: 4.0, z_late: 3.0, clear: 4.0, t_late: 4.0, straight: 10.0, plausible: 6.0, ease: 0.0, loaded: 0.1 };
+const PICKED: Bar = Bar {
+    z: 4.0,
+    z_late: 3.0,
+    clear: 4.0,
+    t_late: 4.0,
+    straight: 10.0,
+    plausible: 6.0,
+    ease: 0.0,
+    loaded: 0.1,
+    odds: None,
+};
 /// Enough for a hint.
-const HINTS: Bar =
-    Bar { z: 3.3, z_late: 2.0, clear: 1.5, t_late: 2.0, straight: 2.0, plausible: -1.5, ease: 0.33, loaded: 0.6 };
+const HINTS: Bar = Bar {
+    z: 3.3,
+    z_late: 2.0,
+    clear: 1.5,
+    t_late: 2.0,
+    straight: 2.0,
+    plausible: -1.5,
+    ease: 0.33,
+    loaded: 0.6,
+    odds: None,
+};
 /// Where all incarnations are shorter than this (seconds), more is asked: warm-ups have not ended.
 const SHORT: f32 = 12.0 * HOUR as f32;
 const SHORT_STRICT: f32 = 1.6;
@@ -74,6 +104,14 @@ const TOGETHER: f32 = 48.0 * HOUR as f32;
 const SEVERAL: usize = 3;
 /// Windows in which a late onset is looked for: seconds.
 const WINDOWS: [f64; 2] = [36.0 * HOUR, 47.0 * HOUR];
+
+/// Weights of [`odds`], chosen on seeds of development.
+const GOES_ON: f32 = 3.0;
+const SOON: f32 = 0.5;
+/// Faster growth in second halves counts for no more than this.
+const MORE_THAN_STRAIGHT: f32 = 1.3;
+/// Without a limit: days that a leak is taken to need.
+const NO_LIMIT_DAYS: f32 = 7.0;
 
 /// What an hour's look found. Bytes and seconds of the trend's pace.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -214,8 +252,16 @@ fn passes(pool: &Pool, bar: &Bar, trend: &Trend, floor: f32) -> bool {
     let asked = (filling + MARGIN + CHANCE / (pool.count as f32).sqrt()).min(ALMOST_STRAIGHT) - bar.ease;
     let ratio = pool.ratio.min(pool.shape.ratio);
     let strict = if pool.longest < SHORT { SHORT_STRICT } else { 1.0 };
-    let line = (pool.shape.straight >= bar.straight * strict && pool.ratio >= NO_LINE)
-        || (pool.shape.straight >= bar.plausible * strict && ratio >= asked && pool.shape.loaded <= bar.loaded);
+    let line = match bar.odds.filter(|_| pool.count >= SEVERAL) {
+        Some((asked, short)) => {
+            let short = if pool.longest < SHORT { short } else { 0.0 };
+            odds(pool, trend, floor) >= asked + short
+        }
+        None => {
+            (pool.shape.straight >= bar.straight * strict && pool.ratio >= NO_LINE)
+                || (pool.shape.straight >= bar.plausible * strict && ratio >= asked && pool.shape.loaded <= bar.loaded)
+        }
+    };
     let goes_on = line && pool.z_late >= bar.z_late && (pool.count < SEVERAL || pool.t_late >= bar.t_late);
     let matters = match trend.limit {
         Some(limit) => {
@@ -225,6 +271,21 @@ fn passes(pool: &Pool, bar: &Bar, trend: &Trend, floor: f32) -> bool {
         None => slope * DAY as f32 >= LEAST_DAILY * floor,
     };
     grows && goes_on && matters
+}
+
+/// What speaks for a leak in several incarnations: how much better it explains them (by the logarithm: the curves are a
+/// coarse set, and tenfold is not ten times as certain), how far growth goes on in second halves, and how soon the limit
+/// is reached. What would be out within days is told with less certainty than what would take weeks, and caches are
+/// seldom made to outgrow the limit in a week.
+fn odds(pool: &Pool, trend: &Trend, floor: f32) -> f32 {
+    let straight = pool.shape.straight.abs().ln_1p().copysign(pool.shape.straight);
+    let goes_on = pool.ratio.min(pool.shape.ratio).min(MORE_THAN_STRAIGHT);
+    let slope = pool.slope.min(pool.late);
+    let days = trend
+        .limit
+        .filter(|_| slope > 0.0)
+        .map_or(NO_LIMIT_DAYS, |limit| (limit - floor - pool.amplitude).max(0.0) / slope / DAY as f32);
+    straight + GOES_ON * goes_on - SOON * days.max(0.3).ln()
 }
 
 impl Judgement {
