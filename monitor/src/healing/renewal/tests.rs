@@ -91,7 +91,7 @@ fn what_does_not_end_is_waited_for_no_longer_than_was_said() {
     let busy = Facts { connections: Some(9), ..draining() };
     assert_eq!(renewals.step(Input::Look, &busy, 1030 * S - 1), []);
     assert_eq!(short(&renewals.step(Input::Look, &busy, 1030 * S)), ["renew"]);
-    let failed = Input::Ended { result: Err("no".to_owned()) };
+    let failed = Input::Ended { result: Err(Duration::from_secs(5)) };
     assert_eq!(short(&renewals.step(failed, &busy, 1031 * S)), ["failed", "release"]);
 }
 
@@ -135,10 +135,13 @@ fn what_speaks_against_it_keeps_it_from_beginning() {
 fn leave_that_is_refused_or_comes_too_late_begins_nothing() {
     let mut renewals = Renewals::new(policy(), false);
     renewals.step(Input::Look, &near(), 1000 * S);
-    let refused = Input::Leave { ticket: 1, answer: Err("another one goes".to_owned()) };
+    let refused = Input::Leave { ticket: 1, answer: Err(Duration::from_secs(5)) };
     assert_eq!(short(&renewals.step(refused, &near(), 1000 * S)), ["release"]);
     assert_eq!(renewals.step(granted(1), &near(), 1000 * S), []);
     assert!(!renewals.is_asking(1));
+    // It is asked for again when the one who refused it has said.
+    assert_eq!(renewals.step(Input::Look, &near(), 1005 * S - 1), []);
+    assert_eq!(short(&renewals.step(Input::Look, &near(), 1005 * S)), ["ask"]);
 }
 
 #[test]
@@ -358,7 +361,7 @@ proptest! {
                 }
                 Word::Leave(given) => {
                     if let Some(ticket) = world.leave.take() {
-                        let answer = if given { Ok(()) } else { Err("no".to_owned()) };
+                        let answer = if given { Ok(()) } else { Err(Duration::from_secs(5)) };
                         world.look(Input::Leave { ticket, answer });
                     }
                 }
@@ -367,10 +370,10 @@ proptest! {
                         let at_ns = world.now;
                         let intent = healing::Intent::Certain("stopped".to_owned());
                         world.engine(healing::Input::Died { process: old, at_ns, intent });
-                        let result = if well { Ok(world.fresh()) } else { Err("no".to_owned()) };
+                        let result = if well { Ok(world.fresh()) } else { Err(Duration::from_secs(5)) };
                         world.engine(healing::Input::RenewalEnded { result });
                     } else if let Some(attempt) = world.starting.take() {
-                        let result = if well { Ok(world.fresh()) } else { Err("no".to_owned()) };
+                        let result = if well { Ok(world.fresh()) } else { Err(Duration::from_secs(5)) };
                         world.engine(healing::Input::Started { attempt, result });
                     }
                 }
