@@ -1,7 +1,9 @@
 //! The metrics of the agent, on a registry that is handed in. Labels are bounded: no pid, no name that a process chose.
 
+mod services;
+
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -9,56 +11,36 @@ use anyhow::Result;
 use jiff::Timestamp;
 use monitor_common::counter;
 use prometheus::{
-    CounterVec, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, core::Collector,
+    CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector,
 };
 
 use crate::{
     attribution::{Origin, Place},
     diagnosis::{Cause, Scope},
-    healing::{Action, Outcome, renewal::Renewal},
+    healing::{Outcome, renewal::Renewal},
     kernel::{Kernel, SOURCES},
     memory::forecast::{Forecast, Verdict},
     observer::Death,
     pool::State,
     store::Store,
 };
+pub(crate) use services::Table;
+use services::{Of, Row};
 
 /// The label of services beyond the cap, and of all that has no stable name (sessions, plain cgroups).
 const OTHER: &str = "other";
 
-/// All metrics, and what is needed to keep them.
+/// All metrics that the steward keeps.
 pub(crate) struct Metrics {
-    oom_kills: IntCounterVec,
-    deaths: IntCounterVec,
     missed: IntCounter,
     detection: Histogram,
     cgroups: IntGauge,
     queue: IntGauge,
-    up: IntGaugeVec,
-    last_death: GaugeVec,
-    restarts: IntCounterVec,
-    suppressed: IntCounterVec,
-    outage: HistogramVec,
-    incidents_open: IntGaugeVec,
-    circuit_open: IntGaugeVec,
-    paused: IntGaugeVec,
-    covered: IntGaugeVec,
-    memory: IntGaugeVec,
-    memory_limit: IntGaugeVec,
-    growth: GaugeVec,
-    oom_eta: GaugeVec,
-    leak: IntGaugeVec,
-    pool_state: IntGaugeVec,
-    pool_moves: IntCounterVec,
-    pool_kept: IntCounterVec,
-    renewals: IntCounterVec,
-    services: Services,
-}
-
-/// The services that have a label of their own.
-struct Services {
-    known: HashSet<Arc<str>>,
+    table: Arc<Table>,
+    /// The services that have a label of their own.
+    known: HashMap<Arc<str>, Arc<Row>>,
+    /// All others together.
+    other: Arc<Row>,
     cap: usize,
 }
 
@@ -69,14 +51,6 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> R
 
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
     register(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
-}
-
-fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
-    register(registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
-}
-
-fn float_gauges(registry: &Registry, name: &str, help: &str) -> Result<GaugeVec> {
-    register(registry, GaugeVec::new(Opts::new(name, help), &["service"])?)
 }
 
 impl Metrics {
@@ -93,17 +67,8 @@ impl Metrics {
         // Detection: from the 10 µs of an idle machine to the second of a stalled one.
         let detection = HistogramOpts::new("defib_detection_seconds", "Kernel hook to user space, for each death.")
             .buckets(vec![2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.1, 1.0]);
-        // Outages: from a restart without grace to the eleven minutes of the incident this was written for.
-        let outage = HistogramOpts::new("defib_outage_seconds", "Death of a service to its proven health.")
-            .buckets(vec![0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 660.0, 1800.0]);
-        let metrics = Self {
-            oom_kills: counters(
-                registry,
-                "defib_oom_kills_total",
-                "Processes killed by the kernel for want of memory.",
-                &["service", "scope"],
-            )?,
-            deaths: counters(registry, "defib_deaths_total", "Deaths with their cause.", &["service", "cause"])?,
+        let table = Arc::new(Table::new());
+        Ok(Self {
             missed: register(
                 registry,
                 IntCounter::new(
@@ -114,242 +79,121 @@ impl Metrics {
             detection: register(registry, Histogram::with_opts(detection)?)?,
             cgroups: register(registry, IntGauge::new("defib_cgroups", "Cgroups known to the agent.")?)?,
             queue: register(registry, IntGauge::new("defib_event_queue_length", "Events read and not yet handled.")?)?,
-            up: gauges(registry, "defib_service_up", "1 while the service lives, 0 while it does not.", &["service"])?,
-            last_death: register(
-                registry,
-                GaugeVec::new(
-                    Opts::new(
-                        "defib_service_last_death_timestamp_seconds",
-                        "Last death of the service, Unix time; 0: none.",
-                    ),
-                    &["service"],
-                )?,
-            )?,
-            restarts: counters(registry, "defib_restarts_total", "Restarts by Defib.", &["service", "result"])?,
-            suppressed: counters(
-                registry,
-                "defib_restart_suppressed_total",
-                "Restarts that Defib decided against.",
-                &["service", "reason"],
-            )?,
-            outage: register(registry, HistogramVec::new(outage, &["service"])?)?,
-            incidents_open: gauges(registry, "defib_incidents_open", "Outages that are not over.", &["service"])?,
-            circuit_open: gauges(
-                registry,
-                "defib_circuit_open",
-                "1 while restarts are only tried now and then, because the budget is spent.",
-                &["service"],
-            )?,
-            paused: gauges(
-                registry,
-                "defib_service_paused",
-                "1 while operators want no restarts and no alerts (see defib pause).",
-                &["service"],
-            )?,
-            covered: gauges(
-                registry,
-                "defib_unit_oom_restart_covered",
-                "1 when systemd would bring the unit back after an OOM kill, 0 when it would stay dead (see defib audit).",
-                &["service"],
-            )?,
-            memory: gauges(
-                registry,
-                "defib_service_memory_bytes",
-                "Memory of the service that no reclaim frees, swap included.",
-                &["service"],
-            )?,
-            memory_limit: gauges(
-                registry,
-                "defib_service_memory_limit_bytes",
-                "The least memory limit above the service; 0: none.",
-                &["service"],
-            )?,
-            growth: float_gauges(
-                registry,
-                "defib_service_memory_growth_bytes_per_hour",
-                "Growth of its memory with uptime, over all its incarnations.",
-            )?,
-            oom_eta: float_gauges(
-                registry,
-                "defib_service_oom_eta_seconds",
-                "Time until its memory runs out if it is not restarted; +Inf: not foreseen.",
-            )?,
-            leak: gauges(
-                registry,
-                "defib_service_leak",
-                "1 for what holds of its memory: leak, masked_leak (only restarts keep it alive), steady, insufficient (too little was seen).",
-                &["service", "verdict"],
-            )?,
-            pool_state: gauges(
-                registry,
-                "defib_pool_state",
-                "1 for where the service stands in its pool: in, draining, out.",
-                &["service", "state"],
-            )?,
-            pool_moves: counters(
-                registry,
-                "defib_pool_moves_total",
-                "Moves of the service in its pool, by where to.",
-                &["service", "state"],
-            )?,
-            pool_kept: counters(
-                registry,
-                "defib_pool_kept_total",
-                "Times that the service should have drained and was the last that could serve.",
-                &["service"],
-            )?,
-            renewals: counters(
-                registry,
-                "defib_planned_restarts_total",
-                "Restarts ahead of time by Defib: ok, failed (what comes next are restarts), called_off before the end was asked for.",
-                &["service", "result"],
-            )?,
-            services: Services { known: HashSet::new(), cap },
-        };
-        metrics.start_series(OTHER);
-        Ok(metrics)
+            other: table.add(OTHER),
+            table,
+            known: HashMap::new(),
+            cap,
+        })
+    }
+
+    /// The series of services, for whoever scrapes.
+    pub(crate) fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table)
     }
 
     /// Gives a service its series, at 0, so that the first death is an increase. Beyond the cap it shares `other`.
     pub(crate) fn add_service(&mut self, service: &Arc<str>) {
-        if self.services.known.contains(service) || self.services.known.len() >= self.services.cap {
+        if self.known.contains_key(service) || self.known.len() >= self.cap {
             return;
         }
-        self.services.known.insert(Arc::clone(service));
-        self.start_series(service);
+        self.known.insert(Arc::clone(service), self.table.add(service));
     }
 
     /// The series of a service that Defib looks after; those are as many as the configuration wants, whatever the cap.
     pub(crate) fn add_managed(&mut self, service: &Arc<str>) {
-        if self.services.known.insert(Arc::clone(service)) {
-            self.start_series(service);
-        }
-        let label = self.label(service);
-        self.up.with_label_values(&[label]).set(0);
-        self.last_death.with_label_values(&[label]).set(0.0);
-        self.incidents_open.with_label_values(&[label]).set(0);
-        self.circuit_open.with_label_values(&[label]).set(0);
-        self.paused.with_label_values(&[label]).set(0);
-        self.outage.with_label_values(&[label]);
-        self.memory.with_label_values(&[label]).set(0);
-        self.memory_limit.with_label_values(&[label]).set(0);
-        for state in State::ALL {
-            self.pool_state.with_label_values(&[label, state.as_str()]).set(0);
-            self.pool_moves.with_label_values(&[label, state.as_str()]);
-        }
-        self.pool_kept.with_label_values(&[label]);
-        for how in Renewal::ALL {
-            self.renewals.with_label_values(&[label, how.as_str()]);
-        }
-        for result in ["ok", "failed"] {
-            self.restarts.with_label_values(&[label, result]);
-        }
-        for reason in Action::SUPPRESSED {
-            self.suppressed.with_label_values(&[label, reason]);
-        }
-    }
-
-    fn start_series(&self, label: &str) {
-        for scope in ["memcg", "global", "cpuset", "sysrq", "unknown"] {
-            self.oom_kills.with_label_values(&[label, scope]);
-        }
-        for kind in Cause::KINDS {
-            self.deaths.with_label_values(&[label, kind]);
-        }
+        self.known.entry(Arc::clone(service)).or_insert_with(|| self.table.add(service)).manage();
     }
 
     /// Says whether a service that Defib looks after is up.
     pub(crate) fn is_up(&self, service: &str, up: bool) {
-        self.up.with_label_values(&[self.label(service)]).set(i64::from(up));
+        self.flag(service, Of::Up, up);
     }
 
     /// Says whether its circuit is open.
     pub(crate) fn circuit(&self, service: &str, open: bool) {
-        self.circuit_open.with_label_values(&[self.label(service)]).set(i64::from(open));
+        self.flag(service, Of::CircuitOpen, open);
     }
 
     /// Says whether operators want silence about it.
     pub(crate) fn paused(&self, service: &str, paused: bool) {
-        self.paused.with_label_values(&[self.label(service)]).set(i64::from(paused));
+        self.flag(service, Of::Paused, paused);
     }
 
     /// Says whether systemd would bring a unit back after an OOM kill.
     pub(crate) fn covered(&self, service: &str, covered: bool) {
-        self.covered.with_label_values(&[self.label(service)]).set(i64::from(covered));
+        self.flag(service, Of::Covered, covered);
     }
 
     /// Says what it uses; bytes.
     pub(crate) fn memory(&self, service: &str, bytes: u64, limit: Option<u64>) {
-        let label = self.label(service);
-        let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.memory.with_label_values(&[label]).set(number(bytes));
-        self.memory_limit.with_label_values(&[label]).set(number(limit.unwrap_or(0)));
+        let row = self.row(service);
+        self.table.set(row, Of::Memory, bytes as f64);
+        self.table.set(row, Of::MemoryLimit, limit.unwrap_or(0) as f64);
     }
 
     /// Says what is foreseen for its memory.
     pub(crate) fn forecast(&self, service: &str, forecast: &Forecast) {
-        let label = self.label(service);
-        self.growth.with_label_values(&[label]).set(forecast.growth_bytes_per_hour.unwrap_or(0.0));
+        let row = self.row(service);
+        self.table.set(row, Of::Growth, forecast.growth_bytes_per_hour.unwrap_or(0.0));
         let eta = forecast.exhausted_in_seconds.or(forecast.time_to_oom_seconds);
-        self.oom_eta.with_label_values(&[label]).set(eta.unwrap_or(f64::INFINITY));
+        self.table.set(row, Of::OomEta, eta.unwrap_or(f64::INFINITY));
         for verdict in Verdict::ALL {
-            let holds = i64::from(verdict == forecast.verdict);
-            self.leak.with_label_values(&[label, verdict.as_str()]).set(holds);
+            self.table.set_with(row, Of::Leak, verdict.as_str(), number(verdict == forecast.verdict));
         }
     }
 
     /// Says where it stands in its pool.
     pub(crate) fn pool_moved(&self, service: &str, to: State) {
-        let label = self.label(service);
+        let row = self.row(service);
         for state in State::ALL {
-            self.pool_state.with_label_values(&[label, state.as_str()]).set(i64::from(state == to));
+            self.table.set_with(row, Of::PoolState, state.as_str(), number(state == to));
         }
-        self.pool_moves.with_label_values(&[label, to.as_str()]).inc();
+        self.table.count_with(row, Of::PoolMoves, to.as_str());
     }
 
     /// It should have drained, and was the last that could serve.
     pub(crate) fn pool_kept(&self, service: &str) {
-        self.pool_kept.with_label_values(&[self.label(service)]).inc();
+        self.table.count(self.row(service), Of::PoolKept);
     }
 
     /// A planned restart has ended.
     pub(crate) fn renewed(&self, service: &str, how: Renewal) {
-        self.renewals.with_label_values(&[self.label(service), how.as_str()]).inc();
+        self.table.count_with(self.row(service), Of::Renewals, how.as_str());
     }
 
     /// Says when it died.
     pub(crate) fn last_died(&self, service: &str, at: Timestamp) {
-        self.last_death.with_label_values(&[self.label(service)]).set(at.as_millisecond() as f64 / 1e3);
+        self.table.set(self.row(service), Of::LastDeath, at.as_millisecond() as f64 / 1e3);
     }
 
     /// An outage began. What was foreseen of its memory was foreseen of the incarnation that is dead.
     pub(crate) fn outage_began(&self, service: &str) {
-        let label = self.label(service);
-        self.incidents_open.with_label_values(&[label]).set(1);
-        self.oom_eta.with_label_values(&[label]).set(f64::INFINITY);
+        let row = self.row(service);
+        self.table.set(row, Of::IncidentsOpen, 1.0);
+        self.table.set(row, Of::OomEta, f64::INFINITY);
     }
 
     /// It ended, by a restart of ours, by somebody else's, or because it was meant.
     pub(crate) fn outage_ended(&self, service: &str, outage_ns: u64, outcome: Outcome) {
-        let label = self.label(service);
-        self.incidents_open.with_label_values(&[label]).set(0);
+        let row = self.row(service);
+        self.table.set(row, Of::IncidentsOpen, 0.0);
         if outcome == Outcome::Intended {
             return;
         }
-        self.outage.with_label_values(&[label]).observe(outage_ns as f64 / 1e9);
+        row.outage(outage_ns as f64 / 1e9);
         if outcome == Outcome::Restarted {
-            self.restarts.with_label_values(&[label, "ok"]).inc();
+            self.table.count_with(row, Of::Restarts, "ok");
         }
     }
 
     /// A restart of ours failed.
     pub(crate) fn restart_failed(&self, service: &str) {
-        self.restarts.with_label_values(&[self.label(service), "failed"]).inc();
+        self.table.count_with(self.row(service), Of::Restarts, "failed");
     }
 
     /// Defib decided against a restart.
     pub(crate) fn suppressed(&self, service: &str, reason: &str) {
-        self.suppressed.with_label_values(&[self.label(service), reason]).inc();
+        self.table.count_with(self.row(service), Of::Suppressed, reason);
     }
 
     /// The label value of a death's service.
@@ -359,7 +203,15 @@ impl Metrics {
 
     /// The label value of a service.
     fn label<'a>(&self, service: &'a str) -> &'a str {
-        if self.services.known.contains(service) { service } else { OTHER }
+        if self.known.contains_key(service) { service } else { OTHER }
+    }
+
+    fn row(&self, service: &str) -> &Row {
+        self.known.get(service).unwrap_or(&self.other)
+    }
+
+    fn flag(&self, service: &str, of: Of, is: bool) {
+        self.table.set(self.row(service), of, number(is));
     }
 
     /// Counts a death. Units and containers get a label when they first die, within the cap.
@@ -369,10 +221,10 @@ impl Metrics {
         {
             self.add_service(&place.service);
         }
-        let label = self.label_of(death);
-        self.deaths.with_label_values(&[label, death.cause.kind()]).inc();
+        let row = death.place.as_ref().map_or(&*self.other, |place| self.row(&place.service));
+        self.table.count_with(row, Of::Deaths, death.cause.kind());
         if let Cause::OomKill(oom) = &death.cause {
-            self.oom_kills.with_label_values(&[label, Scope::label(oom.scope)]).inc();
+            self.table.count_with(row, Of::OomKills, Scope::label(oom.scope));
         }
         self.detected(death.kernel_ns, death.seen_ns);
     }
@@ -512,6 +364,10 @@ impl StoreMetrics {
         self.failed.inc_by(failed.saturating_sub(self.failed.get()));
         self.dropped.inc_by(dropped.saturating_sub(self.dropped.get()));
     }
+}
+
+fn number(is: bool) -> f64 {
+    f64::from(u8::from(is))
 }
 
 /// Brings a counter up to a total that is kept elsewhere.

@@ -4,6 +4,7 @@
 mod api;
 
 use std::{
+    convert::Infallible,
     future::Future,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -12,15 +13,20 @@ use std::{
 use anyhow::{Context as _, Result};
 use axum::{
     Json, Router,
+    body::Body,
     extract::{Path, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures_util::stream;
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
-use crate::pool::{self, Board};
+use crate::{
+    metrics::Table,
+    pool::{self, Board},
+};
 pub(crate) use api::Api;
 
 /// What start-up still has to do; ready when nothing is left.
@@ -70,8 +76,10 @@ impl Readiness {
 
 /// What the handlers share.
 pub(crate) struct Web {
-    /// All metrics.
+    /// The metrics of the agent itself.
     pub(crate) registry: Registry,
+    /// Those of services.
+    pub(crate) services: Arc<Table>,
     /// Start-up.
     pub(crate) readiness: Arc<Readiness>,
     /// Brings counters up to date before a scrape.
@@ -121,9 +129,14 @@ async fn metrics(State(web): State<Arc<Web>>) -> Response {
         tracing::warn!("metrics may be stale: {error:#}");
     }
     let encoder = TextEncoder::new();
-    let mut text = Vec::new();
-    match encoder.encode(&web.registry.gather(), &mut text) {
-        Ok(()) => ([(header::CONTENT_TYPE, encoder.format_type().to_owned())], text).into_response(),
+    let mut own = String::new();
+    match encoder.encode_utf8(&web.registry.gather(), &mut own) {
+        Ok(()) => {
+            // In parts, as whoever asks takes them: of many services it is tens of megabytes.
+            let parts = std::iter::once(own).chain(Arc::clone(&web.services).text()).filter(|part| !part.is_empty());
+            let body = Body::from_stream(stream::iter(parts.map(Ok::<_, Infallible>)));
+            ([(header::CONTENT_TYPE, encoder.format_type().to_owned())], body).into_response()
+        }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot encode metrics: {error}\n")).into_response(),
     }
 }

@@ -291,8 +291,9 @@ pub fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
 pub fn request(address: SocketAddr, method: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    // At once: in pieces, each would wait until the one before is acknowledged.
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0");
+    // At once: in pieces, each would wait until the one before is acknowledged. In version 1.0 a body of unknown length ends with
+    // the connection, and is not in chunks.
+    let head = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: 0");
     let request = format!("{head}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).ok()?;
     let mut text = String::new();

@@ -160,6 +160,9 @@ struct Wanted {
     most: bool,
 }
 
+/// When something was first said of a service, by one of several rules.
+type Said<'a> = &'a dyn Fn(&Row) -> Option<f64>;
+
 fn target(
     out: &mut String,
     rows: &[Row],
@@ -168,8 +171,7 @@ fn target(
     of: &dyn Fn(&Row) -> bool,
     yes: &dyn Fn(&Row, Option<f64>) -> bool,
 ) -> fmt::Result {
-    let firsts: [&dyn Fn(&Row) -> Option<f64>; 3] =
-        [&|row| row.outcome.alert, &|row| row.flagged(), &|row| row.outcome.others[0]];
+    let firsts: [Said<'_>; 3] = [&|row| row.outcome.alert, &|row| row.flagged(), &|row| row.outcome.others[0]];
     let bound = match &wanted {
         Some(Wanted { percent, most }) => format!("{} {percent} %", if *most { "at most" } else { "at least" }),
         None => String::new(),

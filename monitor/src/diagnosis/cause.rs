@@ -22,6 +22,9 @@ pub(crate) enum Scope {
 }
 
 impl Scope {
+    /// All of [`Self::label`], for series that exist from the start.
+    pub(crate) const LABELS: [&'static str; 5] = ["memcg", "global", "cpuset", "sysrq", "unknown"];
+
     /// The metric label; `unknown` where neither a program nor the kernel's log could tell.
     pub(crate) fn label(scope: Option<Self>) -> &'static str {
         match scope {

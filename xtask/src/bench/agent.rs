@@ -61,7 +61,7 @@ impl Agent {
             .spawn()
             .context("cannot start defib run")?;
         let mut agent = Self { child: Running(child), address, ready: Duration::ZERO };
-        while agent.get("/readyz").map_or(true, |text| !text.starts_with("HTTP/1.1 200")) {
+        while agent.get("/readyz").map_or(true, |text| text.split(' ').nth(1) != Some("200")) {
             ensure!(begin.elapsed() < Duration::from_secs(60), "the agent did not become ready");
             sleep(Duration::from_millis(2));
         }
@@ -91,7 +91,7 @@ impl Agent {
     /// The whole answer to a GET.
     pub(super) fn get(&self, path: &str) -> Result<String> {
         let mut stream = TcpStream::connect(self.address)?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address)?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address)?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)

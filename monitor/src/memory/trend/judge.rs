@@ -44,7 +44,7 @@ const GROWS: Bar = Bar {
     plausible: 3.0,
     ease: 0.0,
     loaded: 0.1,
-    odds: Some((2.8, 0.9)),
+    odds: Some((3.6, 0.9)),
 };
 /// The same in a part that was picked for rising: more is asked of it.
 const PICKED: Bar = Bar {

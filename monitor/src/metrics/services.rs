@@ -1,0 +1,489 @@
+//! The series of services, in the text format of Prometheus.
+//!
+//! A service has some seventy series, which all exist from the start. In a registry each is an object with its own copy of
+//! name, help and labels: 54 KiB for a service, and a second for a scrape of ten thousand. Here a service is one row of
+//! numbers, and names are written when they are asked for, part by part.
+
+use std::{
+    fmt::Write as _,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use crate::{
+    diagnosis::{Cause, Scope},
+    healing::{Action, renewal::Renewal},
+    memory::forecast::Verdict,
+    pool::State,
+};
+
+/// Upper bounds of an outage's buckets, seconds: from a restart without grace to the eleven minutes of the incident this was
+/// written for, and beyond.
+const OUTAGE_BOUNDS: [f64; 13] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 660.0, 1800.0];
+/// Rows in one part of the text: some hundred kilobytes at a time, however many services there are.
+const PART: usize = 500;
+/// A value that was never set. No value that is set has these bits.
+const ABSENT: u64 = u64::MAX;
+
+/// What a scrape knows of a service. Each has a family, and those with a label one series for each of its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Of {
+    OomKills,
+    Deaths,
+    Up,
+    LastDeath,
+    Restarts,
+    Suppressed,
+    IncidentsOpen,
+    CircuitOpen,
+    Paused,
+    Covered,
+    Memory,
+    MemoryLimit,
+    Growth,
+    OomEta,
+    Leak,
+    PoolState,
+    PoolMoves,
+    PoolKept,
+    Renewals,
+}
+
+/// Whose series exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// Everybody's.
+    All,
+    /// Those of services that Defib looks after.
+    Managed,
+    /// Likewise, from when their value is known.
+    Known,
+}
+
+struct Family {
+    of: Of,
+    name: &'static str,
+    help: &'static str,
+    kind: &'static str,
+    whose: Whose,
+    /// A label beside `service`, and all of its values.
+    label: Option<(&'static str, Vec<&'static str>)>,
+}
+
+/// One for each [`Of`].
+fn families() -> Vec<Family> {
+    use Whose::{All, Known, Managed};
+    let counter = |of, name, whose, help| Family { of, name, help, kind: "counter", whose, label: None };
+    let gauge = |of, name, whose, help| Family { of, name, help, kind: "gauge", whose, label: None };
+    let labelled = |family: Family, label, values: Vec<&'static str>| Family { label: Some((label, values)), ..family };
+    vec![
+        labelled(
+            counter(Of::OomKills, "defib_oom_kills_total", All, "Processes killed by the kernel for want of memory."),
+            "scope",
+            Scope::LABELS.to_vec(),
+        ),
+        labelled(
+            counter(Of::Deaths, "defib_deaths_total", All, "Deaths with their cause."),
+            "cause",
+            Cause::KINDS.to_vec(),
+        ),
+        gauge(Of::Up, "defib_service_up", Managed, "1 while the service lives, 0 while it does not."),
+        gauge(
+            Of::LastDeath,
+            "defib_service_last_death_timestamp_seconds",
+            Managed,
+            "Last death of the service, Unix time; 0: none.",
+        ),
+        labelled(
+            counter(Of::Restarts, "defib_restarts_total", Managed, "Restarts by Defib."),
+            "result",
+            vec!["ok", "failed"],
+        ),
+        labelled(
+            counter(Of::Suppressed, "defib_restart_suppressed_total", Managed, "Restarts that Defib decided against."),
+            "reason",
+            Action::SUPPRESSED.to_vec(),
+        ),
+        gauge(Of::IncidentsOpen, "defib_incidents_open", Managed, "Outages that are not over."),
+        gauge(
+            Of::CircuitOpen,
+            "defib_circuit_open",
+            Managed,
+            "1 while restarts are only tried now and then, because the budget is spent.",
+        ),
+        gauge(
+            Of::Paused,
+            "defib_service_paused",
+            Managed,
+            "1 while operators want no restarts and no alerts (see defib pause).",
+        ),
+        gauge(
+            Of::Covered,
+            "defib_unit_oom_restart_covered",
+            Known,
+            "1 when systemd would bring the unit back after an OOM kill, 0 when it would stay dead (see defib audit).",
+        ),
+        gauge(
+            Of::Memory,
+            "defib_service_memory_bytes",
+            Managed,
+            "Memory of the service that no reclaim frees, swap included.",
+        ),
+        gauge(
+            Of::MemoryLimit,
+            "defib_service_memory_limit_bytes",
+            Managed,
+            "The least memory limit above the service; 0: none.",
+        ),
+        gauge(
+            Of::Growth,
+            "defib_service_memory_growth_bytes_per_hour",
+            Known,
+            "Growth of its memory with uptime, over all its incarnations.",
+        ),
+        gauge(
+            Of::OomEta,
+            "defib_service_oom_eta_seconds",
+            Known,
+            "Time until its memory runs out if it is not restarted; +Inf: not foreseen.",
+        ),
+        labelled(
+            gauge(
+                Of::Leak,
+                "defib_service_leak",
+                Known,
+                "1 for what holds of its memory: leak, masked_leak (only restarts keep it alive), steady, insufficient (too little was seen).",
+            ),
+            "verdict",
+            Verdict::ALL.map(Verdict::as_str).to_vec(),
+        ),
+        labelled(
+            gauge(
+                Of::PoolState,
+                "defib_pool_state",
+                Managed,
+                "1 for where the service stands in its pool: in, draining, out.",
+            ),
+            "state",
+            State::ALL.map(State::as_str).to_vec(),
+        ),
+        labelled(
+            counter(Of::PoolMoves, "defib_pool_moves_total", Managed, "Moves of the service in its pool, by where to."),
+            "state",
+            State::ALL.map(State::as_str).to_vec(),
+        ),
+        counter(
+            Of::PoolKept,
+            "defib_pool_kept_total",
+            Managed,
+            "Times that the service should have drained and was the last that could serve.",
+        ),
+        labelled(
+            counter(
+                Of::Renewals,
+                "defib_planned_restarts_total",
+                Managed,
+                "Restarts ahead of time by Defib: ok, failed (what comes next are restarts), called_off before the end was asked for.",
+            ),
+            "result",
+            Renewal::ALL.map(Renewal::as_str).to_vec(),
+        ),
+    ]
+}
+
+/// A series: what is written before and after the name of the service, and where its value is in a row.
+struct Series {
+    before: String,
+    after: String,
+    at: usize,
+}
+
+/// A family, laid out.
+struct Laid {
+    head: String,
+    whose: Whose,
+    values: Vec<&'static str>,
+    series: Vec<Series>,
+}
+
+/// The numbers of one service.
+pub(super) struct Row {
+    /// As it is written.
+    label: Box<str>,
+    is_managed: AtomicBool,
+    /// The bits of doubles.
+    values: Box<[AtomicU64]>,
+    /// Outages in each bucket, those beyond the last, and their sum.
+    outages: [AtomicU64; OUTAGE_BOUNDS.len() + 1],
+    outage_sum: AtomicU64,
+}
+
+/// All of them. Rows are made and written by one owner; whoever scrapes reads beside it.
+pub(crate) struct Table {
+    families: Vec<Laid>,
+    width: usize,
+    rows: RwLock<Vec<Arc<Row>>>,
+}
+
+impl Table {
+    /// Nobody yet.
+    pub(super) fn new() -> Self {
+        let mut width = 0;
+        let lay = |Family { of: _, name, help, kind, whose, label }| {
+            // Labels in the order of their names, as a registry has them.
+            let (label, values) = label.unwrap_or(("", vec![""]));
+            let series = values.iter().map(|value| {
+                let at = width;
+                width += 1;
+                let (before, after) = match label {
+                    "" => (format!("{name}{{service=\""), "\"} ".to_owned()),
+                    label if label < "service" => {
+                        (format!("{name}{{{label}=\"{value}\",service=\""), "\"} ".to_owned())
+                    }
+                    label => (format!("{name}{{service=\""), format!("\",{label}=\"{value}\"}} ")),
+                };
+                Series { before, after, at }
+            });
+            let series = series.collect();
+            Laid { head: format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"), whose, values, series }
+        };
+        let mut families = families();
+        families.sort_by_key(|family| family.of);
+        let families = families.into_iter().map(lay).collect();
+        Self { families, width, rows: RwLock::default() }
+    }
+
+    /// A new service.
+    pub(super) fn add(&self, service: &str) -> Arc<Row> {
+        let known_later = self.families.iter().filter(|family| family.whose == Whose::Known);
+        let known_later: Vec<_> = known_later.flat_map(|family| &family.series).map(|series| series.at).collect();
+        let start = |at: usize| AtomicU64::new(if known_later.contains(&at) { ABSENT } else { 0 });
+        let row = Arc::new(Row {
+            label: escaped(service),
+            is_managed: AtomicBool::new(false),
+            values: (0..self.width).map(start).collect(),
+            outages: Default::default(),
+            outage_sum: AtomicU64::new(0),
+        });
+        self.rows.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&row));
+        row
+    }
+
+    /// Where the value of a series is; `value` is that of its label, if it has one.
+    fn at(&self, of: Of, value: &str) -> usize {
+        let family = &self.families[of as usize];
+        let index = family.values.iter().position(|known| *known == value);
+        debug_assert!(index.is_some(), "{of:?} has no {value:?}");
+        family.series[index.unwrap_or(0)].at
+    }
+
+    /// Sets a gauge.
+    pub(super) fn set(&self, row: &Row, of: Of, value: f64) {
+        self.set_with(row, of, "", value);
+    }
+
+    /// Sets a gauge with a label.
+    pub(super) fn set_with(&self, row: &Row, of: Of, label: &str, value: f64) {
+        row.values[self.at(of, label)].store(value.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Counts one.
+    pub(super) fn count(&self, row: &Row, of: Of) {
+        self.count_with(row, of, "");
+    }
+
+    /// Counts one with a label.
+    pub(super) fn count_with(&self, row: &Row, of: Of, label: &str) {
+        let cell = &row.values[self.at(of, label)];
+        // One owner counts.
+        cell.store((f64::from_bits(cell.load(Ordering::Relaxed)) + 1.0).to_bits(), Ordering::Relaxed);
+    }
+
+    /// The text, part by part.
+    pub(crate) fn text(self: Arc<Self>) -> impl Iterator<Item = String> + Send + use<> {
+        let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let parts = rows.len().div_ceil(PART).max(1);
+        // One more family than those that are laid out: the histogram.
+        let all = (0..=self.families.len()).flat_map(move |family| (0..parts).map(move |part| (family, part)));
+        all.map(move |(family, part)| {
+            let rows = rows.chunks(PART).nth(part).unwrap_or_default();
+            match self.families.get(family) {
+                Some(family) => family.text(rows, part == 0),
+                None => outages(rows, part == 0),
+            }
+        })
+    }
+}
+
+impl Row {
+    /// From now on it is one that Defib looks after.
+    pub(super) fn manage(&self) {
+        self.is_managed.store(true, Ordering::Relaxed);
+    }
+
+    /// An outage of so many seconds is over.
+    pub(super) fn outage(&self, seconds: f64) {
+        let bucket = OUTAGE_BOUNDS.iter().position(|&bound| seconds <= bound).unwrap_or(OUTAGE_BOUNDS.len());
+        self.outages[bucket].fetch_add(1, Ordering::Relaxed);
+        // One owner adds.
+        let sum = f64::from_bits(self.outage_sum.load(Ordering::Relaxed)) + seconds;
+        self.outage_sum.store(sum.to_bits(), Ordering::Relaxed);
+    }
+}
+
+impl Laid {
+    fn text(&self, rows: &[Arc<Row>], with_head: bool) -> String {
+        let mut text = if with_head { self.head.clone() } else { String::new() };
+        for row in rows {
+            if self.whose != Whose::All && !row.is_managed.load(Ordering::Relaxed) {
+                continue;
+            }
+            for Series { before, after, at } in &self.series {
+                let bits = row.values[*at].load(Ordering::Relaxed);
+                if bits != ABSENT {
+                    line(&mut text, &[before, &row.label, after], f64::from_bits(bits));
+                }
+            }
+        }
+        text
+    }
+}
+
+fn outages(rows: &[Arc<Row>], with_head: bool) -> String {
+    const NAME: &str = "defib_outage_seconds";
+    let mut text = String::new();
+    if with_head {
+        // A String takes whatever is written.
+        writeln!(text, "# HELP {NAME} Death of a service to its proven health.\n# TYPE {NAME} histogram").ok();
+    }
+    for row in rows.iter().filter(|row| row.is_managed.load(Ordering::Relaxed)) {
+        let mut count = 0;
+        let bounds = OUTAGE_BOUNDS.iter().map(Some).chain([None]);
+        for (bound, bucket) in bounds.zip(&row.outages) {
+            count += bucket.load(Ordering::Relaxed);
+            let bound = bound.map_or_else(|| "+Inf".to_owned(), f64::to_string);
+            let after = ["\",le=\"", &bound, "\"} "].concat();
+            line(&mut text, &[NAME, "_bucket{service=\"", &row.label, &after], count as f64);
+        }
+        let sum = f64::from_bits(row.outage_sum.load(Ordering::Relaxed));
+        line(&mut text, &[NAME, "_sum{service=\"", &row.label, "\"} "], sum);
+        line(&mut text, &[NAME, "_count{service=\"", &row.label, "\"} "], count as f64);
+    }
+    text
+}
+
+fn line(text: &mut String, parts: &[&str], value: f64) {
+    parts.iter().for_each(|part| text.push_str(part));
+    // A String takes whatever is written. Most values are small whole numbers, for which this is the shorter way.
+    if value == 0.0 {
+        text.push('0');
+    } else if value.is_infinite() {
+        text.push_str(if value > 0.0 { "+Inf" } else { "-Inf" });
+    } else if value.fract() == 0.0 && value.abs() < 1e15 {
+        write!(text, "{}", value as i64).ok();
+    } else {
+        write!(text, "{value}").ok();
+    }
+    text.push('\n');
+}
+
+/// As a label's value is written.
+fn escaped(text: &str) -> Box<str> {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(table: &Arc<Table>) -> String {
+        Arc::clone(table).text().collect()
+    }
+
+    #[test]
+    fn each_family_has_a_place_of_its_own() {
+        let mut all: Vec<_> = families().into_iter().map(|family| family.of as usize).collect();
+        all.sort_unstable();
+        assert_eq!(all, Vec::from_iter(0..all.len()));
+    }
+
+    #[test]
+    fn series_exist_at_zero_and_those_of_managed_services_when_they_are() {
+        let table = Arc::new(Table::new());
+        table.add("other");
+        let row = table.add("web");
+        let before = text(&table);
+        assert!(before.contains("defib_deaths_total{cause=\"oom_kill\",service=\"web\"} 0\n"), "{before}");
+        assert!(before.contains("defib_oom_kills_total{scope=\"memcg\",service=\"other\"} 0\n"));
+        assert!(!before.contains("defib_service_up{"), "nobody is looked after");
+        row.manage();
+        let managed = text(&table);
+        assert!(
+            managed.contains("defib_service_up{service=\"web\"} 0\n") && !managed.contains("up{service=\"other\"}")
+        );
+        assert!(managed.contains("defib_pool_state{service=\"web\",state=\"draining\"} 0\n"));
+        assert!(!managed.contains("eta_seconds{"), "it is not known yet");
+        table.set(&row, Of::OomEta, f64::INFINITY);
+        table.set(&row, Of::Memory, 1_234_567_890_123.0);
+        table.set(&row, Of::Growth, -0.5);
+        table.count_with(&row, Of::Deaths, "crash");
+        table.count_with(&row, Of::Deaths, "crash");
+        let told = text(&table);
+        for line in [
+            "defib_service_oom_eta_seconds{service=\"web\"} +Inf\n",
+            "defib_service_memory_bytes{service=\"web\"} 1234567890123\n",
+            "defib_service_memory_growth_bytes_per_hour{service=\"web\"} -0.5\n",
+            "defib_deaths_total{cause=\"crash\",service=\"web\"} 2\n",
+            "# TYPE defib_deaths_total counter\n",
+        ] {
+            assert!(told.contains(line), "{line} in {told}");
+        }
+    }
+
+    #[test]
+    fn an_outage_is_in_its_bucket_and_all_above() {
+        let table = Arc::new(Table::new());
+        let row = table.add("web");
+        row.manage();
+        row.outage(0.3);
+        row.outage(4000.0);
+        let text = text(&table);
+        for line in [
+            "_bucket{service=\"web\",le=\"0.25\"} 0\n",
+            "_bucket{service=\"web\",le=\"0.5\"} 1\n",
+            "_bucket{service=\"web\",le=\"1800\"} 1\n",
+            "_bucket{service=\"web\",le=\"+Inf\"} 2\n",
+            "_sum{service=\"web\"} 4000.3\n",
+            "_count{service=\"web\"} 2\n",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+
+    #[test]
+    fn each_family_is_whole_however_many_parts_it_has() {
+        let table = Arc::new(Table::new());
+        for number in 0..=PART {
+            table.add(&format!("s{number}"));
+        }
+        let text = text(&table);
+        let deaths: Vec<_> = text
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| line.starts_with("defib_deaths_total"))
+            .map(|(number, _)| number)
+            .collect();
+        assert_eq!(deaths.len(), (PART + 1) * Cause::KINDS.len());
+        assert_eq!(deaths[deaths.len() - 1] - deaths[0] + 1, deaths.len(), "in one piece");
+        assert_eq!(text.matches("# TYPE defib_deaths_total").count(), 1);
+    }
+
+    #[test]
+    fn a_name_cannot_end_its_label() {
+        let table = Arc::new(Table::new());
+        table.add("a\"} 1\nb\\");
+        assert!(text(&table).contains("service=\"a\\\"} 1\\nb\\\\\"} 0\n"));
+    }
+}
