@@ -5,7 +5,11 @@ use std::{io, process::Command, time::Duration};
 use anyhow::{Result, bail, ensure};
 
 use super::{Session, guest, harness, live, setup, skips};
-use crate::{artifacts, corpus, ebpf, process, say, vm::Kernel, workspace};
+use crate::{
+    artifacts, corpus, ebpf, process, say,
+    vm::{self, Kernel},
+    workspace,
+};
 
 /// One step.
 #[derive(Clone, Copy)]
@@ -38,7 +42,7 @@ pub(super) const ALL: [Step; 9] = [
     },
     Step {
         name: "systemd",
-        what: "live tests with a real systemd, in a virtual machine (on build servers)",
+        what: "live tests with a real systemd, and the package's, in a virtual machine (on build servers)",
         live: true,
         run: systemd,
     },
@@ -90,10 +94,12 @@ const MACHINE_TIME: Duration = Duration::from_secs(900);
 
 fn systemd(session: &mut Session) -> Result<()> {
     if !workspace::in_ci() {
-        say::line("left to build servers; by hand: cargo xtask vm --kernel 6.1 --test systemd --deadline 900");
+        say::line(
+            "left to build servers; by hand: cargo xtask vm --kernel 6.1 --test systemd --deadline 900, then --test install",
+        );
         return Ok(());
     }
-    let guest = guest::live_test("systemd", SYSTEMD_KERNEL, MACHINE_TIME, !session.args.no_install)?;
+    let guest = guest::live_tests(&["systemd", vm::INSTALL], SYSTEMD_KERNEL, MACHINE_TIME, !session.args.no_install)?;
     session.counts.add(guest.counts);
     guest.failure.map_or(Ok(()), |failure| bail!(failure))
 }
