@@ -25,7 +25,7 @@ mod run;
 
 use std::{io, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::ValueEnum as _;
 
 pub(crate) use self::{
@@ -34,7 +34,7 @@ pub(crate) use self::{
     programs::Program,
     run::{Harness, Job},
 };
-use crate::{artifacts, dist, say};
+use crate::{dist, say};
 
 /// Run a command or a test on another kernel, in a virtual machine with systemd
 ///
@@ -99,7 +99,8 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     let script = script(args);
     let mut with = args.with.clone();
     if args.test.as_deref() == Some(INSTALL) {
-        with.extend(dist::for_upgrade(&artifacts::defib()?)?);
+        let defib = programs.iter().find(|program| program.name == "defib").context("the agent is not built")?;
+        with.extend(dist::for_upgrade(&defib.path)?);
     }
     let job = Job {
         programs: &programs,
