@@ -91,6 +91,8 @@ const SYSTEMD_KERNEL: Kernel = Kernel::V6_1;
 const CORPUS_KERNELS: &[Kernel] = &[Kernel::V5_10, Kernel::V7_2];
 /// Twice what a machine has been seen to take for either; emulation is slow on a busy build server.
 const MACHINE_TIME: Duration = Duration::from_secs(900);
+/// Likewise for the installation, after the tests with systemd.
+const INSTALL_TIME: Duration = Duration::from_secs(300);
 
 fn systemd(session: &mut Session) -> Result<()> {
     if !workspace::in_ci() {
@@ -99,7 +101,8 @@ fn systemd(session: &mut Session) -> Result<()> {
         );
         return Ok(());
     }
-    let guest = guest::live_tests(&["systemd", vm::INSTALL], SYSTEMD_KERNEL, MACHINE_TIME, !session.args.no_install)?;
+    let (names, time) = (["systemd", vm::INSTALL], MACHINE_TIME + INSTALL_TIME);
+    let guest = guest::live_tests(&names, SYSTEMD_KERNEL, time, !session.args.no_install)?;
     session.counts.add(guest.counts);
     guest.failure.map_or(Ok(()), |failure| bail!(failure))
 }
