@@ -17,7 +17,7 @@ use prometheus::Registry;
 use tokio::{
     sync::{mpsc, oneshot},
     task::{JoinHandle, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -30,6 +30,7 @@ use crate::{
         self,
         cgroup::Hierarchy,
         kmsg::{self, Kmsg},
+        manager::Manager,
     },
     kernel::{self, Kernel, RingStats},
     metrics::{KernelMetrics, Metrics, StoreMetrics},
@@ -189,9 +190,12 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         services = steward.services(),
         "watching"
     );
+    let manager = Manager::from_env();
+    manager.ready(&steward.summary());
+    let mut pulse = manager.pulse(Instant::now());
 
     let outcome = tokio::select! {
-        outcome = steward.run(events, lines, commands) => outcome,
+        outcome = steward.run(events, lines, commands, &mut pulse) => outcome,
         () = shutdown => Ok(()),
         Some(ended) = tasks.join_next() => match ended {
             Ok(Ok(())) => Err(anyhow::anyhow!("a part of the agent ended by itself")),
@@ -199,6 +203,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
             Err(error) => Err(error).context("a part of the agent failed"),
         },
     };
+    pulse.manager().stopping();
     steward.leave_pools();
     linger(&board, agent_check).await;
     haproxies.leave().await;

@@ -40,6 +40,7 @@ use crate::{
         cgroup::Hierarchy,
         clock,
         kmsg::OomLine,
+        manager::Pulse,
         pressure,
         process::{self, Identity},
         systemd::Systemd,
@@ -170,7 +171,12 @@ impl Steward {
         self.roster.len()
     }
 
-    /// Runs until the rings end.
+    /// What it does, for people who ask the service manager.
+    pub(crate) fn summary(&self) -> String {
+        format!("watching {} cgroups, looking after {} services", self.cgroups(), self.services())
+    }
+
+    /// Runs until the rings end, with a beat of `pulse` between two pieces of work.
     ///
     /// # Errors
     /// When nothing reads the rings any more.
@@ -179,6 +185,7 @@ impl Steward {
         mut events: mpsc::Receiver<Event>,
         mut lines: mpsc::Receiver<OomLine>,
         mut commands: mpsc::Receiver<Command>,
+        pulse: &mut Pulse,
     ) -> Result<()> {
         let enquiry = self.enquiry.clone();
         self.tasks.spawn(async move { enquiry.prepare().await });
@@ -187,7 +194,8 @@ impl Steward {
         let mut next_measurement = Instant::now();
         let mut views = self.pool_views();
         loop {
-            let deadline = self.deadline();
+            pulse.beat(Instant::now(), || self.summary());
+            let (deadline, next_beat) = (self.deadline(), pulse.next());
             tokio::select! {
                 count = events.recv_many(&mut batch, BATCH) => {
                     ensure!(count > 0, "nobody reads the rings any more");
@@ -200,6 +208,7 @@ impl Steward {
                 Some(word) = self.words.1.recv() => self.word(word),
                 Some(_) = self.tasks.join_next() => {}
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+                () = sleep_until(next_beat.unwrap_or_else(Instant::now)), if next_beat.is_some() => {}
                 Ok(()) = views.changed() => self.pool_look_around(clock::boot_ns()),
                 Some(command) = commands.recv() => self.command(command),
                 () = sleep_until(next_measurement) => {

@@ -5,6 +5,7 @@
 //! * [`corpus`]: the corpus of deaths on this kernel and on others, and the table of docs/diagnosis.md
 //! * [`bench`]: measure cost and speed, and write docs/performance.md; measure the forecast, and write docs/forecast.md
 //! * [`vm`]: run a command or a live test on another kernel
+//! * [`dist`]: build the Debian package
 //! * [`demo`], [`run`]: build the program as the invoking user, start it with the rights that it needs
 //!
 //! One file (or directory) for each command; the rest is what they share: [`needs`] (what a machine lacks and the
@@ -16,6 +17,7 @@ mod artifacts;
 mod bench;
 mod corpus;
 mod demo;
+mod dist;
 mod document;
 mod ebpf;
 mod launch;
@@ -52,6 +54,7 @@ enum Command {
     Vm(vm::Args),
     Corpus(corpus::Args),
     Bench(bench::Args),
+    Dist(dist::Args),
 }
 
 impl Command {
@@ -64,6 +67,7 @@ impl Command {
             Self::Vm(args) => vm::execute(&args),
             Self::Corpus(args) => corpus::execute(&args),
             Self::Bench(args) => bench::execute(&args),
+            Self::Dist(args) => dist::execute(&args),
         }
     }
 }

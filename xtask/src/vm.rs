@@ -25,7 +25,7 @@ mod run;
 
 use std::{io, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::ValueEnum as _;
 
 pub(crate) use self::{
@@ -34,7 +34,7 @@ pub(crate) use self::{
     programs::Program,
     run::{Harness, Job},
 };
-use crate::say;
+use crate::{dist, say};
 
 /// Run a command or a test on another kernel, in a virtual machine with systemd
 ///
@@ -83,6 +83,9 @@ pub(crate) const MEMORY_MIB: u32 = 1024;
 /// Its processors.
 pub(crate) const CPUS: u32 = 2;
 
+/// The test that installs our packages, which it finds beside it.
+pub(crate) const INSTALL: &str = "install";
+
 /// Exit status for a machine that did not get to a status of its own.
 const NO_STATUS: u8 = 125;
 
@@ -94,9 +97,14 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         programs::build(args.test.as_deref(), !args.no_install)?
     };
     let script = script(args);
+    let mut with = args.with.clone();
+    if args.test.as_deref() == Some(INSTALL) {
+        let defib = programs.iter().find(|program| program.name == "defib").context("the agent is not built")?;
+        with.extend(dist::for_upgrade(&defib.path)?);
+    }
     let job = Job {
         programs: &programs,
-        with: &args.with,
+        with: &with,
         script: script.as_deref(),
         memory_mib: args.memory,
         cpus: args.cpus,

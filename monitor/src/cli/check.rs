@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::output;
-use crate::config::{Config, Target};
+use crate::config::Config;
 
 /// Arguments of `check`.
 #[derive(clap::Args)]
@@ -20,10 +20,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
         output::line(format_args!("warning: {warning}"))?;
     }
     let services = config.services();
-    let restarts =
-        services.iter().filter(|service| service.restart && matches!(service.target, Target::Command { .. })).count();
+    let restarts = services.iter().filter(|service| service.restart).count();
     output::line(format_args!(
-        "{}: valid; {} [[service]], {restarts} restarted by this version",
+        "{}: valid; {} [[service]], {restarts} of them restarted when nobody else does it",
         args.file.display(),
         services.len()
     ))

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Result;
 use jiff::Timestamp;
 
-use super::{config_arg, output};
+use super::{complete, config_arg, output};
 use crate::{
     control::{self, Pause, Resume, Status},
     memory::forecast::{Forecast, Verdict},
@@ -39,6 +39,7 @@ impl Agent {
 #[derive(clap::Args)]
 pub(super) struct PauseArgs {
     /// The service, as 'defib status' names it
+    #[arg(add = complete::service())]
     service: String,
     /// How long: 30m, 2h, 1d; at most 30 days
     #[arg(long = "for", value_name = "TIME", default_value = "30m", value_parser = duration)]
@@ -54,6 +55,7 @@ pub(super) struct PauseArgs {
 #[derive(clap::Args)]
 pub(super) struct ResumeArgs {
     /// The service, as 'defib status' names it
+    #[arg(add = complete::service())]
     service: String,
     #[command(flatten)]
     agent: Agent,

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use jiff::Timestamp;
 
-use super::{config_arg, output};
+use super::{complete, config_arg, output};
 use crate::{
     healing::Outcome,
     incident::{self, Incident, Kind},
@@ -52,7 +52,7 @@ enum Command {
 #[derive(clap::Args)]
 struct List {
     /// Only this service
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = complete::service())]
     service: Option<String>,
     /// At most this many
     #[arg(long, value_name = "N", default_value_t = 20)]

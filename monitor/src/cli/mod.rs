@@ -2,6 +2,7 @@
 
 mod audit;
 mod check;
+mod complete;
 mod config_arg;
 mod control;
 mod demo;
@@ -9,6 +10,7 @@ mod doctor;
 mod fleet;
 mod forecast;
 mod incidents;
+mod manual;
 mod output;
 mod run;
 mod watch;
@@ -74,6 +76,12 @@ enum Command {
     /// Names the frames of a crash, given and returned as JSON; the agent keeps other people's files in this process
     #[command(hide = true)]
     Locate,
+    /// Writes the manual pages into a directory; packages are made with it
+    #[command(hide = true)]
+    Manual {
+        /// Where; made when it is missing
+        directory: PathBuf,
+    },
     /// The service of the demo: answers on a port and leaks
     #[command(hide = true)]
     DemoService(demo::ServiceArgs),
@@ -81,6 +89,7 @@ enum Command {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    complete::if_asked();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -136,6 +145,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Check(args) => check::run(&args),
         Command::Launch { cgroup, command } => Launch { cgroup, command }.exec(),
         Command::Locate => symbols::locate(),
+        Command::Manual { directory } => manual::write(&directory),
         Command::DemoService(args) => demo::serve(&args),
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod clock;
 pub(crate) mod containers;
 pub(crate) mod kmsg;
 pub(crate) mod last_words;
+pub(crate) mod manager;
 pub(crate) mod memory;
 pub(crate) mod pressure;
 pub(crate) mod privilege;

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::harness::{self, Counts};
 use crate::{
-    artifacts,
+    artifacts, dist,
     tee::Tee,
     vm::{self, Harness, Job, Kernel, Outcome, Program},
 };
@@ -36,14 +36,23 @@ pub(crate) fn run(harness: &Harness, kernel: Kernel, job: &Job<'_>) -> Guest {
     Guest { output, counts, failure }
 }
 
-/// Builds the live test `name` and runs it on `kernel`; `time` is for all of it, boot included.
-pub(super) fn live_test(name: &str, kernel: Kernel, time: Duration, install: bool) -> Result<Guest> {
+/// Builds the live tests `names` and runs them one after the other on `kernel`, our packages beside them; `time` is for all of it,
+/// boot included.
+pub(super) fn live_tests(names: &[&str], kernel: Kernel, time: Duration, install: bool) -> Result<Guest> {
     let harness = Harness::prepare(&[], install)?;
     let mut built = artifacts::release()?;
-    built.push(artifacts::live_test(name)?);
+    let packages = dist::for_upgrade(artifacts::program(&built, "defib")?)?;
+    for name in names {
+        built.push(artifacts::live_test(name)?);
+    }
     let programs: Vec<_> = built.into_iter().map(Program::from).collect();
-    let script = vm::test_script(name, &[]);
+    // All of them run, also after one that failed.
+    let mut script = "status=0\n".to_owned();
+    for name in names {
+        script.push_str(&format!("{} || status=$?\n", vm::test_script(name, &[])));
+    }
+    script.push_str("exit $status");
     let (memory_mib, cpus) = (vm::MEMORY_MIB, vm::CPUS);
-    let job = Job { programs: &programs, with: &[], script: Some(&script), memory_mib, cpus, deadline: time };
+    let job = Job { programs: &programs, with: &packages, script: Some(&script), memory_mib, cpus, deadline: time };
     Ok(run(&harness, kernel, &job))
 }

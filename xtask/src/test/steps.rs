@@ -5,7 +5,11 @@ use std::{io, process::Command, time::Duration};
 use anyhow::{Result, bail, ensure};
 
 use super::{Session, guest, harness, live, setup, skips};
-use crate::{artifacts, corpus, ebpf, process, say, vm::Kernel, workspace};
+use crate::{
+    artifacts, corpus, ebpf, process, say,
+    vm::{self, Kernel},
+    workspace,
+};
 
 /// One step.
 #[derive(Clone, Copy)]
@@ -38,7 +42,7 @@ pub(super) const ALL: [Step; 9] = [
     },
     Step {
         name: "systemd",
-        what: "live tests with a real systemd, in a virtual machine (on build servers)",
+        what: "live tests with a real systemd, and the package's, in a virtual machine (on build servers)",
         live: true,
         run: systemd,
     },
@@ -87,13 +91,18 @@ const SYSTEMD_KERNEL: Kernel = Kernel::V6_1;
 const CORPUS_KERNELS: &[Kernel] = &[Kernel::V5_10, Kernel::V7_2];
 /// Twice what a machine has been seen to take for either; emulation is slow on a busy build server.
 const MACHINE_TIME: Duration = Duration::from_secs(900);
+/// Likewise for the installation, after the tests with systemd.
+const INSTALL_TIME: Duration = Duration::from_secs(300);
 
 fn systemd(session: &mut Session) -> Result<()> {
     if !workspace::in_ci() {
-        say::line("left to build servers; by hand: cargo xtask vm --kernel 6.1 --test systemd --deadline 900");
+        say::line(
+            "left to build servers; by hand: cargo xtask vm --kernel 6.1 --test systemd --deadline 900, then --test install",
+        );
         return Ok(());
     }
-    let guest = guest::live_test("systemd", SYSTEMD_KERNEL, MACHINE_TIME, !session.args.no_install)?;
+    let (names, time) = (["systemd", vm::INSTALL], MACHINE_TIME + INSTALL_TIME);
+    let guest = guest::live_tests(&names, SYSTEMD_KERNEL, time, !session.args.no_install)?;
     session.counts.add(guest.counts);
     guest.failure.map_or(Ok(()), |failure| bail!(failure))
 }

@@ -1,0 +1,81 @@
+//! The files of the package, where they will be on a host.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{process, workspace};
+
+/// Of the checkout, and where each goes; a directory goes with all that is in it.
+const FILES: [(&str, &str); 9] = [
+    ("deploy/systemd/defib.service", "usr/lib/systemd/system/defib.service"),
+    ("deploy/systemd/command-services.conf", "usr/share/defib/command-services.conf"),
+    ("deploy/defib.toml", "etc/defib/defib.toml"),
+    ("deploy/prometheus", "usr/share/defib/prometheus"),
+    ("deploy/grafana", "usr/share/defib/grafana"),
+    ("docs", "usr/share/doc/defib"),
+    ("README.md", "usr/share/doc/defib/README.md"),
+    ("CHANGELOG.md", "usr/share/doc/defib/CHANGELOG.md"),
+    ("LICENSE-MIT", "usr/share/doc/defib/copyright"),
+];
+/// Shells, and where each looks for what completes a command.
+const COMPLETIONS: [(&str, &str); 3] = [
+    ("bash", "usr/share/bash-completion/completions/defib"),
+    ("zsh", "usr/share/zsh/vendor-completions/_defib"),
+    ("fish", "usr/share/fish/vendor_completions.d/defib.fish"),
+];
+const MANUAL: &str = "usr/share/man/man1";
+
+/// Writes them below `root`.
+pub(super) fn write(root: &Path, defib: &Path) -> Result<()> {
+    let program = place(root, "usr/bin/defib")?;
+    copy(defib, &program)?;
+    process::output(Command::new("strip").arg("--strip-unneeded").arg(&program))?;
+    set_mode(&program, 0o755)?;
+    for (from, to) in FILES {
+        copy_all(&workspace::root().join(from), &root.join(to))?;
+    }
+    for (shell, to) in COMPLETIONS {
+        let script = process::output(Command::new(defib).env("COMPLETE", shell))?;
+        let to = place(root, to)?;
+        fs::write(&to, format!("{script}\n")).with_context(|| to.display().to_string())?;
+    }
+    let manual = root.join(MANUAL);
+    process::output(Command::new(defib).arg("manual").arg(&manual))?;
+    process::output(Command::new("gzip").args(["--recursive", "--no-name", "-9"]).arg(&manual)).map(drop)
+}
+
+/// Where `path` is below `root`, its directory made.
+pub(super) fn place(root: &Path, path: &str) -> Result<PathBuf> {
+    let place = root.join(path);
+    let parent = place.parent().unwrap_or(root);
+    fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
+    Ok(place)
+}
+
+/// Gives `file` this mode, whatever the builder's umask is.
+pub(super) fn set_mode(file: &Path, mode: u32) -> Result<()> {
+    fs::set_permissions(file, fs::Permissions::from_mode(mode)).with_context(|| file.display().to_string())
+}
+
+fn copy_all(from: &Path, to: &Path) -> Result<()> {
+    if !from.is_dir() {
+        fs::create_dir_all(to.parent().unwrap_or(to)).with_context(|| to.display().to_string())?;
+        copy(from, to)?;
+        return set_mode(to, 0o644);
+    }
+    for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let name = entry.with_context(|| from.display().to_string())?.file_name();
+        copy_all(&from.join(&name), &to.join(&name))?;
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("{} to {}", from.display(), to.display())).map(drop)
+}
