@@ -10,8 +10,11 @@ pub(crate) fn is_down(status: &Status) -> bool {
     status.down_since.is_some()
 }
 
-/// Seconds until its memory runs out, if that is foreseen.
+/// Seconds until its memory runs out, if that is foreseen; one that is down has none to run out of.
 pub(crate) fn seconds_left(status: &Status) -> Option<f64> {
+    if is_down(status) {
+        return None;
+    }
     let forecast = &status.forecast;
     forecast.exhausted_in_seconds.or(forecast.time_to_oom_seconds)
 }
@@ -27,10 +30,7 @@ pub(crate) fn growth(status: &Status) -> Option<u64> {
 pub(crate) fn sort(services: &mut [Status]) {
     let left = |status: &Status| seconds_left(status).unwrap_or(f64::INFINITY);
     services.sort_by(|a, b| {
-        is_down(b)
-            .cmp(&is_down(a))
-            .then_with(|| left(a).total_cmp(&left(b)))
-            .then_with(|| a.service.cmp(&b.service))
+        is_down(b).cmp(&is_down(a)).then_with(|| left(a).total_cmp(&left(b))).then_with(|| a.service.cmp(&b.service))
     });
 }
 

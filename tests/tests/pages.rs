@@ -122,7 +122,9 @@ fn pages_tell_of_a_real_death_and_a_hostile_name_stays_a_name() {
     assert!(!select(&first, &format!("a[href='{}']", &path[1..])).is_empty(), "{}", first.html());
     let one = sound(&agent, &path);
     let text: String = select(&one, "main")[0].text().collect();
-    for want in ["SIGKILL", "its main process ended", "restart asked, try 1", "healthy again", "Defib restarted it", HOSTILE] {
+    for want in
+        ["SIGKILL", "its main process ended", "restart asked, try 1", "healthy again", "Defib restarted it", HOSTILE]
+    {
         assert!(text.contains(want), "{want}: {text}");
     }
     assert_eq!(get(agent.address(), "/incidents/999").expect("an answer").0, 404);

@@ -33,8 +33,14 @@ pub(super) fn router(api: Api) -> Router {
     Router::new()
         .route("/", get(services))
         .route("/incidents/{id}", get(incident))
-        .route("/assets/pages.css", get(|| async { (headers("text/css; charset=utf-8"), include_str!("pages/pages.css")) }))
-        .route("/assets/live.js", get(|| async { (headers("text/javascript; charset=utf-8"), include_str!("pages/live.js")) }))
+        .route(
+            "/assets/pages.css",
+            get(|| async { (headers("text/css; charset=utf-8"), include_str!("pages/pages.css")) }),
+        )
+        .route(
+            "/assets/live.js",
+            get(|| async { (headers("text/javascript; charset=utf-8"), include_str!("pages/live.js")) }),
+        )
         .with_state(api)
 }
 
@@ -74,7 +80,8 @@ async fn incident(State(api): State<Api>, Path(id): Path<i64>) -> Response {
     match api.read(move |reader| reader.incident(id)).await {
         Ok(Some(one)) => answer(StatusCode::OK, &format!("Incident {id}"), "../", &incident::body(&one)),
         Ok(None) => {
-            let body = html! { h1 { "Not found" } p { "There is no incident " (id) ". " a href="../" { "All services" } } };
+            let body =
+                html! { h1 { "Not found" } p { "There is no incident " (id) ". " a href="../" { "All services" } } };
             answer(StatusCode::NOT_FOUND, "Not found", "../", &body)
         }
         Err(error) => error,

@@ -20,6 +20,8 @@ use crate::{
 
 /// Columns from which on there is room for all figures.
 const WIDE: u16 = 120;
+/// Columns of a name at least.
+const NAME: u16 = 14;
 /// Cells of a memory bar.
 const BAR: u64 = 8;
 
@@ -40,7 +42,8 @@ pub(super) struct View {
 impl View {
     /// Takes what was found; what could not be had stays as it was, and is said.
     pub(super) fn take(&mut self, services: Result<&[Status], &Error>, incidents: Result<&[Incident], &Error>) {
-        let selected = self.table.selected().and_then(|row| self.services.get(row)).map(|status| status.service.clone());
+        let selected =
+            self.table.selected().and_then(|row| self.services.get(row)).map(|status| status.service.clone());
         match services {
             Ok(services) => {
                 self.services = services.to_vec();
@@ -92,9 +95,8 @@ impl View {
     fn draw_services(&mut self, frame: &mut Frame<'_>, area: Rect, now: Timestamp) {
         let wide = area.width >= WIDE;
         let pasts = overview::pasts(&self.incidents);
-        let rows = self.services.iter().map(|status| row(status, pasts.get(status.service.as_str()), wide, now));
         let mut names = vec!["SERVICE", "STATE", "MEMORY", "OOM IN", "POOL"];
-        let mut widths = vec![Constraint::Min(14), Constraint::Length(18), Constraint::Length(13)];
+        let mut widths = vec![Constraint::Min(NAME), Constraint::Length(15), Constraint::Length(13)];
         widths.extend([Constraint::Length(6), Constraint::Length(8)]);
         if wide {
             widths[2] = Constraint::Length(35);
@@ -103,6 +105,11 @@ impl View {
         }
         names.extend(["RESTARTS", "LAST DEATH"]);
         widths.extend([Constraint::Length(8), Constraint::Length(if wide { 34 } else { 10 })]);
+        let others: u16 =
+            widths.iter().map(|width| if let Constraint::Length(width) = width { width + 1 } else { 0 }).sum();
+        let name = usize::from(area.width.saturating_sub(others).max(NAME));
+        let rows =
+            self.services.iter().map(|status| row(status, pasts.get(status.service.as_str()), (wide, name), now));
         let table = Table::new(rows, widths)
             .header(Row::new(names).style(Style::new().add_modifier(Modifier::BOLD)))
             .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
@@ -124,12 +131,12 @@ fn alarm() -> Style {
     Style::new().fg(Color::Red).add_modifier(Modifier::BOLD)
 }
 
-fn row<'a>(status: &Status, past: Option<&Past<'_>>, wide: bool, now: Timestamp) -> Row<'a> {
+fn row<'a>(status: &Status, past: Option<&Past<'_>>, (wide, name): (bool, usize), now: Timestamp) -> Row<'a> {
     let down = overview::is_down(status);
     let dash = || "-".to_owned();
     let time = status.down_since.or(status.started).map(|at| since(at, now)).unwrap_or_default();
     let mut cells = vec![
-        tail(&Clean(&status.service).to_string(), if wide { 60 } else { 20 }),
+        tail(&Clean(&status.service).to_string(), name),
         format!("{}{} {time}", if down { "▼ " } else { "" }, status.state),
         memory(status, wide),
     ];

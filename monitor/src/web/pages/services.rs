@@ -104,7 +104,7 @@ fn row(status: &Status, samples: &[Sample], past: Option<&Past<'_>>, now: Timest
                 @if let Some(left) = overview::seconds_left(status) {
                     strong { "full in " (span((left * 1e3) as u64)) } br;
                 }
-                (bounded(&status.forecast_text, TEXT))
+                @if down { "–" } @else { (bounded(&status.forecast_text, TEXT)) }
             }
             td data-label="Pool" { (status.pool.map_or("–", |pool| match pool {
                 State::In => "in",
@@ -140,7 +140,7 @@ fn recent(incidents: Option<&[Incident]>) -> Markup {
         return html! { h2 { "Incidents" } p { "They cannot be read just now; the agent's log says why." } };
     };
     let mut shown: Vec<_> = incidents.iter().collect();
-    // The newest of each kind stay first.
+    // The order is stable: among each the newest stay first.
     shown.sort_by_key(|incident| report::is_over(incident));
     shown.truncate(RECENT);
     html! {

@@ -54,7 +54,8 @@ fn those_that_are_down_come_first_then_those_with_the_least_time_left() {
 
 #[test]
 fn a_hundred_services_fit_into_200_kilobytes() {
-    let all: Vec<_> = (0..100).map(|number| status(&format!("app-{number}.service"), number % 3 == 0, Some(1e5))).collect();
+    let all: Vec<_> =
+        (0..100).map(|number| status(&format!("app-{number}.service"), number % 3 == 0, Some(1e5))).collect();
     let text = page(&all);
     assert!(text.len() <= 200_000, "{}", text.len());
 }
@@ -62,7 +63,10 @@ fn a_hundred_services_fit_into_200_kilobytes() {
 #[test]
 fn the_curve_says_in_words_what_it_shows_and_nothing_breaks_it() {
     let text = curve::spark(&samples(), Some(100 << 20)).into_string();
-    assert!(text.contains("<title>Memory from 1.0 MiB to 36.0 MiB in 175s, at most 36.0 MiB; limit 100.0 MiB</title>"), "{text}");
+    assert!(
+        text.contains("<title>Memory from 1.0 MiB to 36.0 MiB in 175s, at most 36.0 MiB; limit 100.0 MiB</title>"),
+        "{text}"
+    );
     assert_eq!(curve::spark(&[], None).into_string(), "not measured yet");
     let at = Timestamp::UNIX_EPOCH;
     for bytes in [0, u64::MAX] {

@@ -41,7 +41,8 @@ fn narrow_and_wide_show_what_needs_attention_first() {
     view.take(Ok(&services), Ok(&incidents()));
     let lines = drawn(&mut view, 80, 24);
     assert!(lines[0].starts_with("Defib: 3 services, 1 down; 00:01:00 UTC"), "{lines:#?}");
-    for (line, wants) in [(2, ["web", "▼ grace 30s"]), (3, ["soon", "60m"]), (4, ["calm", "████░░░░  50%"])] {
+    for (line, wants) in [(2, ["web", "▼ grace 30s"]), (3, ["soon", "60m"]), (4, ["calm", "████░░░░  50%"])]
+    {
         assert!(wants.iter().all(|want| lines[line].contains(want)), "{lines:#?}");
     }
     assert!(lines[2].contains("30s ago") && lines[2].contains("draining"), "{lines:#?}");
