@@ -12,18 +12,26 @@ use crate::{
 /// Size of a curve in a table, and of a plot, in the units of its view box.
 const SPARK: (f64, f64) = (120.0, 28.0);
 const PLOT: (f64, f64) = (720.0, 200.0);
+/// Points of a small curve: a page has two hundred of them.
+const POINTS: usize = 18;
 
 /// A small curve for a table.
 pub(super) fn spark(samples: &[Sample], limit: Option<u64>) -> Markup {
-    draw(samples, limit, SPARK, "spark")
+    draw(samples, limit, SPARK, "spark", POINTS)
 }
 
 /// A curve for a page of its own.
 pub(super) fn plot(samples: &[Sample], limit: Option<u64>) -> Markup {
-    draw(samples, limit, PLOT, "plot")
+    draw(samples, limit, PLOT, "plot", usize::MAX)
 }
 
-fn draw(samples: &[Sample], limit: Option<u64>, (width, height): (f64, f64), class: &str) -> Markup {
+fn draw(
+    samples: &[Sample],
+    limit: Option<u64>,
+    (width, height): (f64, f64),
+    class: &str,
+    most_points: usize,
+) -> Markup {
     let (Some(first), Some(last)) = (samples.first(), samples.last()) else {
         return html! { "not measured yet" };
     };
@@ -33,7 +41,9 @@ fn draw(samples: &[Sample], limit: Option<u64>, (width, height): (f64, f64), cla
     let whole = time(last).max(1e-3);
     let level = |bytes: u64| height * (1.0 - bytes as f64 / top);
     let mut points = String::with_capacity(samples.len() * 12);
-    for sample in samples {
+    // Counted from the end: the last one is what matters most.
+    let step = samples.len().div_ceil(most_points);
+    for sample in samples.iter().rev().step_by(step).rev() {
         let across = (time(sample) / whole).clamp(0.0, 1.0) * width;
         // Writing to a string does not fail.
         write!(points, "{across:.0},{:.1} ", level(sample.bytes)).ok();

@@ -53,9 +53,9 @@ fn those_that_are_down_come_first_then_those_with_the_least_time_left() {
 }
 
 #[test]
-fn a_hundred_services_fit_into_200_kilobytes() {
+fn a_full_page_fits_into_200_kilobytes() {
     let all: Vec<_> =
-        (0..100).map(|number| status(&format!("app-{number}.service"), number % 3 == 0, Some(1e5))).collect();
+        (0..SERVICES).map(|number| status(&format!("app-{number}.service"), number % 3 == 0, Some(1e5))).collect();
     let text = page(&all);
     assert!(text.len() <= 200_000, "{}", text.len());
 }
