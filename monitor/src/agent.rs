@@ -123,7 +123,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     };
     let haproxies = Haproxies::new(&config, &registry, &board, &store, &mut left.pool.claims)?;
     let (commands_in, commands) = mpsc::channel(control::WAITING);
-    let api = Api::new(commands_in.clone(), config.agent.state_dir.clone());
+    let api = Api::new(commands_in.clone(), config.agent.state_dir.clone(), timeline.clone());
     let services = metrics.table();
     let web =
         Web { registry, services, readiness: Arc::clone(&readiness), refresh, board: Arc::clone(&board), trouble, api };

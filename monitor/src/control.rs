@@ -25,7 +25,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{http, memory::forecast::Forecast, pool};
+use crate::{http, incident::Sample, memory::forecast::Forecast, pool};
 
 /// Where the agent listens unless it is told otherwise.
 pub(crate) const DEFAULT_PATH: &str = "/run/defib/control.sock";
@@ -89,6 +89,8 @@ pub(crate) struct Resume {
 pub(crate) enum Command {
     /// All services.
     Status(oneshot::Sender<Vec<Status>>),
+    /// What the flight recorder has of these services, in their order; nothing of one that is not known.
+    Curves(Vec<String>, oneshot::Sender<Vec<Vec<Sample>>>),
     /// No restarts for a while.
     Pause(Pause, oneshot::Sender<Result<Status, String>>),
     /// Restarts again.
@@ -240,7 +242,7 @@ mod tests {
                         let refused = format!("no service {} for {} s", pause.service, pause.seconds);
                         reply.send(Err(refused)).expect("awaited");
                     }
-                    Command::Resume(..) => {}
+                    Command::Curves(..) | Command::Resume(..) => {}
                 }
             }
         });

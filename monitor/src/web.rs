@@ -1,7 +1,9 @@
-//! HTTP: metrics for Prometheus, liveness and readiness, for load balancers where services stand, JSON for programs.
-//! Read-only.
+//! HTTP: metrics for Prometheus, liveness and readiness, for load balancers where services stand, JSON for programs,
+//! pages for people. Read-only.
 
 mod api;
+mod events;
+mod pages;
 
 use std::{
     convert::Infallible,
@@ -113,14 +115,15 @@ pub(crate) async fn serve(
     web: Web,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    let api = web.api.clone().router();
+    let (api, pages) = (web.api.clone().router(), pages::router(web.api.clone()));
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
         .route("/pool/{*service}", get(standing))
         .with_state(Arc::new(web))
-        .nest("/api/v1", api);
+        .nest("/api/v1", api)
+        .merge(pages);
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await.context("the HTTP server stopped")
 }
 

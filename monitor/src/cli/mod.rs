@@ -13,6 +13,7 @@ mod incidents;
 mod manual;
 mod output;
 mod run;
+mod top;
 mod watch;
 
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, sync::OnceLock};
@@ -51,6 +52,8 @@ enum Command {
     Audit(audit::Args),
     /// Shows the services that the running agent looks after
     Status(control::Agent),
+    /// The same live, in a terminal, with the incidents below; q leaves
+    Top(top::Args),
     /// Shows what happened: list, one record, or a root-cause report in Markdown
     Incidents(incidents::Args),
     /// Replays a memory series through the forecaster: is it a leak, do restarts hide it, when is memory out
@@ -133,6 +136,7 @@ fn dispatch(command: Command) -> Result<()> {
             let _log = log_to_stderr("warn");
             runtime()?.block_on(audit::run(args))
         }
+        Command::Top(args) => runtime()?.block_on(top::run(args)),
         Command::Status(agent) => runtime()?.block_on(control::status(&agent)),
         Command::Incidents(args) => incidents::run(&args),
         Command::Forecast(args) => runtime()?.block_on(forecast::run(args)),

@@ -6,7 +6,7 @@
 
 mod book;
 mod record;
-mod report;
+pub(crate) mod report;
 
 pub(crate) use book::{Book, Death};
 pub(crate) use record::{Before, Foretold, Incident, Kind, Sample};

@@ -92,12 +92,13 @@ fn write(out: &mut String, incident: &Incident) -> fmt::Result {
     Ok(())
 }
 
-fn is_want_of_memory(incident: &Incident) -> bool {
+/// Whether the forecast should have seen it come.
+pub(crate) fn is_want_of_memory(incident: &Incident) -> bool {
     matches!(incident.cause["kind"].as_str(), Some("oom_kill" | "userspace_oom_kill" | "app_oom_probable"))
 }
 
 /// What the forecast had said of a death for want of memory.
-fn foreseen(incident: &Incident, foretold: &Foretold) -> String {
+pub(crate) fn foreseen(incident: &Incident, foretold: &Foretold) -> String {
     let Some(since) = foretold.since else {
         return match foretold.verdict.as_str() {
             "insufficient" => "No: too little had been seen of its memory to say anything.".to_owned(),
@@ -132,7 +133,8 @@ fn after(incident: &Incident, what: &str) -> String {
     entry.map_or_else(|| "no".to_owned(), |entry| format!("{} ({})", entry.at, offset(incident.began, entry.at)))
 }
 
-fn offset(began: Timestamp, at: Timestamp) -> String {
+/// The time between the two, with its sign.
+pub(crate) fn offset(began: Timestamp, at: Timestamp) -> String {
     let span = at.duration_since(began);
     let sign = if span.is_negative() { '-' } else { '+' };
     let rounded = span.abs();
@@ -144,7 +146,13 @@ fn offset(began: Timestamp, at: Timestamp) -> String {
     format!("{sign}{}", text.unwrap_or_default())
 }
 
-fn outcome(incident: &Incident) -> &'static str {
+/// Whether nothing more is to come of it.
+pub(crate) fn is_over(incident: &Incident) -> bool {
+    incident.kind == Kind::NearMiss || incident.ended.is_some()
+}
+
+/// What became of it.
+pub(crate) fn outcome(incident: &Incident) -> &'static str {
     match incident.outcome {
         Some(Outcome::Restarted) => "Defib restarted it",
         Some(Outcome::Respawned) => "somebody else brought it back",
@@ -158,7 +166,7 @@ fn outcome(incident: &Incident) -> &'static str {
 }
 
 /// What follows from the record alone; nothing is guessed.
-fn advice(incident: &Incident) -> Vec<String> {
+pub(crate) fn advice(incident: &Incident) -> Vec<String> {
     let mut advice = Vec::new();
     let says = |what: &str| incident.timeline.iter().find(|entry| entry.what == what).map(|entry| entry.text.as_str());
     match incident.cause["kind"].as_str() {

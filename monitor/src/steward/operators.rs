@@ -24,6 +24,10 @@ impl Steward {
                 all.sort_by(|a, b| a.service.cmp(&b.service));
                 drop(reply.send(all));
             }
+            Command::Curves(services, reply) => {
+                let curve = |name: &String| self.roster.get(name).map(|managed| managed.recorder.samples());
+                drop(reply.send(services.iter().map(|name| curve(name).unwrap_or_default()).collect()));
+            }
             Command::Pause(Pause { service, seconds, reason }, reply) => {
                 let until_ns = now.saturating_add(Duration::from_secs(seconds).as_nanos() as u64);
                 let what = What::Paused { until: clock::wall(until_ns), reason };

@@ -11,13 +11,14 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     time::timeout,
 };
 
-use crate::{control::Command, store::Reader};
+use super::events;
+use crate::{control::Command, store::Reader, timeline::Timeline};
 
 /// The agent answers from memory, as soon as its first scan is done.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -33,6 +34,9 @@ pub(crate) struct Api {
     commands: mpsc::Sender<Command>,
     state_dir: PathBuf,
     readers: Arc<Semaphore>,
+    /// What happens, and how many more may follow it.
+    pub(super) timeline: Timeline,
+    pub(super) streams: Arc<Semaphore>,
 }
 
 /// Which incidents.
@@ -44,9 +48,10 @@ struct Which {
 }
 
 impl Api {
-    /// Asks the agent through `commands`, and looks into the store in `state_dir`.
-    pub(crate) fn new(commands: mpsc::Sender<Command>, state_dir: PathBuf) -> Self {
-        Self { commands, state_dir, readers: Arc::new(Semaphore::new(READERS)) }
+    /// Asks the agent through `commands`, looks into the store in `state_dir`, and hears what happens from `timeline`.
+    pub(crate) fn new(commands: mpsc::Sender<Command>, state_dir: PathBuf, timeline: Timeline) -> Self {
+        let (readers, streams) = (Arc::new(Semaphore::new(READERS)), Arc::new(Semaphore::new(events::STREAMS)));
+        Self { commands, state_dir, readers, timeline, streams }
     }
 
     /// The routes below `/api/v1`.
@@ -55,11 +60,12 @@ impl Api {
             .route("/services", get(services))
             .route("/incidents", get(incidents))
             .route("/incidents/{id}", get(incident))
+            .route("/events", get(events::stream))
             .with_state(self)
     }
 
     /// Looks into the store beside everything else.
-    async fn read<T: Serialize + Send + 'static>(
+    pub(super) async fn read<T: Send + 'static>(
         &self,
         look: impl FnOnce(&Reader) -> Result<T> + Send + 'static,
     ) -> Result<T, Response> {
@@ -79,6 +85,20 @@ impl Api {
             Err(_) => Err(unavailable("the store does not answer".to_owned())),
         }
     }
+
+    /// Asks the agent.
+    pub(super) async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Response> {
+        let asked = async {
+            let (reply, answer) = oneshot::channel();
+            self.commands.send(question(reply)).await.ok()?;
+            answer.await.ok()
+        };
+        match timeout(PATIENCE, asked).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(unavailable("the agent is stopping".to_owned())),
+            Err(_) => Err(unavailable("the agent is not ready; see /readyz".to_owned())),
+        }
+    }
 }
 
 fn unavailable(why: String) -> Response {
@@ -86,15 +106,9 @@ fn unavailable(why: String) -> Response {
 }
 
 async fn services(State(api): State<Api>) -> Response {
-    let asked = async {
-        let (reply, answer) = oneshot::channel();
-        api.commands.send(Command::Status(reply)).await.ok()?;
-        answer.await.ok()
-    };
-    match timeout(PATIENCE, asked).await {
-        Ok(Some(all)) => Json(all).into_response(),
-        Ok(None) => unavailable("the agent is stopping".to_owned()),
-        Err(_) => unavailable("the agent is not ready; see /readyz".to_owned()),
+    match api.ask(Command::Status).await {
+        Ok(all) => Json(all).into_response(),
+        Err(error) => error,
     }
 }
 

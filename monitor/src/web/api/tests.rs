@@ -5,6 +5,7 @@ use super::*;
 use crate::{
     incident::{Before, Book},
     store::Store,
+    timeline::Timeline,
 };
 
 /// Asks as a client would; status and body.
@@ -38,7 +39,7 @@ async fn kept(services: &[&str]) -> (tempfile::TempDir, Api, mpsc::Receiver<Comm
     }
     store.close().await;
     let (commands_in, commands) = mpsc::channel(1);
-    let api = Api::new(commands_in, directory.path().to_owned());
+    let api = Api::new(commands_in, directory.path().to_owned(), Timeline::new());
     (directory, api, commands)
 }
 
