@@ -23,6 +23,8 @@ pub(crate) struct Follower {
     trend: Trend,
     run: Option<Run>,
     alert: Option<Alert>,
+    #[serde(default)]
+    build: Option<Build>,
     #[serde(skip)]
     last: Option<Last>,
     #[serde(skip)]
@@ -35,6 +37,14 @@ struct Run {
     process: Identity,
     boot_id: String,
     began: f64,
+}
+
+/// The present build, and when it was first seen: a date is what people know a deploy by.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Build {
+    id: u64,
+    /// Begin of its first incarnation, Unix seconds.
+    since: f64,
 }
 
 /// The last sample.
@@ -89,7 +99,7 @@ pub(crate) struct Clocks<'a> {
 impl Follower {
     /// Of a service of which nothing is known.
     pub(crate) fn new(pace: Pace) -> Self {
-        Self { pace, trend: Trend::new(pace), run: None, alert: None, last: None, unsaved: 0 }
+        Self { pace, trend: Trend::new(pace), run: None, alert: None, build: None, last: None, unsaved: 0 }
     }
 
     /// True when it was made for this pace: another one's numbers mean something else.
@@ -109,6 +119,9 @@ impl Follower {
         let Some(whole) = measured.whole else { return News::default() };
         let process = measured.process;
         let began = self.began(process, clocks);
+        if let Some(id) = whole.build.filter(|id| self.build.is_none_or(|build| build.id != *id)) {
+            self.build = Some(Build { id, since: began });
+        }
         let since = measured.at_ns.saturating_sub(process.start_ns) as f64 / 1e9;
         let before = self.last.filter(|last| last.process == process);
         let cpu = before.and_then(|before| {
@@ -140,7 +153,11 @@ impl Follower {
 
     /// The forecast as of the last sample.
     pub(crate) fn forecast(&self) -> Forecast {
-        self.trend.forecast()
+        let mut forecast = self.trend.forecast();
+        if let Some(builds) = &mut forecast.builds {
+            builds.since = self.build.map(|build| build.since);
+        }
+        forecast
     }
 
     /// Likewise, when that was a sample of this incarnation.
@@ -173,7 +190,7 @@ impl Follower {
     }
 
     fn judged(&mut self, now: Timestamp) -> News {
-        let forecast = self.trend.forecast();
+        let forecast = self.forecast();
         let (mut raised, mut cleared) = (false, false);
         match (forecast.level, &mut self.alert) {
             (Some(level), Some(alert)) => {
@@ -221,7 +238,7 @@ mod tests {
                 ceiling: 1024.0 * MIB,
                 cpu_seconds: Some(minute as f64 * 6.0),
                 pressure: Some(0.0),
-                build: Some(day / 4),
+                build: Some(7 + day / 4),
             };
             let service = "web".into();
             let measured = Measured { service, process, at_ns, bytes: bytes as u64, limit: None, whole: Some(whole) };
@@ -251,6 +268,9 @@ mod tests {
         let left = 206.0 - (minute % 1440) as f64 / 60.0;
         assert!((0.7 * left..=1.15 * left).contains(&told), "{told} against {left}");
         assert!(news.iter().filter(|(_, news)| news.keep).count() >= 8 * 1440 / 11, "it is written down now and then");
+        // The second build came on the fifth day, after the clock was set.
+        let builds = follower.forecast().builds.expect("there are two");
+        assert_eq!(builds.since, Some(1_700_000_000.0 + 4.0 * 86_400.0 + 3600.0));
     }
 
     #[test]

@@ -67,6 +67,9 @@ pub struct Builds {
     pub now: f64,
     /// The build before it.
     pub before: f64,
+    /// When the present build was first seen, Unix seconds; `None`: nobody noted it.
+    #[serde(default)]
+    pub since: Option<f64>,
 }
 
 /// All that is said of a service's memory at a moment. Seconds are real ones.

@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use jiff::Timestamp;
+
 use super::forecast::{Forecast, Verdict};
 
 /// Shows a forecast to people.
@@ -58,7 +60,12 @@ impl fmt::Display for Words<'_> {
             write!(out, "; only restarts keep it alive: it is restarted within {usual} and would die after {at_oom}")?;
         }
         if let Some(builds) = forecast.builds {
-            write!(out, "; this build {:+.1} MiB/h, the one before {:+.1}", mib(builds.now), mib(builds.before))?;
+            let since = builds.since.and_then(|since| Timestamp::from_second(since as i64).ok());
+            match since {
+                Some(since) => write!(out, "; since the build of {since}: {:+.1} MiB/h", mib(builds.now))?,
+                None => write!(out, "; this build: {:+.1} MiB/h", mib(builds.now))?,
+            }
+            write!(out, ", the one before: {:+.1}", mib(builds.before))?;
         }
         Ok(())
     }
@@ -85,7 +92,7 @@ mod tests {
             usual_uptime_seconds: Some(14.0 * 3600.0),
             uptime_at_oom_seconds: Some(9.0 * DAY),
             severity: Some(15.0),
-            builds: Some(Builds { now: 2.1 * 1_048_576.0, before: 0.0 }),
+            builds: Some(Builds { now: 2.1 * 1_048_576.0, before: 0.0, since: None }),
             exhausted_in_seconds: None,
         }
     }
@@ -95,8 +102,14 @@ mod tests {
         assert_eq!(
             Words(&forecast()).to_string(),
             "its memory grows by 2.1 MiB an hour of uptime; it runs out in 9days 4h (between 7days and 12days); only \
-             restarts keep it alive: it is restarted within 14h and would die after 9days; this build +2.1 MiB/h, the \
-             one before +0.0"
+             restarts keep it alive: it is restarted within 14h and would die after 9days; this build: +2.1 MiB/h, the \
+             one before: +0.0"
+        );
+        let builds = forecast().builds.map(|builds| Builds { since: Some(1_700_000_000.5), ..builds });
+        let named = Words(&Forecast { builds, ..forecast() }).to_string();
+        assert!(
+            named.ends_with("; since the build of 2023-11-14T22:13:20Z: +2.1 MiB/h, the one before: +0.0"),
+            "{named}"
         );
         let fast = Forecast { exhausted_in_seconds: Some(754.0), ..forecast() };
         assert!(Words(&fast).to_string().contains("runs out in 12m 34s"));

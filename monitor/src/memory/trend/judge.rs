@@ -372,5 +372,5 @@ fn builds(trend: &Trend, scale: f64) -> Option<Builds> {
     let past: Vec<Summary> = trend.past.iter().map(|past| past.unpack(&mut scratch)).collect();
     let of = |build: u16| pool(past.iter().chain(&current).filter(move |past| past.build == build));
     let hourly = |pool: Pool| f64::from(pool.slope) * HOUR / scale;
-    Some(Builds { now: hourly(of(build)?), before: hourly(of(before)?) })
+    Some(Builds { now: hourly(of(build)?), before: hourly(of(before)?), since: None })
 }
