@@ -33,7 +33,7 @@ use crate::{
         manager::Manager,
     },
     kernel::{self, Kernel, RingStats},
-    metrics::{KernelMetrics, Metrics, StoreMetrics},
+    metrics::{KernelMetrics, Metrics, Reloads, StoreMetrics},
     pool::{AgentCheck, Answered, Board, Claims, Endpoint, HaProxy, Spoken},
     steward::Steward,
     store::Store,
@@ -57,14 +57,25 @@ pub(crate) struct Options<'a> {
     pub(crate) timeline: Timeline,
     /// Log lines that were dropped so far, because nobody took them fast enough.
     pub(crate) log_lines_lost: fn() -> u64,
+    /// How reading the configuration went, where it can be read again.
+    pub(crate) reloads: Option<Reloads>,
 }
 
-/// Runs until `shutdown` completes. Services that it started live on.
+/// What comes after an agent's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// Nothing.
+    End,
+    /// Another one in its place, with the configuration as it is by then.
+    BeginAgain,
+}
+
+/// Runs until `shutdown` completes, and says what that said. Services that it started live on.
 ///
 /// # Errors
 /// When start-up fails, or a part that nothing works without.
-pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let Options { config, btf, timeline, log_lines_lost } = options;
+pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = After>) -> Result<After> {
+    let Options { config, btf, timeline, log_lines_lost, reloads } = options;
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
@@ -91,6 +102,9 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
         })
         .ok();
     let metrics = Metrics::new(&registry, config.agent.max_services)?;
+    if let Some(reloads) = reloads {
+        reloads.register(&registry)?;
+    }
     let alerts = {
         let (store, mut alertmanager) = (store.clone(), config.alertmanager.clone());
         // As Prometheus calls it, when the host is scraped by its name.
@@ -195,15 +209,18 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = ()>
     let mut pulse = manager.pulse(Instant::now());
 
     let outcome = tokio::select! {
-        outcome = steward.run(events, lines, commands, &mut pulse) => outcome,
-        () = shutdown => Ok(()),
+        outcome = steward.run(events, lines, commands, &mut pulse) => outcome.map(|()| After::End),
+        after = shutdown => Ok(after),
         Some(ended) = tasks.join_next() => match ended {
             Ok(Ok(())) => Err(anyhow::anyhow!("a part of the agent ended by itself")),
             Ok(Err(error)) => Err(error),
             Err(error) => Err(error).context("a part of the agent failed"),
         },
     };
-    pulse.manager().stopping();
+    match outcome {
+        Ok(After::BeginAgain) => pulse.manager().reloading(),
+        _ => pulse.manager().stopping(),
+    }
     steward.leave_pools();
     linger(&board, agent_check).await;
     haproxies.leave().await;

@@ -11,7 +11,7 @@ use anyhow::Result;
 use jiff::Timestamp;
 use monitor_common::counter;
 use prometheus::{
-    CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector,
+    CounterVec, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector,
 };
 
 use crate::{
@@ -327,6 +327,41 @@ impl KernelMetrics {
             seconds.inc_by((program.time.as_secs_f64() - seconds.get()).max(0.0));
         }
         Ok(())
+    }
+}
+
+/// Whether the configuration that was read last is the one in use.
+#[derive(Clone, Debug)]
+pub(crate) struct Reloads {
+    ok: IntGauge,
+    at: Gauge,
+}
+
+impl Reloads {
+    /// It is: the agent begins with it.
+    pub(crate) fn new() -> Result<Self> {
+        let ok = IntGauge::new(
+            "defib_config_reload_success",
+            "1 when the configuration that was read last is in use, 0 when it was wrong and an older one is.",
+        )?;
+        let at = Gauge::new(
+            "defib_config_reload_success_timestamp_seconds",
+            "When the configuration in use was read, Unix time.",
+        )?;
+        ok.set(1);
+        at.set(Timestamp::now().as_millisecond() as f64 / 1e3);
+        Ok(Self { ok, at })
+    }
+
+    /// Registers everything.
+    pub(crate) fn register(&self, registry: &Registry) -> Result<()> {
+        register(registry, self.ok.clone())?;
+        register(registry, self.at.clone()).map(drop)
+    }
+
+    /// One that was wrong was read.
+    pub(crate) fn refused(&self) {
+        self.ok.set(0);
     }
 }
 

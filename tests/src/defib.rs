@@ -181,6 +181,21 @@ impl Agent {
         agent
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Has it read this configuration in the place of its own.
+    ///
+    /// # Panics
+    /// When that cannot be written, or the agent has gone.
+    pub fn reload(&self, config: &str) {
+        std::fs::write(self.state.path().join("defib.toml"), config).expect("the configuration can be written");
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
+        kill_process(pid, Signal::HUP).expect("the agent is there");
+    }
+
     /// Where its HTTP server listens.
     pub fn address(&self) -> SocketAddr {
         self.address

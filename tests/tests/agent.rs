@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command, thread::sleep, time::Duration};
 
 use tests::{
     cgroup::Cgroup,
-    defib::{Agent, run},
+    defib::{Agent, Metrics, run},
     eventually, live,
     victim::{Victim, binary},
 };
@@ -98,6 +98,49 @@ fn a_killed_service_comes_back_and_the_outage_is_measured() {
     // The service is in a session of its own and not protected from the OOM killer.
     let adjustment = fs::read_to_string(format!("/proc/{second}/oom_score_adj")).expect("readable");
     assert_eq!(adjustment.trim(), "0");
+}
+
+#[test]
+fn a_configuration_that_is_read_again_counts_if_it_is_right() {
+    if !live::can_run("a_configuration_that_is_read_again_counts_if_it_is_right") {
+        return;
+    }
+    let cgroups = [Cgroup::new(None), Cgroup::new(None)];
+    let first = sleeper(&cgroups[0], "");
+    let agent = Agent::start(&first);
+    let patient = only_member(&cgroups[0]);
+    let ok = |agent: &Agent| {
+        agent.try_get("/metrics").and_then(|(_, text)| Metrics(text).get("defib_config_reload_success"))
+    };
+    assert_eq!(ok(&agent), Some(1.0));
+
+    // A wrong one changes nothing, and where it is wrong is said.
+    agent.reload(&format!("{first}[[service]]\nnam = \"other\"\n"));
+    eventually("the refusal", || (ok(&agent) == Some(0.0)).then_some(()));
+    let log = agent.log();
+    assert!(log.contains("the configuration is wrong, and the old one stays") && log.contains("defib.toml:8"), "{log}");
+    kill(patient);
+    let again =
+        eventually("another incarnation", || cgroups[0].members().first().copied().filter(|&pid| pid != patient));
+
+    // A right one counts, all of it; it is the same process, and what it looked after lives on.
+    let second = sleeper(&cgroups[1], "").replace("patient", "other");
+    agent.reload(&format!("{first}{second}"));
+    let up = "defib_service_up{service=\"other\"}";
+    eventually("the other service", || {
+        let metrics = Metrics(agent.try_get("/metrics")?.1);
+        (metrics.get(up) == Some(1.0) && metrics.get("defib_config_reload_success") == Some(1.0)).then_some(())
+    });
+    assert_eq!(only_member(&cgroups[0]), again, "{}", agent.log());
+    assert_eq!(name(agent.pid() as i32), "defib");
+    let incidents = eventually("the incidents of both", || {
+        let all = agent.incidents("patient");
+        all.iter().any(|incident| incident["outcome"] == "restarted" && incident["deaths"] == 1).then_some(all)
+    });
+    assert!(incidents.iter().all(|incident| incident["ended"].is_string()), "{incidents:?}");
+    let only = only_member(&cgroups[1]);
+    kill(only);
+    eventually("it to be looked after", || cgroups[1].members().first().copied().filter(|&pid| pid != only));
 }
 
 #[test]

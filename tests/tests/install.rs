@@ -58,6 +58,7 @@ fn a_newcomer_installs_heals_upgrades_and_removes() {
     let completed = run("_CLAP_COMPLETE_INDEX=2 COMPLETE=bash defib -- defib pause hel");
     assert_eq!(completed.trim(), SERVICE);
 
+    a_reload_takes_what_is_right();
     the_watchdog_ends_an_agent_that_hangs();
     let second = main_process(SERVICE);
     run(kill);
@@ -171,6 +172,26 @@ fn status(service: &str) -> Value {
 
 fn incidents() -> Vec<Value> {
     json(&["incidents"])
+}
+
+/// What is wrong changes nothing; what is right counts, in the same process.
+fn a_reload_takes_what_is_right() {
+    const CONFIG: &str = "/etc/defib/defib.toml";
+    let agent = main_process("defib");
+    let right = fs::read_to_string(CONFIG).expect("readable");
+    let reload = |text: &str, success: &str| {
+        fs::write(CONFIG, text).expect("written");
+        shell(Path::new("/"), "systemctl reload defib");
+        eventually("the configuration to be read", || {
+            let (_, metrics) = get(AGENT, "/metrics")?;
+            metrics.contains(&format!("\ndefib_config_reload_success {success}\n")).then_some(())
+        });
+    };
+    reload(&format!("{right}wrong\n"), "0");
+    reload(&right, "1");
+    eventually("the agent to be active", || (show("defib", "ActiveState") == "active").then_some(()));
+    assert_eq!(main_process("defib"), agent);
+    the_agent_is_well();
 }
 
 /// Stopped, it lives and does nothing: what a hang looks like from outside.

@@ -12,6 +12,7 @@ mod forecast;
 mod incidents;
 mod manual;
 mod output;
+mod reload;
 mod run;
 mod top;
 mod watch;
@@ -23,7 +24,7 @@ use clap::{Parser, Subcommand};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-use crate::{config::ConfigError, supervisor::Launch, symbols};
+use crate::{agent::After, config::ConfigError, supervisor::Launch, symbols};
 
 /// An eBPF OOM and crash monitor that brings back what died and was not respawned.
 #[derive(Parser)]
@@ -117,8 +118,13 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => {
-            let _log = log_to_stderr("info");
-            runtime()?.block_on(run::run(args))
+            let log = log_to_stderr("info");
+            let after = runtime()?.block_on(run::run(args))?;
+            drop(log);
+            match after {
+                After::End => Ok(()),
+                After::BeginAgain => reload::begin_again(),
+            }
         }
         Command::Watch(args) => {
             let _log = log_to_stderr("warn");

@@ -4,10 +4,11 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::Result;
 
-use super::{asked_to_stop, log_lines_lost};
+use super::{log_lines_lost, reload::asked_to_stop_or_reload};
 use crate::{
-    agent,
-    config::{Config, DEFAULT_PATH},
+    agent::{self, After},
+    config::{Config, ConfigError, DEFAULT_PATH},
+    metrics::Reloads,
     timeline::Timeline,
 };
 
@@ -32,17 +33,27 @@ pub(super) struct Args {
     btf: Option<PathBuf>,
 }
 
-pub(super) async fn run(args: Args) -> Result<()> {
-    let mut config = Config::load(args.config.as_deref())?;
-    if let Some(listen) = args.listen {
-        config.http.listen = listen;
+impl Args {
+    /// The configuration as it is now, and what the command line says over it.
+    fn load(&self) -> Result<Config, ConfigError> {
+        let mut config = Config::load(self.config.as_deref())?;
+        if let Some(listen) = self.listen {
+            config.http.listen = listen;
+        }
+        if let Some(state_dir) = &self.state_dir {
+            config.agent.state_dir.clone_from(state_dir);
+        }
+        if let Some(control_socket) = &self.control_socket {
+            config.agent.control_socket.clone_from(control_socket);
+        }
+        Ok(config)
     }
-    if let Some(state_dir) = args.state_dir {
-        config.agent.state_dir = state_dir;
-    }
-    if let Some(control_socket) = args.control_socket {
-        config.agent.control_socket = control_socket;
-    }
-    let options = agent::Options { config, btf: args.btf.as_deref(), timeline: Timeline::new(), log_lines_lost };
-    agent::run(options, asked_to_stop()?).await
+}
+
+pub(super) async fn run(args: Args) -> Result<After> {
+    let (config, reloads, btf) = (args.load()?, Reloads::new()?, args.btf.clone());
+    let timeline = Timeline::new();
+    let options =
+        agent::Options { config, btf: btf.as_deref(), timeline, log_lines_lost, reloads: Some(reloads.clone()) };
+    agent::run(options, asked_to_stop_or_reload(reloads, move || args.load())?).await
 }

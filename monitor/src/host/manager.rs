@@ -40,6 +40,11 @@ impl Manager {
         self.tell(&format!("READY=1\nSTATUS={status}"));
     }
 
+    /// The agent begins again, as the same process, with another configuration. It says itself when it is ready.
+    pub(crate) fn reloading(&self) {
+        self.tell("RELOADING=1\nSTATUS=beginning again with another configuration");
+    }
+
     /// The agent has begun to end.
     pub(crate) fn stopping(&self) {
         self.tell("STOPPING=1\nSTATUS=stopping: what it took out of load balancers is given back");

@@ -83,11 +83,11 @@ pub(crate) fn memory_held(tgid: u32) -> Option<u64> {
     Some(parts.into_iter().sum::<u64>().saturating_mul(1024))
 }
 
-/// A number that is the same for processes of the same program file with the same arguments; `None` when it has gone. A file
-/// that was replaced, as a deploy does, is another one.
+/// A number that is the same for processes of the same program file with the same arguments; `None` when it has gone, or has
+/// no arguments yet because it is just becoming that program. A file that was replaced, as a deploy does, is another one.
 pub(crate) fn build(tgid: u32) -> Option<u64> {
     let file = fs::metadata(format!("/proc/{tgid}/exe")).ok()?;
-    let arguments = fs::read(format!("/proc/{tgid}/cmdline")).ok()?;
+    let arguments = fs::read(format!("/proc/{tgid}/cmdline")).ok().filter(|arguments| !arguments.is_empty())?;
     let mut hasher = DefaultHasher::new();
     (file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec(), arguments).hash(&mut hasher);
     Some(hasher.finish())
