@@ -13,8 +13,8 @@ use crate::say;
 
 /// Numbers of services, one arm each.
 const SERVICES: [usize; 4] = [1, 100, 1000, 10_000];
-/// Each service is sampled in every minute.
-const IDLE: Duration = Duration::from_secs(120);
+/// Each service is sampled once a minute.
+const IDLE: Duration = Duration::from_secs(70);
 const SCRAPES: usize = 21;
 
 /// One arm.
