@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use super::sleepers::{make, memory_hierarchy};
+
 /// See the module.
 pub(super) struct Limited {
     directory: PathBuf,
@@ -16,16 +18,14 @@ pub(super) struct Limited {
 impl Limited {
     /// With so many bytes of memory, and no swap.
     pub(super) fn new(bytes: u64) -> Result<Self> {
-        let v1 = Path::new("/sys/fs/cgroup/memory");
-        let is_v1 = v1.join("cgroup.procs").exists();
-        let mount = if is_v1 { v1 } else { Path::new("/sys/fs/cgroup") };
+        let (mount, is_v1) = memory_hierarchy();
         let path = format!("/defib-bench-limited-{}", std::process::id());
         let directory = mount.join(&path[1..]);
         if !is_v1 {
             fs::write(mount.join("cgroup.subtree_control"), "+memory")
                 .context("cannot pass the memory controller on")?;
         }
-        fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        make(&directory)?;
         let limited = Self { directory, path };
         let files: [(&str, u64); 2] = if is_v1 {
             [("memory.limit_in_bytes", bytes), ("memory.memsw.limit_in_bytes", bytes)]

@@ -20,8 +20,7 @@ pub(super) struct Sleepers {
 impl Sleepers {
     /// So many of them.
     pub(super) fn start(count: usize) -> Result<Self> {
-        let v1 = Path::new("/sys/fs/cgroup/memory");
-        let mount = if v1.join("cgroup.procs").exists() { v1 } else { Path::new("/sys/fs/cgroup") };
+        let (mount, _) = memory_hierarchy();
         let parent = mount.join(format!("defib-bench-{}-{count}", std::process::id()));
         make(&parent)?;
         let mut sleepers = Self { parent, children: Vec::new() };
@@ -63,7 +62,15 @@ impl Sleepers {
     }
 }
 
-fn make(directory: &Path) -> Result<()> {
+/// Where the memory controller's hierarchy is mounted, and whether it is version 1.
+pub(super) fn memory_hierarchy() -> (&'static Path, bool) {
+    let v1 = Path::new("/sys/fs/cgroup/memory");
+    let is_v1 = v1.join("cgroup.procs").exists();
+    (if is_v1 { v1 } else { Path::new("/sys/fs/cgroup") }, is_v1)
+}
+
+/// Makes a cgroup.
+pub(super) fn make(directory: &Path) -> Result<()> {
     fs::create_dir(directory).with_context(|| format!("cannot make {}", directory.display()))
 }
 
