@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -236,6 +237,19 @@ impl Agent {
         let mut incidents: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
         incidents.reverse();
         incidents
+    }
+
+    /// What is written down of a service's engine; `None` without anything.
+    ///
+    /// # Panics
+    /// When the store cannot be read.
+    pub fn kept(&self, service: &str) -> Option<Value> {
+        let store = Connection::open_with_flags(self.state.path().join("defib.db"), OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .expect("the store opens");
+        let row =
+            store.query_row("SELECT memory FROM service WHERE name = ?1", [service], |row| row.get::<_, String>(0));
+        let memory = row.optional().expect("the store can be read")?;
+        Some(serde_json::from_str(&memory).expect("JSON"))
     }
 
     /// What it has logged.

@@ -161,6 +161,11 @@ fn while_no_agent_runs(engine: &Engine, agent: Agent) -> tempfile::TempDir {
     engine.run(&["start", "kept-stopped"]);
     let up = "defib_service_up{service=\"kept-stopped\"}";
     eventually("the container to be looked after", || (agent.metrics().get(up) == Some(1.0)).then_some(()));
+    // What an agent has seen is on the disk some milliseconds later.
+    let started = pid(engine, "kept-stopped");
+    eventually("the new process to be written down", || {
+        (agent.kept("kept-stopped")?["process"]["tgid"] == started).then_some(())
+    });
     let state = agent.crash();
     engine.run(&["stop", "-t", "10", "kept-stopped"]);
     kill(pid(engine, "kept-no"));
