@@ -21,7 +21,7 @@ use anyhow::{Result, ensure};
 use monitor_common::record::Record;
 use tokio::{
     sync::mpsc,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{Instant, sleep, sleep_until, timeout},
 };
 
@@ -108,6 +108,8 @@ pub(crate) struct Steward {
     roster: Roster,
     words: (mpsc::Sender<Word>, mpsc::Receiver<Word>),
     tasks: JoinSet<()>,
+    /// The round of measurements that was last begun.
+    measuring: Option<AbortHandle>,
     audit: Audit,
     enquiry: Enquiry,
     systemd: Systemd,
@@ -147,6 +149,7 @@ impl Steward {
             roster: Roster::new(config.host_budget()),
             words: mpsc::channel(WORDS),
             tasks: JoinSet::new(),
+            measuring: None,
             audit,
             enquiry: Enquiry::new(systemd.clone()),
             systemd,
@@ -212,8 +215,9 @@ impl Steward {
                 Ok(()) = views.changed() => self.pool_look_around(clock::boot_ns()),
                 Some(command) = commands.recv() => self.command(command),
                 () = sleep_until(next_measurement) => {
-                    next_measurement = Instant::now() + memory::interval(self.roster.len(), self.sample);
-                    self.measure();
+                    let interval = memory::interval(self.roster.len(), self.sample);
+                    next_measurement = Instant::now() + interval;
+                    self.measure(interval);
                 }
                 () = sleep_until(next_audit) => {
                     next_audit = Instant::now() + AUDIT_INTERVAL;

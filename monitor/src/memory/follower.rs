@@ -107,11 +107,13 @@ impl Follower {
         self.pace == pace
     }
 
-    /// True when the trend wants a sample.
-    pub(crate) fn is_due(&self, now_ns: u64) -> bool {
+    /// True when the trend wants a sample of this process: the first of each at once.
+    pub(crate) fn is_due(&self, process: Identity, now_ns: u64) -> bool {
         // Half a period of tolerance: measurements come in steps.
         let period = Duration::from_secs_f64(self.pace.sample_seconds.max(0.0)).as_nanos() as u64;
-        self.last.is_none_or(|last| now_ns.saturating_sub(last.at_ns) + period / 20 >= period)
+        self.last
+            .filter(|last| last.process == process)
+            .is_none_or(|last| now_ns.saturating_sub(last.at_ns) + period / 20 >= period)
     }
 
     /// Takes a whole measurement; one that is not whole tells nothing.
@@ -232,7 +234,9 @@ mod tests {
             let (day, uptime) = (minute / 1440, minute % 1440);
             let process = Identity { tgid: 100 + day as u32, start_ns: day * 1440 * MINUTE_NS };
             let at_ns = minute * MINUTE_NS;
-            assert!(follower.is_due(at_ns));
+            assert!(follower.is_due(process, at_ns));
+            let half_before = at_ns.saturating_sub(MINUTE_NS / 2);
+            assert_eq!(follower.is_due(process, half_before), uptime == 0, "the first sample of each at once");
             let bytes = (200.0 + mib_per_hour * uptime as f64 / 60.0) * MIB + (minute % 7) as f64 * 1e4;
             let whole = Whole {
                 ceiling: 1024.0 * MIB,
@@ -279,7 +283,7 @@ mod tests {
         follow(&mut follower, 4, 4.0);
         let text = serde_json::to_string(&follower).expect("written");
         let mut other: Follower = serde_json::from_str(&text).expect("read");
-        assert!(other.is_due(0) && other.keeps(Pace::default()) && !other.keeps(Pace { sample_seconds: 0.1 }));
+        assert!(other.keeps(Pace::default()) && !other.keeps(Pace { sample_seconds: 0.1 }));
         assert_eq!(other.run, follower.run);
         assert_eq!(other.forecast().longest_uptime_seconds, follower.forecast().longest_uptime_seconds);
         follow(&mut other, 1, 4.0);

@@ -1,6 +1,8 @@
 //! Memory of the services: measured beside everything else, followed, and told when it will run out.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::sleep;
 
 use super::{Steward, Word};
 use crate::{
@@ -9,29 +11,43 @@ use crate::{
     timeline::What,
 };
 
+/// Services whose measurements are taken in at once: a death waits behind no more.
+const SLICE: usize = 50;
+
 impl Steward {
-    /// Measures the memory of all living services.
-    pub(super) fn measure(&mut self) {
+    /// Measures the memory of all living services, spread over the time until that is done again.
+    pub(super) fn measure(&mut self, interval: Duration) {
+        // On a host where this takes longer than it should, the next round is left out rather than run beside it.
+        if self.measuring.as_ref().is_some_and(|round| !round.is_finished()) {
+            return;
+        }
         let Some(hierarchy) = self.hierarchy.clone() else { return };
         let now = clock::boot_ns();
-        let targets: Vec<_> = self
+        let mut targets: Vec<_> = self
             .roster
             .iter()
             .filter_map(|(service, managed)| {
                 let (service, cgroup) = (Arc::clone(service), Arc::clone(&managed.cgroup));
-                Some(Target { service, process: managed.process()?, cgroup, whole: managed.follower.is_due(now) })
+                let (process, limit) = (managed.process()?, managed.recorder.limit());
+                Some(Target { service, process, cgroup, limit, whole: managed.follower.is_due(process, now) })
             })
             .collect();
-        if targets.is_empty() {
-            return;
-        }
+        let pause = interval.mul_f64(SLICE as f64 / targets.len().max(SLICE) as f64);
         let words = self.words.0.clone();
-        self.tasks.spawn(async move {
-            let measure = move || memory::measure(&hierarchy, targets);
-            let measured = tokio::task::spawn_blocking(measure).await.unwrap_or_default();
-            // Nobody receives only when the agent stops.
-            words.send(Word::Measured(measured)).await.ok();
+        let round = self.tasks.spawn(async move {
+            while !targets.is_empty() {
+                let slice = targets.split_off(targets.len().saturating_sub(SLICE));
+                let hierarchy = hierarchy.clone();
+                let measure = move || memory::measure(&hierarchy, slice);
+                let measured = tokio::task::spawn_blocking(measure).await.unwrap_or_default();
+                // Nobody receives only when the agent stops.
+                words.send(Word::Measured(measured)).await.ok();
+                if !targets.is_empty() {
+                    sleep(pause).await;
+                }
+            }
         });
+        self.measuring = Some(round);
     }
 
     /// Takes what was measured.
