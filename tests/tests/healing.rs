@@ -117,8 +117,10 @@ fn what_died_while_no_agent_ran_is_found_and_brought_back() {
     let config = counted(&cgroup, &starts, "grace = '100ms'");
     let agent = Agent::start(&config);
     healthy(&agent);
+    let process = eventually("the service", || sleeper(&cgroup));
+    eventually("it to be written down", || (agent.kept("counted")?["process"]["tgid"] == process).then_some(()));
     let state = agent.crash();
-    kill(eventually("the service", || sleeper(&cgroup)));
+    kill(process);
     eventually("its end", || cgroup.members().is_empty().then_some(()));
     let agent = Agent::start_in(state, &config);
     let ended = incident(&agent, 1, |incident| incident["ended"].is_string());

@@ -378,6 +378,8 @@ fn an_agent_killed_in_an_outage_of_a_unit_is_followed_by_one_that_goes_on() {
     assert_eq!((unit.starts(), agent.incidents(&unit.name).len()), (2, 1));
 
     // And one that died meanwhile.
+    let process = unit.main();
+    eventually("it to be written down", || (agent.kept(&unit.name)?["process"]["tgid"] == process).then_some(()));
     let state = agent.crash();
     unit.kill();
     let agent = Agent::start_in(state, config);
