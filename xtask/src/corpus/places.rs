@@ -90,7 +90,7 @@ pub(super) fn in_guest(harness: &Harness, kernel: Kernel, job: &Job<'_>, selecti
 fn once(harness: &Harness, kernel: Kernel, job: &Job<'_>, selection: &Selection) -> Run {
     let script = script(selection);
     let job = &Job { script: Some(&script), ..*job };
-    let Guest { output, counts, failure } = guest::run(harness, kernel, job);
+    let Guest { output, counts, failure } = guest::run(harness, kernel, job, io::stdout());
     Run { place: kernel.name(), transcript: cells::read(&output), counts, failure }
 }
 

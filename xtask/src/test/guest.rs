@@ -1,6 +1,9 @@
-//! A test program in a virtual machine: its output goes through to the terminal, and is counted.
+//! A test program in a virtual machine: its output is passed on, and counted.
 
-use std::{io, time::Duration};
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
 use anyhow::Result;
 
@@ -21,10 +24,10 @@ pub(crate) struct Guest {
     pub(crate) failure: Option<String>,
 }
 
-/// Runs `job`, a test program, on `kernel`.
-pub(crate) fn run(harness: &Harness, kernel: Kernel, job: &Job<'_>) -> Guest {
+/// Runs `job`, a test program, on `kernel`; `show` gets its output as it comes.
+pub(crate) fn run(harness: &Harness, kernel: Kernel, job: &Job<'_>, show: impl Write) -> Guest {
     let mut output = Vec::new();
-    let failure = match harness.run(kernel, job, &mut Tee(io::stdout(), &mut output)) {
+    let failure = match harness.run(kernel, job, &mut Tee(show, &mut output)) {
         Ok(Outcome { status: 0, .. }) => None,
         Ok(Outcome { status, .. }) => Some(format!("the tests ended with status {status}")),
         Err(error) => Some(format!("{error:#}")),
@@ -37,7 +40,7 @@ pub(crate) fn run(harness: &Harness, kernel: Kernel, job: &Job<'_>) -> Guest {
 }
 
 /// Builds the live tests `names` and runs them one after the other on `kernel`, our packages beside them; `time` is for all of it,
-/// boot included.
+/// boot included. Shows nothing meanwhile.
 pub(super) fn live_tests(names: &[&str], kernel: Kernel, time: Duration, install: bool) -> Result<Guest> {
     let harness = Harness::prepare(&[], install)?;
     let mut built = artifacts::release()?;
@@ -54,5 +57,5 @@ pub(super) fn live_tests(names: &[&str], kernel: Kernel, time: Duration, install
     script.push_str("exit $status");
     let (memory_mib, cpus) = (vm::MEMORY_MIB, vm::CPUS);
     let job = Job { programs: &programs, with: &packages, script: Some(&script), memory_mib, cpus, deadline: time };
-    Ok(run(&harness, kernel, &job))
+    Ok(run(&harness, kernel, &job, io::sink()))
 }

@@ -5,8 +5,7 @@
 //! skipped, not as passed, and on a build server as a failure.
 //!
 //! A build server also boots virtual machines: the live tests that need systemd run in one, and the
-//! [`corpus`](crate::corpus), the last step, on two kernels beside this machine's. For a person those are commands of their
-//! own.
+//! [`corpus`](crate::corpus) in another with the newest kernel. For a person those are commands of their own.
 
 pub(crate) mod guest;
 pub(crate) mod harness;

@@ -1,13 +1,18 @@
 //! The steps of the test command, in their order: the cheap ones first.
 
-use std::{io, process::Command, time::Duration};
+use std::{
+    io::{self, Write as _},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Result, bail, ensure};
 
 use super::{Session, guest, harness, live, setup, skips};
 use crate::{
     artifacts, corpus, ebpf, process, say,
-    vm::{self, Kernel},
+    vm::{self, Harness, Kernel},
     workspace,
 };
 
@@ -40,13 +45,14 @@ pub(super) const ALL: [Step; 9] = [
         live: true,
         run: live,
     },
-    Step {
-        name: "systemd",
-        what: "live tests with a real systemd, and the package's, in a virtual machine (on build servers)",
-        live: true,
-        run: systemd,
-    },
     Step { name: "corpus", what: "every way to die, with the cause that must be given", live: true, run: corpus },
+    Step {
+        name: "machines",
+        what: "live tests with a real systemd, the package's, and the corpus on the newest kernel, in virtual machines \
+               (on build servers)",
+        live: true,
+        run: machines,
+    },
 ];
 
 fn tools(session: &mut Session) -> Result<()> {
@@ -90,32 +96,51 @@ const SYSTEMD_KERNEL: Kernel = Kernel::V6_1;
 /// The newest: its programs can be preempted, which no other step sees. The others are for `cargo xtask corpus --all`; each takes
 /// five minutes, and a build server has 35 for everything.
 const CORPUS_KERNELS: &[Kernel] = &[Kernel::V7_2];
-/// Twice what a machine has been seen to take for either; emulation is slow on a busy build server.
+/// Twice what a machine has been seen to take for either alone; emulation is slow on a busy build server.
 const MACHINE_TIME: Duration = Duration::from_secs(900);
 /// Likewise for the installation, after the tests with systemd.
 const INSTALL_TIME: Duration = Duration::from_secs(300);
 
-fn systemd(session: &mut Session) -> Result<()> {
+fn corpus(session: &mut Session) -> Result<()> {
+    let report = corpus::run(&corpus_of(session, true, &[]))?;
+    book(report, session)
+}
+
+/// Two machines at a time: each waits more than it works.
+fn machines(session: &mut Session) -> Result<()> {
     if !workspace::in_ci() {
         say::line(
-            "left to build servers; by hand: cargo xtask vm --kernel 6.1 --test systemd --deadline 900, then --test install",
+            "left to build servers; by hand: cargo xtask vm --kernel 6.1 --test systemd --deadline 900, then --test install, \
+             and cargo xtask corpus --kernel 7.2",
         );
         return Ok(());
     }
+    let install = !session.args.no_install;
+    // What may be missing is brought once, before both need it.
+    Harness::prepare(&[], install)?;
     let (names, time) = (["systemd", vm::INSTALL], MACHINE_TIME + INSTALL_TIME);
-    let guest = guest::live_tests(&names, SYSTEMD_KERNEL, time, !session.args.no_install)?;
-    session.counts.add(guest.counts);
-    guest.failure.map_or(Ok(()), |failure| bail!(failure))
+    let (units, report) = thread::scope(|scope| {
+        let units = scope.spawn(|| guest::live_tests(&names, SYSTEMD_KERNEL, time, install));
+        let report = corpus::run(&corpus_of(session, false, CORPUS_KERNELS));
+        (units.join(), report)
+    });
+    let Ok(units) = units else { bail!("the machine with systemd was not looked after to its end") };
+    let units = units?;
+    say::line(format_args!("==> what the tests said on {}", SYSTEMD_KERNEL.name()));
+    io::stdout().write_all(&units.output)?;
+    session.counts.add(units.counts);
+    let deaths = book(report?, session);
+    units.failure.map_or(Ok(()), |failure| bail!(failure))?;
+    deaths
 }
 
-fn corpus(session: &mut Session) -> Result<()> {
-    let report = corpus::run(&corpus::Plan {
-        host: true,
-        kernels: if workspace::in_ci() { CORPUS_KERNELS } else { &[] },
-        filters: &session.args.filters,
-        deadline: MACHINE_TIME,
-        install: !session.args.no_install,
-    })?;
+fn corpus_of<'a>(session: &'a Session, host: bool, kernels: &'a [Kernel]) -> corpus::Plan<'a> {
+    let (filters, install) = (&session.args.filters, !session.args.no_install);
+    corpus::Plan { host, kernels, filters, deadline: MACHINE_TIME, install }
+}
+
+/// Shows what the corpus found, and books it.
+fn book(report: corpus::Report, session: &mut Session) -> Result<()> {
     report.show();
     let faults = report.faults();
     session.counts.add(report.counts());
