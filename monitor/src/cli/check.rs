@@ -10,7 +10,7 @@ use crate::{config::Config, web};
 /// Arguments of `check`.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The file to validate
+    /// The file to validate, with the one that its [http] web_config names
     file: PathBuf,
 }
 

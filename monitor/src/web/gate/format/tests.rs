@@ -26,6 +26,19 @@ fn all_that_is_done_here_is_read() {
 }
 
 #[test]
+fn the_file_that_the_documentation_shows_is_valid_also_with_what_it_shows_commented_out() {
+    let docs = include_str!("../../../../../docs/configuration.md");
+    let text = docs.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    for text in [text.to_owned(), text.replace("  #client", "  client").replace("  #min", "  min")] {
+        let wanted = parsed(&text).unwrap_or_else(|wrong| panic!("{wrong:?}: {text}"));
+        let certificates = text.contains("\n  client");
+        let tls = wanted.tls.expect("TLS");
+        assert_eq!((tls.clients != Clients::Any, tls.least == Version::Tls13), (certificates, certificates));
+        assert!(wanted.users.contains_key("prometheus"));
+    }
+}
+
+#[test]
 fn an_empty_file_wants_nothing() {
     for text in
         ["", "\n# nothing yet\n", "basic_auth_users:\n", "tls_server_config:\n", "http_server_config:\n  headers:\n"]
