@@ -38,7 +38,7 @@ use crate::{
     steward::Steward,
     store::Store,
     timeline::Timeline,
-    web::{self, Api, Readiness, Web},
+    web::{self, Api, Gate, Readiness, Web, WebMetrics},
 };
 
 /// Events read and not yet handled; beyond, the rings keep them.
@@ -76,12 +76,10 @@ pub(crate) enum After {
 /// When start-up fails, or a part that nothing works without.
 pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = After>) -> Result<After> {
     let Options { config, btf, timeline, log_lines_lost, reloads } = options;
-    for warning in config.warnings() {
-        tracing::warn!("{warning}");
-    }
     let listener = web::bind(config.http.listen).await?;
     let address = listener.local_addr().context("the HTTP listener has no address")?;
     let (registry, board) = (Registry::new(), Arc::new(Board::new()));
+    let gate = Gate::open(config.http.web_config.clone(), WebMetrics::new(&registry)?)?;
     let agent_check = match config.pool.agent_check {
         Some(address) => Some(AgentCheck::bind(address, Arc::clone(&board), Answered::new(&registry)?).await?),
         None => None,
@@ -141,7 +139,9 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = Aft
     let services = metrics.table();
     let web =
         Web { registry, services, readiness: Arc::clone(&readiness), refresh, board: Arc::clone(&board), trouble, api };
-    tasks.spawn(web::serve(listener, web, async move { drop(web_stopped.await) }));
+    tasks.spawn(web::serve(listener, web, Arc::clone(&gate), async move { drop(web_stopped.await) }));
+
+    tasks.spawn(gate.follow());
 
     let hierarchy = Hierarchy::detect()
         .inspect_err(|error| {

@@ -37,6 +37,13 @@ pub(crate) struct ConfigError {
     message: String,
 }
 
+impl ConfigError {
+    /// Of a file that the configuration names; `place` as in `:2: key 'listen'`.
+    pub(crate) fn of(file: &Path, place: String, message: impl Into<String>) -> Self {
+        Self { file: file.to_owned(), place, message: message.into() }
+    }
+}
+
 /// How much the agent may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -114,7 +121,8 @@ impl Default for AgentConfig {
 pub(crate) struct HttpConfig {
     /// Address of `/metrics` and the rest.
     pub(crate) listen: SocketAddr,
-    web_config: Option<PathBuf>,
+    /// TLS and passwords, in the format of the exporter-toolkit; without, everybody may come in, over plain HTTP.
+    pub(crate) web_config: Option<PathBuf>,
 }
 
 impl Default for HttpConfig {
@@ -423,12 +431,6 @@ impl Config {
     /// Budget of the host.
     pub(crate) fn host_budget(&self) -> Budget {
         self.defaults.budget.per_host.unwrap_or(PER_HOST)
-    }
-
-    /// What is configured and not acted on by this version: said aloud, because an operator would rely on it.
-    pub(crate) fn warnings(&self) -> Vec<String> {
-        let unused = self.http.web_config.as_ref().map(|_| "[http] web_config");
-        unused.into_iter().map(|what| format!("{what} is accepted but not acted on by this version")).collect()
     }
 }
 

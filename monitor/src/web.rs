@@ -1,9 +1,12 @@
 //! HTTP: metrics for Prometheus, liveness and readiness, for load balancers where services stand, JSON for programs,
-//! pages for people. Read-only.
+//! pages for people. Read-only; who may come in, and whether over TLS, says a file ([`gate`]).
 
 mod api;
 mod events;
+mod gate;
+mod metrics;
 mod pages;
+mod serve;
 
 use std::{
     convert::Infallible,
@@ -18,6 +21,7 @@ use axum::{
     body::Body,
     extract::{Path, State},
     http::{StatusCode, header},
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -25,11 +29,15 @@ use futures_util::stream;
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
+pub(crate) use self::{
+    api::Api,
+    gate::{Gate, check},
+    metrics::WebMetrics,
+};
 use crate::{
     metrics::Table,
     pool::{self, Board},
 };
-pub(crate) use api::Api;
 
 /// What start-up still has to do; ready when nothing is left.
 #[derive(Debug, Default)]
@@ -113,18 +121,25 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
 pub(crate) async fn serve(
     listener: TcpListener,
     web: Web,
+    gate: Arc<Gate>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
     let (api, pages) = (web.api.clone().router(), pages::router(web.api.clone()));
-    let router = Router::new()
+    let web = Arc::new(web);
+    let guarded = Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
-        .route("/pool/{*service}", get(standing))
-        .with_state(Arc::new(web))
+        .with_state(Arc::clone(&web))
         .nest("/api/v1", api)
-        .merge(pages);
-    axum::serve(listener, router).with_graceful_shutdown(shutdown).await.context("the HTTP server stopped")
+        .merge(pages)
+        .layer(from_fn_with_state(Arc::clone(&gate), gate::ask));
+    // Load balancers can mostly send no password, and a check that fails takes a good server out of its pool.
+    let open = Router::new()
+        .route("/healthz", get(|| async { "alive\n" }))
+        .route("/pool/{*service}", get(standing))
+        .with_state(web);
+    let router = open.merge(guarded).layer(from_fn_with_state(Arc::clone(&gate), gate::dress));
+    serve::serve(listener, gate, router, shutdown).await.context("the HTTP server stopped")
 }
 
 async fn metrics(State(web): State<Arc<Web>>) -> Response {

@@ -82,7 +82,8 @@ impl Kind {
         match self {
             Self::Docker => {
                 let mut command = Command::new("docker");
-                command.env(self.variable(), host(place));
+                // The builder that every engine has.
+                command.env(self.variable(), host(place)).env("DOCKER_BUILDKIT", "0");
                 command
             }
             Self::Podman => {

@@ -9,6 +9,8 @@
 //! * [`monitoring`]: Prometheus and Alertmanager of a test's own
 //! * [`haproxy`]: a load balancer of a test's own
 //! * [`nginx`]: another one
+//! * [`pod`]: the DaemonSet as flags of docker
+//! * [`tls`]: certificates of a test's own, and a client that checks them
 //! * [`load`]: requests without end, counted
 //! * [`live`]: whether a live test can run here; if not, it says why and is counted as skipped
 
@@ -21,6 +23,8 @@ pub mod live;
 pub mod load;
 pub mod monitoring;
 pub mod nginx;
+pub mod pod;
+pub mod tls;
 pub mod victim;
 
 use std::{

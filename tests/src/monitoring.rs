@@ -168,6 +168,14 @@ impl Prometheus {
     /// # Panics
     /// When it does not become ready.
     pub fn start(agent: SocketAddr, instance: &str, alertmanager: SocketAddr) -> Self {
+        Self::start_with(&agent.to_string(), instance, alertmanager, "")
+    }
+
+    /// Likewise, with more in its `scrape_configs`, as lines of four spaces.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub fn start_with(target: &str, instance: &str, alertmanager: SocketAddr, how: &str) -> Self {
         let address = free_address();
         Self(Server::start("/usr/bin/prometheus", address, |directory| {
             let config = directory.join("prometheus.yml");
@@ -176,7 +184,7 @@ impl Prometheus {
                  rule_files: ['{}']\n\
                  alerting: {{ alertmanagers: [{{ static_configs: [{{ targets: ['{alertmanager}'] }}] }}] }}\n\
                  scrape_configs:\n  - job_name: defib\n    static_configs:\n      \
-                 - {{ targets: ['{agent}'], labels: {{ instance: '{instance}' }} }}\n",
+                 - {{ targets: ['{target}'], labels: {{ instance: '{instance}' }} }}\n{how}",
                 fs::canonicalize(rules()).expect("the rules are there").display()
             );
             fs::write(&config, text).expect("the configuration can be written");

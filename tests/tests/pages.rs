@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -12,8 +12,9 @@ use scraper::{Html, Selector};
 use serde_json::Value;
 use tests::{
     cgroup::Cgroup,
-    defib::{Agent, get, run},
+    defib::{Agent, free_address, get, run},
     eventually, live,
+    nginx::{Nginx, Prefix},
     victim::binary,
 };
 
@@ -29,15 +30,16 @@ fn config(name: &str, cgroup: &Cgroup) -> String {
 }
 
 /// Head and body of a page.
-fn page(agent: &Agent, path: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(agent.address()).expect("the agent listens");
+fn page(address: SocketAddr, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).expect("somebody listens");
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).expect("sent");
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an answer");
     let (head, body) = text.split_once("\r\n\r\n").expect("a head");
     assert!(head.starts_with("HTTP/1.1 200"), "{path}: {text}");
-    (head.to_owned(), body.to_owned())
+    // A proxy writes the names of headers in its own way.
+    (head.to_ascii_lowercase(), body.to_owned())
 }
 
 fn select<'a>(page: &'a Html, selector: &str) -> Vec<scraper::ElementRef<'a>> {
@@ -45,8 +47,8 @@ fn select<'a>(page: &'a Html, selector: &str) -> Vec<scraper::ElementRef<'a>> {
 }
 
 /// Checks what holds for every page, and returns it as a browser would have it.
-fn sound(agent: &Agent, path: &str) -> Html {
-    let (head, body) = page(agent, path);
+fn sound(address: SocketAddr, path: &str) -> Html {
+    let (head, body) = page(address, path);
     assert!(head.contains("content-type: text/html; charset=utf-8"), "{head}");
     assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
     assert!(!head.contains("unsafe-inline") && body.len() <= 200_000, "{head}");
@@ -68,7 +70,7 @@ fn sound(agent: &Agent, path: &str) -> Html {
             continue;
         }
         assert!(!link.starts_with('/') && !link.contains(':'), "{path}: {link} is not relative");
-        let (status, _) = get(agent.address(), &resolved(path, link)).expect("an answer");
+        let (status, _) = get(address, &resolved(path, link)).expect("an answer");
         assert_eq!(status, 200, "{path}: {link}");
     }
     page
@@ -112,14 +114,14 @@ fn pages_tell_of_a_real_death_and_a_hostile_name_stays_a_name() {
     let cgroup = Cgroup::new(Some(64 << 20));
     let agent = Agent::start(&config("web", &cgroup));
     let incident = death(&agent, "web", &cgroup);
-    let first = sound(&agent, "/");
+    let first = sound(agent.address(), "/");
     let names: Vec<String> = select(&first, "tbody th").iter().map(|name| name.text().collect()).collect();
     assert!(names.iter().any(|name| name == "web"), "{names:?}");
     assert!(select(&first, "main b").is_empty(), "markup of a name");
     assert!(select(&first, "main")[0].text().collect::<String>().contains(HOSTILE), "{}", first.html());
     let path = format!("/incidents/{}", incident["id"]);
     assert!(!select(&first, &format!("a[href='{}']", &path[1..])).is_empty(), "{}", first.html());
-    let one = sound(&agent, &path);
+    let one = sound(agent.address(), &path);
     let text: String = select(&one, "main")[0].text().collect();
     for want in
         ["SIGKILL", "its main process ended", "restart asked, try 1", "healthy again", "Defib restarted it", HOSTILE]
@@ -130,6 +132,55 @@ fn pages_tell_of_a_real_death_and_a_hostile_name_stays_a_name() {
     assert_eq!(get(agent.address(), "/?page=2").expect("an answer").0, 404);
 }
 
+/// Follows events: the first line of the answer, and the rest as it comes.
+fn follow(address: SocketAddr, path: &str) -> (String, BufReader<TcpStream>) {
+    let mut stream = TcpStream::connect(address).expect("somebody listens");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("sent");
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    stream.read_line(&mut line).expect("an answer");
+    (line, stream)
+}
+
+#[test]
+fn below_the_prefix_of_a_proxy_pages_links_and_events_work() {
+    const NAME: &str = "below_the_prefix_of_a_proxy_pages_links_and_events_work";
+    if let Some(missing) = Nginx::missing() {
+        live::skip(NAME, missing);
+        return;
+    }
+    if !live::can_run(NAME) {
+        return;
+    }
+    let cgroup = Cgroup::new(None);
+    let agent = Agent::start(&config("behind", &cgroup));
+    let front = free_address();
+    let _nginx = Prefix::start(front, "/tools/defib/", agent.address());
+    let (line, reader) = follow(front, "/tools/defib/api/v1/events");
+    assert!(line.contains(" 200 "), "{line}");
+    let incident = death(&agent, "behind", &cgroup);
+    let heard = reader.lines().map(|line| line.expect("a line")).find(|line| line.contains("\"what\":\"healthy\""));
+    assert!(heard.is_some(), "as it happens, although nginx would rather wait for the end");
+
+    let first = sound(front, "/tools/defib/");
+    // Where the script looks for events.
+    let events = select(&first, "#live")[0].attr("data-events").expect("it has one");
+    assert_eq!(resolved("/tools/defib/", events), "/tools/defib/api/v1/events");
+    let link = select(&first, "main a[href^='incidents/']")[0].attr("href").expect("selected by it");
+    assert_eq!(link, format!("incidents/{}", incident["id"]));
+    let one = sound(front, &resolved("/tools/defib/", link));
+    let home = select(&one, "header a")[0].attr("href").expect("it leads somewhere");
+    assert_eq!(resolved("/tools/defib/incidents/1", home), "/tools/defib/");
+    // What is not there leads back too.
+    for path in ["/tools/defib/?page=9", "/tools/defib/incidents/999"] {
+        let (status, body) = get(front, path).expect("an answer");
+        let page = Html::parse_document(&body);
+        let back = select(&page, "main a")[0].attr("href").expect("it leads back");
+        assert_eq!((status, resolved(path, back).as_str()), (404, "/tools/defib/"), "{body}");
+    }
+}
+
 #[test]
 fn a_death_is_heard_as_it_happens_and_who_does_not_read_holds_up_nobody() {
     if !live::can_run("a_death_is_heard_as_it_happens_and_who_does_not_read_holds_up_nobody") {
@@ -137,15 +188,7 @@ fn a_death_is_heard_as_it_happens_and_who_does_not_read_holds_up_nobody() {
     }
     let cgroup = Cgroup::new(None);
     let agent = Agent::start(&config("heard", &cgroup));
-    let follow = || {
-        let mut stream = TcpStream::connect(agent.address()).expect("the agent listens");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
-        stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("sent");
-        let mut stream = BufReader::new(stream);
-        let mut line = String::new();
-        stream.read_line(&mut line).expect("an answer");
-        (line, stream)
-    };
+    let follow = || follow(agent.address(), "/api/v1/events");
     let idle: Vec<_> = (0..31).map(|_| follow()).collect();
     let (line, reader) = follow();
     assert!(line.contains(" 200 ") && idle.iter().all(|(line, _)| line.contains(" 200 ")), "{line}");

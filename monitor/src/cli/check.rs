@@ -5,19 +5,19 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::output;
-use crate::config::Config;
+use crate::{config::Config, web};
 
 /// Arguments of `check`.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The file to validate
+    /// The file to validate, with the one that its [http] web_config names
     file: PathBuf,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let config = Config::load(Some(&args.file))?;
-    for warning in config.warnings() {
-        output::line(format_args!("warning: {warning}"))?;
+    if let Some(file) = &config.http.web_config {
+        output::line(format_args!("{}: valid; {}", file.display(), web::check(file)?))?;
     }
     let services = config.services();
     let restarts = services.iter().filter(|service| service.restart).count();

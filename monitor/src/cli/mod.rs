@@ -65,7 +65,7 @@ enum Command {
     Pause(control::PauseArgs),
     /// Ends a pause
     Resume(control::ResumeArgs),
-    /// Validates a configuration file
+    /// Validates a configuration file, and what it says of TLS and passwords
     Check(check::Args),
     /// Enters a cgroup and becomes a program; the agent starts its command services through this
     #[command(hide = true)]

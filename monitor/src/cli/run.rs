@@ -10,6 +10,7 @@ use crate::{
     config::{Config, ConfigError, DEFAULT_PATH},
     metrics::Reloads,
     timeline::Timeline,
+    web,
 };
 
 /// Arguments of `run`.
@@ -45,6 +46,10 @@ impl Args {
         }
         if let Some(control_socket) = &self.control_socket {
             config.agent.control_socket.clone_from(control_socket);
+        }
+        // Before anything relies on it: a reload with a wrong one must change nothing.
+        if let Some(file) = &config.http.web_config {
+            web::check(file)?;
         }
         Ok(config)
     }

@@ -1,0 +1,121 @@
+//! The image that is made by the recipe, run with what the DaemonSet gives to its container and with nothing else: it sees
+//! deaths outside of it.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use tests::{
+    cgroup::Cgroup,
+    defib::Metrics,
+    engine::{Engine, Kind},
+    eventually, live,
+    monitoring::deploy,
+    pod::Pod,
+    victim::{Victim, binary},
+};
+
+const NAME: &str = "the_image_with_the_rights_of_the_daemon_set_sees_deaths_outside_of_it";
+
+/// A base with the C library and nothing that could be started.
+fn base(home: &Path) -> String {
+    let tar = home.join("base.tar").display().to_string();
+    let made = Command::new("mmdebstrap")
+        .args(["--quiet", "--variant=extract", "--include=base-files,libc6,libgcc-s1", "bookworm", &tar])
+        .output()
+        .expect("mmdebstrap starts");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    tar
+}
+
+fn can_run() -> bool {
+    let programs = [("/usr/bin/mmdebstrap", "mmdebstrap"), ("/usr/bin/curl", "curl"), ("/usr/bin/nsenter", "nsenter")];
+    let missing = programs.into_iter().find(|(path, _)| !Path::new(path).exists()).map(|(_, what)| what);
+    if let Some(what) = Kind::Docker.missing().or(missing) {
+        live::skip_ok(NAME, &format!("needs {what}"));
+        return false;
+    }
+    live::can_run(NAME)
+}
+
+/// Asks inside of the container's network.
+fn get(pid: &str, port: u64, path: &str) -> Option<(u16, String)> {
+    let url = format!("http://127.0.0.1:{port}{path}");
+    let curl = ["curl", "--silent", "--max-time", "20", "--write-out", "\n%{http_code}", &url];
+    let output = Command::new("nsenter").args(["-t", pid, "-n"]).args(curl).stderr(Stdio::null()).output();
+    let output = output.expect("nsenter starts");
+    let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+    let (body, status) = text.rsplit_once('\n')?;
+    Some((status.parse().ok()?, body.to_owned()))
+}
+
+/// A field of `/proc/PID/status`.
+fn status(pid: &str, name: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).expect("a field").trim().to_owned()
+}
+
+#[test]
+fn the_image_with_the_rights_of_the_daemon_set_sees_deaths_outside_of_it() {
+    if !can_run() {
+        return;
+    }
+    let home = tempfile::tempdir().expect("a directory");
+    let engine = Engine::start(Kind::Docker);
+    engine.run(&["import", &base(home.path()), "base"]);
+    let context = home.path().join("context");
+    fs::create_dir(&context).expect("a directory");
+    fs::copy(binary("defib"), context.join("defib")).expect("copied");
+    let recipe = deploy("container/Dockerfile").display().to_string();
+    let context = context.display().to_string();
+    engine.run(&["build", "--build-arg", "BASE=base", "--tag", "defib", "--file", &recipe, &context]);
+
+    let manifest = fs::read_to_string(deploy("kubernetes/daemonset.yaml")).expect("readable");
+    let pod = Pod::read(&manifest, home.path());
+    println!("docker run {}", pod.flags.join(" "));
+    let words: Vec<_> = ["run", "--detach", "--name", "agent"].into_iter().map(str::to_owned).collect();
+    let words = [&words[..], &pod.flags, &["defib".to_owned()], &pod.arguments].concat();
+    engine.run(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    let inspect = |what: &str| engine.run(&["inspect", "--format", what, "agent"]);
+    let [ready, alive] = &pod.probes;
+    let pid = eventually("the agent to be ready", || {
+        assert_eq!(inspect("{{.State.Status}}"), "running", "{}", engine.run(&["logs", "agent"]));
+        let pid = inspect("{{.State.Pid}}");
+        get(&pid, pod.port, ready).filter(|(status, _)| *status == 200).map(|_| pid)
+    });
+    println!("{}", get(&pid, pod.port, ready).expect("an answer").1);
+    assert_eq!(get(&pid, pod.port, alive).expect("an answer").0, 200);
+    // It has what the manifest names: BPF is 39, PERFMON 38, SYS_PTRACE 19 (uapi capability.h).
+    assert_eq!(pod.capabilities, ["BPF", "PERFMON", "SYS_PTRACE"]);
+    let rights = u64::from_str_radix(&status(&pid, "CapEff"), 16).expect("hexadecimal");
+    assert_eq!(rights, 1 << 39 | 1 << 38 | 1 << 19, "{rights:x}");
+    assert_eq!((status(&pid, "NoNewPrivs").as_str(), status(&pid, "Seccomp").as_str()), ("1", "2"));
+
+    let metrics = || Metrics(get(&pid, pod.port, "/metrics").filter(|(status, _)| *status == 200).expect("metrics").1);
+    let deaths = |cause: &str| {
+        metrics().get(&format!("defib_deaths_total{{cause=\"{cause}\",service=\"other\"}}")).unwrap_or(0.0)
+    };
+    let before = ["oom_kill", "killed", "crash"].map(deaths);
+    // Outside of it, in a cgroup of the host's.
+    let small = Cgroup::new(Some(32 << 20));
+    Victim::start(Some(&small), &["leak"]).wait();
+    eventually("the OOM kill", || (deaths("oom_kill") == before[0] + 1.0).then_some(()));
+    let scoped = "defib_oom_kills_total{scope=\"memcg\",service=\"other\"}";
+    assert_eq!(metrics().get(scoped), Some(1.0), "{}", metrics().0);
+    Victim::start(None, &["segv"]).wait();
+    eventually("the crash", || (deaths("crash") == before[2] + 1.0).then_some(()));
+    assert_eq!(deaths("killed"), before[1], "an OOM kill and a crash are not taken for a kill");
+    // And in a container beside it, by its name.
+    let id = engine.start_container("beside", &["--memory", "20m"], "sleep 1; x=a; while :; do x=$x$x; done");
+    let in_it = || metrics().0.lines().any(|line| line.starts_with("defib_oom_kills_total") && line.ends_with(" 1") && line.contains(&id[..12]));
+    println!("{}", metrics().0.lines().filter(|line| line.starts_with("defib_oom_kills")).collect::<Vec<_>>().join("\n"));
+    let _ = in_it;
+
+    // An operator's way in.
+    let output = engine.run(&["exec", "agent", "defib", "status"]);
+    println!("{output}");
+    assert_eq!(metrics().sum("defib_events_lost_total"), 0.0);
+    println!("{}", engine.run(&["logs", "agent"]));
+}
