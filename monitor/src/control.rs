@@ -142,13 +142,8 @@ impl Socket {
     /// # Errors
     /// When the listener fails.
     pub(crate) async fn serve(mut self, commands: mpsc::Sender<Command>) -> Result<()> {
-        let router = Router::new()
-            .route("/status", get(status))
-            .route("/pause", post(pause))
-            .route("/resume", post(resume))
-            .with_state(Arc::new(commands));
         let listener = self.listener.take().context("it serves once")?;
-        axum::serve(listener, router).await.context("the control socket failed")
+        axum::serve(listener, router(commands)).await.context("the control socket failed")
     }
 }
 
@@ -156,6 +151,14 @@ impl Drop for Socket {
     fn drop(&mut self) {
         fs::remove_file(&self.path).ok();
     }
+}
+
+fn router(commands: mpsc::Sender<Command>) -> Router {
+    Router::new()
+        .route("/status", get(status))
+        .route("/pause", post(pause))
+        .route("/resume", post(resume))
+        .with_state(Arc::new(commands))
 }
 
 type Commands = State<Arc<mpsc::Sender<Command>>>;
@@ -219,6 +222,51 @@ async fn send<A: DeserializeOwned>(socket: &Path, path: &str, body: Option<impl 
         bail!("{}", String::from_utf8_lossy(&body).trim());
     }
     serde_json::from_slice(&body).with_context(|| format!("{shown} answers with something else"))
+}
+
+/// Has any bytes come over a connection to an agent that knows no service.
+#[cfg(any(test, fuzzing))]
+pub(crate) async fn fuzz(bytes: &[u8]) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+    /// Has one connection, and then none.
+    struct Once(Option<DuplexStream>);
+    impl axum::serve::Listener for Once {
+        type Io = DuplexStream;
+        type Addr = ();
+        async fn accept(&mut self) -> (DuplexStream, ()) {
+            match self.0.take() {
+                Some(stream) => (stream, ()),
+                None => std::future::pending().await,
+            }
+        }
+        fn local_addr(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let (commands_in, mut commands) = mpsc::channel(WAITING);
+    let (mut client, server) = tokio::io::duplex(64 * 1024);
+    let agent = async {
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Status(reply) => drop(reply.send(Vec::new())),
+                Command::Pause(Pause { service, .. }, reply) => drop(reply.send(Err(service))),
+                Command::Resume(Resume { service }, reply) => drop(reply.send(Err(service))),
+                Command::Curves(..) => {}
+            }
+        }
+    };
+    let asked = async {
+        client.write_all(bytes).await.ok();
+        client.shutdown().await.ok();
+        client.read_to_end(&mut Vec::new()).await.ok();
+    };
+    tokio::select! {
+        () = asked => {}
+        () = agent => {}
+        _ = axum::serve(Once(Some(server)), router(commands_in)) => {}
+    }
 }
 
 #[cfg(test)]

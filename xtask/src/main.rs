@@ -27,6 +27,7 @@ mod process;
 mod run;
 mod say;
 mod source_hash;
+mod supply;
 mod tee;
 mod test;
 mod vm;

@@ -24,6 +24,9 @@ use clap::{Parser, Subcommand};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use forecast::{fuzz as fuzz_forecast, fuzz_prometheus};
+
 use crate::{agent::After, config::ConfigError, supervisor::Launch, symbols};
 
 /// An eBPF OOM and crash monitor that brings back what died and was not respawned.

@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_build_id_finds_its_file_among_those_mapped_anywhere_and_nothing_else() {
-        let stack = of_this_process(libc::getpid as unsafe extern "C" fn() -> i32 as usize as u64);
+        let stack = of_this_process(libc::getpid as *const () as usize as u64);
         let by_address = resolve(&stack).remove(0);
         assert!(by_address.symbol.as_deref().is_some_and(|name| name.contains("getpid")), "{by_address:?}");
         let path = by_address.module.clone().expect("the C library");
