@@ -21,6 +21,7 @@ use blazesym::{
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{Frame, RawFrame, Stack, maps};
+use crate::host::privilege;
 
 /// Memory and processor time that the process may use; a browser's symbols fit.
 const MEMORY_MAX: u64 = 2 * 1024 * 1024 * 1024;
@@ -37,6 +38,7 @@ pub(crate) fn locate() -> Result<()> {
         setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })
             .context("cannot limit this process")?;
     }
+    privilege::only_symbols()?;
     let mut question = Vec::new();
     std::io::stdin().read_to_end(&mut question).context("cannot read a stack")?;
     let stack: Stack = serde_json::from_slice(&question).context("this is no stack")?;
