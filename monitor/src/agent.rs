@@ -29,6 +29,7 @@ use crate::{
     host::{
         self,
         cgroup::Hierarchy,
+        guarded,
         kmsg::{self, Kmsg},
         manager::Manager,
     },
@@ -85,6 +86,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = Aft
         None => None,
     };
     control::ensure_alone(&config.agent.control_socket)?;
+    guarded::ensure_state_is_ours(&config.agent.state_dir).context("the state directory is not safe")?;
     let (store, mut left) = Store::open(&config.agent.state_dir)?;
     if let Some(trouble) = &left.trouble {
         tracing::error!("state and incidents: {trouble}");

@@ -16,14 +16,19 @@ use std::{
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::{control, kernel::Watched, pool::Name};
+use crate::{
+    control,
+    host::{guarded, privilege::Needs},
+    kernel::Watched,
+    pool::{Endpoint, Name},
+};
 
 pub(crate) use alertmanager::{AlertmanagerConfig, Peer};
 pub(crate) use fleet::FleetConfig;
 pub(crate) use planned::PlannedRestart;
 pub(crate) use pool::PoolConfig;
 pub(crate) use values::{Budget, Health, Pattern};
-use values::{cgroup_path, optional_duration, program, sample_period, share, stop_time};
+use values::{cgroup_path, optional_duration, program, rights, sample_period, share, stop_time};
 
 /// The default place of the configuration.
 pub(crate) const DEFAULT_PATH: &str = "/etc/defib/defib.toml";
@@ -262,6 +267,9 @@ pub(crate) struct Command {
     /// From SIGTERM to SIGKILL, when it is ended for a planned restart.
     #[serde(default = "stop_timeout", deserialize_with = "stop_time")]
     pub(crate) stop_timeout: Duration,
+    /// Of the rights by which the agent sees others, those that it gets too.
+    #[serde(default, deserialize_with = "rights")]
+    pub(crate) capabilities: Vec<String>,
 }
 
 /// As container engines have it.
@@ -315,6 +323,11 @@ impl Config {
     /// [`ConfigError`] with file, line, key and what is allowed.
     pub(crate) fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
         let path = explicit.unwrap_or(Path::new(DEFAULT_PATH));
+        guarded::ensure_ours(path).map_err(|error| ConfigError {
+            file: path.to_owned(),
+            place: String::new(),
+            message: format!("{error:#}"),
+        })?;
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(path, &text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && explicit.is_none() => Ok(Self::default()),
@@ -413,6 +426,13 @@ impl Config {
             })
         };
         self.service.iter().filter_map(|raw| resolve(raw.get_ref())).collect()
+    }
+
+    /// What rights it takes to act by it.
+    pub(crate) fn needs(&self) -> Needs {
+        let starts = self.service.iter().any(|raw| raw.get_ref().command.is_some());
+        let speaks = self.pool.haproxy.iter().any(|endpoint| matches!(endpoint, Endpoint::Unix(_)));
+        Needs { writes: starts || speaks, starts }
     }
 
     /// Adds a service; for callers that make their configuration themselves.

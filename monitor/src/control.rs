@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -12,10 +12,12 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{ConnectInfo, Request, State, connect_info::Connected},
     http::StatusCode,
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{get, post},
+    serve::IncomingStream,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -120,8 +122,10 @@ pub(crate) fn bind(path: &Path) -> Result<Socket> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     }
+    // A file that is no socket refuses connections too, and was not left by an agent.
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
     let left = std::os::unix::net::UnixStream::connect(path);
-    if left.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+    if is_socket && left.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
         fs::remove_file(path).with_context(|| format!("cannot remove {shown}, which an earlier agent left"))?;
     }
     let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {shown}"))?;
@@ -142,13 +146,9 @@ impl Socket {
     /// # Errors
     /// When the listener fails.
     pub(crate) async fn serve(mut self, commands: mpsc::Sender<Command>) -> Result<()> {
-        let router = Router::new()
-            .route("/status", get(status))
-            .route("/pause", post(pause))
-            .route("/resume", post(resume))
-            .with_state(Arc::new(commands));
         let listener = self.listener.take().context("it serves once")?;
-        axum::serve(listener, router).await.context("the control socket failed")
+        let service = router(commands).layer(from_fn(only_root)).into_make_service_with_connect_info::<Peer>();
+        axum::serve(listener, service).await.context("the control socket failed")
     }
 }
 
@@ -156,6 +156,37 @@ impl Drop for Socket {
     fn drop(&mut self) {
         fs::remove_file(&self.path).ok();
     }
+}
+
+/// Who asks, as the kernel knows it (`SO_PEERCRED`, unix(7)): the user at the time of the connection.
+#[derive(Clone, Copy, Debug)]
+struct Peer(Option<u32>);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self(stream.io().peer_cred().ok().map(|peer| peer.uid()))
+    }
+}
+
+/// The mode of the socket keeps others out; should that be changed, or the socket be handed on, this does.
+async fn only_root(ConnectInfo(Peer(user)): ConnectInfo<Peer>, request: Request, next: Next) -> Response {
+    let own = rustix::process::geteuid().as_raw();
+    match user {
+        Some(user) if user == 0 || user == own => next.run(request).await,
+        Some(user) => {
+            tracing::warn!("user {user} asked on the control socket and was refused");
+            (StatusCode::FORBIDDEN, format!("the agent takes no orders from user {user}; ask as root")).into_response()
+        }
+        None => (StatusCode::FORBIDDEN, "the agent cannot tell who asks").into_response(),
+    }
+}
+
+fn router(commands: mpsc::Sender<Command>) -> Router {
+    Router::new()
+        .route("/status", get(status))
+        .route("/pause", post(pause))
+        .route("/resume", post(resume))
+        .with_state(Arc::new(commands))
 }
 
 type Commands = State<Arc<mpsc::Sender<Command>>>;
@@ -219,6 +250,51 @@ async fn send<A: DeserializeOwned>(socket: &Path, path: &str, body: Option<impl 
         bail!("{}", String::from_utf8_lossy(&body).trim());
     }
     serde_json::from_slice(&body).with_context(|| format!("{shown} answers with something else"))
+}
+
+/// Has any bytes come over a connection to an agent that knows no service.
+#[cfg(any(test, fuzzing))]
+pub(crate) async fn fuzz(bytes: &[u8]) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+    /// Has one connection, and then none.
+    struct Once(Option<DuplexStream>);
+    impl axum::serve::Listener for Once {
+        type Io = DuplexStream;
+        type Addr = ();
+        async fn accept(&mut self) -> (DuplexStream, ()) {
+            match self.0.take() {
+                Some(stream) => (stream, ()),
+                None => std::future::pending().await,
+            }
+        }
+        fn local_addr(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let (commands_in, mut commands) = mpsc::channel(WAITING);
+    let (mut client, server) = tokio::io::duplex(64 * 1024);
+    let agent = async {
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Status(reply) => drop(reply.send(Vec::new())),
+                Command::Pause(Pause { service, .. }, reply) => drop(reply.send(Err(service))),
+                Command::Resume(Resume { service }, reply) => drop(reply.send(Err(service))),
+                Command::Curves(..) => {}
+            }
+        }
+    };
+    let asked = async {
+        client.write_all(bytes).await.ok();
+        client.shutdown().await.ok();
+        client.read_to_end(&mut Vec::new()).await.ok();
+    };
+    tokio::select! {
+        () = asked => {}
+        () = agent => {}
+        _ = axum::serve(Once(Some(server)), router(commands_in)) => {}
+    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ mod diagnosis;
 mod enquiry;
 mod figures;
 mod fleet;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod healing;
 mod health;
 mod host;

@@ -10,7 +10,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs, mem,
+    fs::{self, DirBuilder},
+    mem,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -380,7 +382,11 @@ fn lead_ns() -> i64 {
 
 fn open_or_set_aside(path: &Path) -> Result<(Connection, Left)> {
     let directory = path.parent().context("the store is in a directory")?;
-    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.with_context(|| format!("cannot make {}", directory.display()))?;
+    // Links on the way are the operator's; SQLite follows none, so it gets the way without them.
+    let real = fs::canonicalize(directory).with_context(|| format!("cannot look at {}", directory.display()))?;
+    let path = &real.join(FILE);
     match open_file(path) {
         Ok(opened) => Ok(opened),
         Err(error) if is_corrupt(&error) => {
@@ -396,10 +402,10 @@ fn open_or_set_aside(path: &Path) -> Result<(Connection, Left)> {
 fn open_file(path: &Path) -> Result<(Connection, Left)> {
     let shown = path.display();
     let made = !path.exists();
-    let connection = Connection::open(path).with_context(|| format!("cannot open {shown}"))?;
+    let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(path, flags).with_context(|| format!("cannot open {shown}"))?;
     if made {
         // What services say and how they died is for root.
-        use std::os::unix::fs::PermissionsExt as _;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))
             .with_context(|| format!("cannot protect {shown}"))?;
     }

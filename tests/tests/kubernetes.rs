@@ -109,8 +109,16 @@ fn the_image_with_the_rights_of_the_daemon_set_sees_deaths_outside_of_it() {
     assert_eq!(deaths("killed"), before[1], "an OOM kill and a crash are not taken for a kill");
     // And in a container beside it, by its name.
     let id = engine.start_container("beside", &["--memory", "20m"], "sleep 1; x=a; while :; do x=$x$x; done");
-    let in_it = || metrics().0.lines().any(|line| line.starts_with("defib_oom_kills_total") && line.ends_with(" 1") && line.contains(&id[..12]));
-    println!("{}", metrics().0.lines().filter(|line| line.starts_with("defib_oom_kills")).collect::<Vec<_>>().join("\n"));
+    let in_it = || {
+        metrics()
+            .0
+            .lines()
+            .any(|line| line.starts_with("defib_oom_kills_total") && line.ends_with(" 1") && line.contains(&id[..12]))
+    };
+    println!(
+        "{}",
+        metrics().0.lines().filter(|line| line.starts_with("defib_oom_kills")).collect::<Vec<_>>().join("\n")
+    );
     let _ = in_it;
 
     // An operator's way in.

@@ -265,7 +265,7 @@ fn what_is_wrong_is_found_before_a_start_and_by_a_reload_with_one_line() {
     authority.write("web.yml", &tls_config());
     let open = fs::Permissions::from_mode(0o666);
     fs::set_permissions(authority.path("web.key"), open).expect("set");
-    refused("web.key can be written by everybody (mode 0666); chmod go-w");
+    refused("web.key can be written by everybody, who could have this agent do anything as root: 'chmod go-w ");
     if !can_run("what_is_wrong_is_found_before_a_start_and_by_a_reload_with_one_line") {
         return;
     }

@@ -6,6 +6,7 @@
 //! * [`bench`]: measure cost and speed, and write docs/performance.md; measure the forecast, and write docs/forecast.md
 //! * [`vm`]: run a command or a live test on another kernel
 //! * [`dist`]: build the Debian package
+//! * [`fuzz`]: search for bytes that make a reader panic
 //! * [`demo`], [`run`]: build the program as the invoking user, start it with the rights that it needs
 //!
 //! One file (or directory) for each command; the rest is what they share: [`needs`] (what a machine lacks and the
@@ -20,6 +21,7 @@ mod demo;
 mod dist;
 mod document;
 mod ebpf;
+mod fuzz;
 mod launch;
 mod needs;
 mod privilege;
@@ -27,6 +29,7 @@ mod process;
 mod run;
 mod say;
 mod source_hash;
+mod supply;
 mod tee;
 mod test;
 mod vm;
@@ -55,6 +58,7 @@ enum Command {
     Corpus(corpus::Args),
     Bench(bench::Args),
     Dist(dist::Args),
+    Fuzz(fuzz::Args),
 }
 
 impl Command {
@@ -68,6 +72,7 @@ impl Command {
             Self::Corpus(args) => corpus::execute(&args),
             Self::Bench(args) => bench::execute(&args),
             Self::Dist(args) => dist::execute(&args),
+            Self::Fuzz(args) => fuzz::execute(&args),
         }
     }
 }

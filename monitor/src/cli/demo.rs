@@ -113,6 +113,7 @@ impl Stage {
             ],
             cgroup: format!("/{name}"),
             stop_timeout: crate::config::stop_timeout(),
+            capabilities: Vec::new(),
         };
         let supervisor = CommandSupervisor::new(SERVICE, command.clone(), hierarchy.clone(), &directory);
         Ok(Self { directory, hierarchy, supervisor, command, address })

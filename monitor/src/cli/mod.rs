@@ -24,7 +24,10 @@ use clap::{Parser, Subcommand};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-use crate::{agent::After, config::ConfigError, supervisor::Launch, symbols};
+#[cfg(any(test, fuzzing))]
+pub(crate) use forecast::{fuzz as fuzz_forecast, fuzz_prometheus};
+
+use crate::{agent::After, config::ConfigError, host::privilege, supervisor::Launch, symbols};
 
 /// An eBPF OOM and crash monitor that brings back what died and was not respawned.
 #[derive(Parser)]
@@ -73,6 +76,9 @@ enum Command {
         /// Directory of the cgroup
         #[arg(long)]
         cgroup: PathBuf,
+        /// A right of the agent's own that the program shall have too
+        #[arg(long)]
+        grant: Vec<String>,
         /// Program and arguments
         #[arg(last = true, required = true)]
         command: Vec<String>,
@@ -118,8 +124,11 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => {
+            let config = args.load()?;
+            // Now, since there is one thread: the others begin with what it has.
+            privilege::give_up(config.needs())?;
             let log = log_to_stderr("info");
-            let after = runtime()?.block_on(run::run(args))?;
+            let after = runtime()?.block_on(run::run(args, config))?;
             drop(log);
             match after {
                 After::End => Ok(()),
@@ -153,7 +162,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Pause(args) => runtime()?.block_on(control::pause(args)),
         Command::Resume(args) => runtime()?.block_on(control::resume(args)),
         Command::Check(args) => check::run(&args),
-        Command::Launch { cgroup, command } => Launch { cgroup, command }.exec(),
+        Command::Launch { cgroup, grant, command } => Launch { cgroup, grant, command }.exec(),
         Command::Locate => symbols::locate(),
         Command::Manual { directory } => manual::write(&directory),
         Command::DemoService(args) => demo::serve(&args),

@@ -36,7 +36,7 @@ pub(super) struct Args {
 
 impl Args {
     /// The configuration as it is now, and what the command line says over it.
-    fn load(&self) -> Result<Config, ConfigError> {
+    pub(super) fn load(&self) -> Result<Config, ConfigError> {
         let mut config = Config::load(self.config.as_deref())?;
         if let Some(listen) = self.listen {
             config.http.listen = listen;
@@ -55,8 +55,8 @@ impl Args {
     }
 }
 
-pub(super) async fn run(args: Args) -> Result<After> {
-    let (config, reloads, btf) = (args.load()?, Reloads::new()?, args.btf.clone());
+pub(super) async fn run(args: Args, config: Config) -> Result<After> {
+    let (reloads, btf) = (Reloads::new()?, args.btf.clone());
     let timeline = Timeline::new();
     let options =
         agent::Options { config, btf: btf.as_deref(), timeline, log_lines_lost, reloads: Some(reloads.clone()) };

@@ -5,6 +5,8 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use globset::{Glob, GlobMatcher};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+use crate::host::privilege;
+
 /// So many in such a time: `5/10m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Budget {
@@ -91,6 +93,18 @@ pub(super) fn program<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<
             Err(D::Error::custom(format!("{program:?} is no absolute path; the program is run without a shell")))
         }
         None => Err(D::Error::custom("start is empty; it needs a program and may have arguments")),
+    }
+}
+
+pub(super) fn rights<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    let known = privilege::EYES.map(|(name, _)| name);
+    match names.iter().find(|name| !known.contains(&name.as_str())) {
+        Some(wrong) => Err(D::Error::custom(format!(
+            "{wrong:?} is not for the agent to keep back; allowed are {}; all others a service has as the agent was given them",
+            known.join(", ")
+        ))),
+        None => Ok(names),
     }
 }
 

@@ -41,6 +41,8 @@ use claim::{Claim, End, Held, Lease, Next};
 use etcd::Etcd;
 pub(crate) use metrics::FleetMetrics;
 use pace::Pace;
+#[cfg(any(test, fuzzing))]
+pub(crate) use wire::fuzz as fuzz_etcd;
 
 /// Holders that a refusal names.
 const NAMED: usize = 3;

@@ -233,6 +233,20 @@ fn decoded(text: &str) -> Option<String> {
     String::from_utf8(BASE64_STANDARD.decode(text).ok()?).ok()
 }
 
+/// Takes any bytes for etcd's answer to each question.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    const SLOTS_OF_WEB: &str = "/defib/web/slots/";
+    for status in [StatusCode::OK, StatusCode::NOT_FOUND] {
+        for ask in [Ask::Look, Ask::Grant, Ask::Take { slot: 0, lease: 1 }, Ask::Renew { lease: 1 }] {
+            drop(answer(ask, SLOTS_OF_WEB, reply(status, bytes)));
+        }
+    }
+    let Ok(value) = serde_json::from_slice(bytes) else { return };
+    seconds_left(&value);
+    drop(listed(value, "/defib/"));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

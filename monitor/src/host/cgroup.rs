@@ -261,6 +261,22 @@ fn unescape(text: &str) -> PathBuf {
     PathBuf::from(plain)
 }
 
+#[cfg(any(test, fuzzing))]
+impl Hierarchy {
+    /// One that is nowhere.
+    pub(crate) fn fuzz() -> Self {
+        Self { version: Version::V2, id: 0, mount: PathBuf::new(), cpu: None }
+    }
+}
+
+/// Takes any text for the kernel's tables of controllers and mounts.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &str) {
+    let (controllers, mounts) = text.split_once("\n\n").unwrap_or(("", text));
+    drop(Hierarchy::choose(controllers, mounts));
+    assert!(ancestry(text).count() <= text.len() + 1, "each step up is shorter");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

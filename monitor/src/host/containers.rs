@@ -258,21 +258,33 @@ impl From<ContainerInspectResponse> for Container {
 
 /// Looks into Podman's own list.
 fn stored(path: &Path, id: &str) -> Result<String> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    named(&text, id).with_context(|| path.display().to_string())
+}
+
+fn named(text: &[u8], id: &str) -> Result<String> {
     #[derive(Deserialize)]
     struct Container {
         id: String,
         #[serde(default)]
         names: Vec<String>,
     }
-    let shown: PathBuf = path.to_owned();
-    let text = std::fs::read(path).with_context(|| format!("cannot read {}", shown.display()))?;
-    let list: Vec<Container> =
-        serde_json::from_slice(&text).with_context(|| format!("{} is no list of containers", shown.display()))?;
+    let list: Vec<Container> = serde_json::from_slice(text).context("this is no list of containers")?;
     match list.into_iter().find(|container| container.id == id).and_then(|container| container.names.into_iter().next())
     {
         Some(name) => Ok(name),
-        None => bail!("{} does not name container {id}", shown.display()),
+        None => bail!("it does not name container {id}"),
     }
+}
+
+/// Takes any bytes for an engine's answer, and for Podman's own list.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    if let Ok(answer) = serde_json::from_slice::<ContainerInspectResponse>(bytes) {
+        let container = Container::from(answer);
+        assert!(!container.status.is_empty() || container.pid == 0 || !container.policy.is_empty());
+    }
+    drop(named(bytes, "abc"));
 }
 
 #[cfg(test)]

@@ -1,72 +1,143 @@
-//! Files that decide what the agent does: read only when nobody but root, or the agent's own user, can have written them.
+//! Files that decide what root does must be root's alone, and so must every directory above them: whoever can write one, or put
+//! another in its place, is root.
 
 use std::{
-    fs::File,
-    io::Read as _,
+    fs::{self, File, Metadata},
+    io::{ErrorKind, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
 };
 
-use rustix::fs::OFlags;
+use anyhow::{Context as _, Result, bail};
+use rustix::{fs::OFlags, process::geteuid};
 
-/// Reads a file of at most `most` bytes.
+/// Group and others may write (inode(7)).
+const GROUP_WRITES: u32 = 0o020;
+const OTHERS_WRITE: u32 = 0o002;
+/// In such a directory nobody can replace what belongs to somebody else.
+const STICKY: u32 = 0o1000;
+
+/// Refuses a file or directory that somebody else could change or replace. Without root's rights there is nothing to gain,
+/// and all is well; likewise with a path that does not exist.
 ///
 /// # Errors
-/// In one line, without the path, when it cannot be read, is no file, is too long, or can be written by others.
+/// Names what is open to others, and the mend.
+pub(crate) fn ensure_ours(path: &Path) -> Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let path = std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))?;
+    ensure_each(&path)?;
+    match fs::canonicalize(&path) {
+        // Links may lead to a place that is less guarded than their own.
+        Ok(real) if real != path => ensure_each(&real),
+        _ => Ok(()),
+    }
+}
+
+/// Reads a file of at most `most` bytes that nobody else could have changed.
+///
+/// # Errors
+/// In one line that goes on after the path: when it cannot be read, is no file, is too long, or is not ours.
 pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>, String> {
+    ensure_ours(path).map_err(|error| format!("is not safe: {error:#}"))?;
     // Not to wait for the writer of a pipe that was put there.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let open = File::options().read(true).custom_flags(flags).open(path);
-    let file = open.map_err(|error| format!("cannot read it: {error}"))?;
-    // Of what is open, which nobody can exchange any more.
-    let found = file.metadata().map_err(|error| format!("cannot read it: {error}"))?;
-    if !found.is_file() {
+    let cannot = |error| format!("cannot be read: {error}");
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(cannot)?;
+    if !file.metadata().map_err(cannot)?.is_file() {
         return Err("is no file".to_owned());
     }
-    if let Some(why) = written_by_others(found.mode(), found.uid(), found.gid()) {
-        return Err(why);
-    }
     let mut bytes = Vec::new();
-    file.take(most + 1).read_to_end(&mut bytes).map_err(|error| format!("cannot read it: {error}"))?;
+    file.take(most + 1).read_to_end(&mut bytes).map_err(cannot)?;
     if bytes.len() as u64 > most {
         return Err(format!("is longer than {most} bytes, which is the most that is read"));
     }
     Ok(bytes)
 }
 
-/// Who else could have written a file of that mode, owner and group, and the mend; `None`: nobody.
-fn written_by_others(mode: u32, owner: u32, group: u32) -> Option<String> {
-    let own = rustix::process::geteuid().as_raw();
-    if owner != 0 && owner != own {
-        return Some(format!("belongs to user {owner}, who could change it; chown root"));
+/// Likewise for what the agent keeps in its state directory, where a link would lead its hand elsewhere.
+///
+/// # Errors
+/// As [`ensure_ours`].
+pub(crate) fn ensure_state_is_ours(directory: &Path) -> Result<()> {
+    ensure_ours(directory)?;
+    if !geteuid().is_root() {
+        return Ok(());
     }
-    if mode & 0o002 != 0 {
-        return Some(format!("can be written by everybody (mode {:04o}); chmod go-w", mode & 0o7777));
+    for name in ["defib.db", "defib.db-wal", "defib.db-shm", "output"] {
+        let path = directory.join(name);
+        let Some(metadata) = look_at(&path)? else { continue };
+        if metadata.is_symlink() {
+            bail!("{0} is a link, which is not followed: remove it ('rm {0}')", path.display());
+        }
+        ensure_one(&path, &metadata, true)?;
     }
-    (mode & 0o020 != 0 && group != 0)
-        .then(|| format!("can be written by group {group} (mode {:04o}); chmod g-w", mode & 0o7777))
+    Ok(())
+}
+
+fn ensure_each(path: &Path) -> Result<()> {
+    for above in path.ancestors() {
+        if let Some(metadata) = look_at(above)? {
+            ensure_one(above, &metadata, above == path)?;
+        }
+    }
+    Ok(())
+}
+
+fn look_at(path: &Path) -> Result<Option<Metadata>> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot look at {}", path.display())),
+    }
+}
+
+/// `itself`: not only a directory on the way.
+fn ensure_one(path: &Path, metadata: &Metadata, itself: bool) -> Result<()> {
+    if let Some((fault, mend)) = fault(metadata.uid(), metadata.gid(), metadata.mode(), metadata.is_symlink(), itself) {
+        bail!("{0} {fault}, who could have this agent do anything as root: '{mend} {0}'", path.display());
+    }
+    Ok(())
+}
+
+/// What is wrong, and the command that mends it.
+fn fault(owner: u32, group: u32, mode: u32, link: bool, itself: bool) -> Option<(String, &'static str)> {
+    if owner != 0 {
+        return Some((format!("belongs to user {owner}"), "chown root"));
+    }
+    // A link has no mode of its own.
+    if link || (mode & STICKY != 0 && !itself) {
+        return None;
+    }
+    if mode & OTHERS_WRITE != 0 {
+        return Some(("can be written by everybody".to_owned(), "chmod go-w"));
+    }
+    (mode & GROUP_WRITES != 0 && group != 0).then(|| (format!("can be written by group {group}"), "chmod go-w"))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _};
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
     #[test]
-    fn what_others_can_write_is_refused_with_the_mend() {
-        let own = rustix::process::geteuid().as_raw();
-        for (mode, owner, group, want) in [
-            (0o100_644, 0, 0, None),
-            (0o100_640, own, 4, None),
-            (0o100_660, 0, 0, None),
-            (0o100_660, 0, 4, Some("chmod g-w")),
-            (0o100_646, own, 0, Some("chmod go-w")),
-            (0o100_600, 12_345, 0, Some("chown root")),
+    fn what_others_can_write_or_replace_is_at_fault() {
+        for (owner, group, mode, link, itself, at_fault) in [
+            (0, 0, 0o100_600, false, true, false),
+            (0, 0, 0o100_664, false, true, false),
+            (0, 50, 0o100_664, false, true, true),
+            (0, 0, 0o100_666, false, true, true),
+            (1000, 0, 0o100_600, false, true, true),
+            (0, 0, 0o041_777, false, false, false),
+            (0, 0, 0o041_777, false, true, true),
+            (0, 0, 0o040_777, false, false, true),
+            (0, 0, 0o120_777, true, true, false),
+            (1000, 0, 0o120_777, true, true, true),
         ] {
-            let why = written_by_others(mode, owner, group);
-            assert_eq!(why.is_some(), want.is_some(), "{mode:o} {owner} {group}: {why:?}");
-            assert!(why.is_none_or(|why| want.is_some_and(|want| why.contains(want))));
+            let found = fault(owner, group, mode, link, itself);
+            assert_eq!(found.is_some(), at_fault, "{owner} {group} {mode:o}: {found:?}");
         }
     }
 
@@ -79,8 +150,16 @@ mod tests {
         assert_eq!(read(&path, 5).expect("read"), b"12345");
         assert!(read(&path, 4).expect_err("too long").contains("4 bytes"));
         assert!(read(directory.path(), 5).expect_err("a directory").contains("is no file"));
-        assert!(read(&directory.path().join("x"), 5).expect_err("not there").contains("cannot read it"));
+        assert!(read(&directory.path().join("x"), 5).expect_err("not there").contains("cannot be read"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("set");
-        assert!(read(&path, 5).expect_err("open to all").contains("mode 0666"));
+        if geteuid().is_root() {
+            assert!(read(&path, 5).expect_err("open to all").contains("chmod go-w"));
+        }
+    }
+
+    #[test]
+    fn what_does_not_exist_is_nobody_s() {
+        ensure_ours(Path::new("/nonexistent/a/b")).expect("nothing is there");
+        ensure_state_is_ours(Path::new("/nonexistent/a/b")).expect("nothing is there");
     }
 }

@@ -34,6 +34,13 @@ pub(super) fn full_avg10(pressure: &str) -> Option<f64> {
     full.split(' ').find_map(|word| word.strip_prefix("avg10="))?.parse().ok()
 }
 
+/// Takes any text for `/proc/pressure/memory` and `/proc/meminfo`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &str) {
+    let (pressure, meminfo) = text.split_once("\n\n").unwrap_or((text, ""));
+    judge(pressure, meminfo);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

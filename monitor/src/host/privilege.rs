@@ -1,6 +1,7 @@
-//! What this process may do, and what the kernel allows at all.
+//! What this process may do, what of that it gives up, and what the kernel allows at all.
 
 use anyhow::{Context as _, Result};
+use rustix::thread::{CapabilitySet, capabilities, remove_capability_from_bounding_set, set_capabilities};
 
 /// A capability that Defib needs, with its bit (uapi capability.h) and what needs it.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,88 @@ pub(crate) const OPTIONAL: &[Capability] = &[
     Capability { name: "CAP_KILL", bit: 5, purpose: "clear what is left of a dead service before a restart" },
     Capability { name: "CAP_SYS_ADMIN", bit: 21, purpose: "measure the programs' own run time (bpf_stats)" },
 ];
+
+/// What an agent keeps when it begins; why each is needed, and by what, is in docs/security.md. BPF and PERFMON are needed
+/// later too: to read maps on kernels before 5.19, and to attach again what somebody has detached.
+const KEPT: CapabilitySet = CapabilitySet::BPF
+    .union(CapabilitySet::PERFMON)
+    .union(CapabilitySet::SYSLOG)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::SYS_PTRACE)
+    .union(CapabilitySet::DAC_READ_SEARCH);
+/// Of those, what serves to see others, and what no service of ours gets unless its configuration says so.
+pub(crate) const EYES: [(&str, CapabilitySet); 4] = [
+    ("CAP_BPF", CapabilitySet::BPF),
+    ("CAP_PERFMON", CapabilitySet::PERFMON),
+    ("CAP_SYSLOG", CapabilitySet::SYSLOG),
+    ("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE),
+];
+/// What reads the symbols of a program that has crashed.
+const SYMBOLS: CapabilitySet = CapabilitySet::SYS_PTRACE.union(CapabilitySet::DAC_READ_SEARCH);
+
+/// What a configuration needs beyond seeing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// Writes where file modes do not let root: the root of the cgroups, a HAProxy's socket.
+    pub(crate) writes: bool,
+    /// Starts services, which get what the agent was started with: where a process cannot gain rights (`NoNewPrivileges`),
+    /// what the agent has given up its children do not have either.
+    pub(crate) starts: bool,
+}
+
+/// Gives up what an agent does not need. To be called before there is a second thread: capabilities are a thread's own.
+///
+/// # Errors
+/// When the kernel refuses, which it has no reason to.
+pub(crate) fn give_up(needs: Needs) -> Result<()> {
+    let had = capabilities(None).context("cannot ask for this process' capabilities")?;
+    let mut kept = had.permitted & KEPT;
+    if needs.writes {
+        kept |= had.permitted & CapabilitySet::DAC_OVERRIDE;
+    }
+    if !kept.contains(CapabilitySet::BPF | CapabilitySet::PERFMON) {
+        // It includes both, as it did before 5.8.
+        kept |= had.permitted & CapabilitySet::SYS_ADMIN;
+    }
+    let mut sets = had;
+    sets.effective = kept;
+    if !needs.starts {
+        sets.permitted = kept;
+        // The ambient set follows: what a user other than root hands on to the agent that begins again in its place.
+        sets.inheritable &= kept;
+    }
+    set_capabilities(None, sets).context("cannot give up capabilities")
+}
+
+/// Takes from this process, and from the program that it becomes, what serves the agent only.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn hand_on(granted: &[String]) -> Result<()> {
+    let taken = EYES.iter().filter(|(name, _)| !granted.iter().any(|granted| granted == name));
+    limit_to(CapabilitySet::all() - taken.fold(CapabilitySet::empty(), |all, (_, one)| all | *one))
+}
+
+/// Leaves this process what reads other people's programs, and no way to more.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn only_symbols() -> Result<()> {
+    limit_to(SYMBOLS)?;
+    rustix::thread::set_no_new_privs(true).context("cannot rule out that this process gains rights")
+}
+
+fn limit_to(left: CapabilitySet) -> Result<()> {
+    let mut sets = capabilities(None).context("cannot ask for this process' capabilities")?;
+    for taken in CapabilitySet::all() - left {
+        // Without CAP_SETPCAP only the process' own sets shrink; under NoNewPrivileges what follows can have no more.
+        remove_capability_from_bounding_set(taken).ok();
+    }
+    sets.effective &= left;
+    sets.permitted &= left;
+    sets.inheritable &= left;
+    set_capabilities(None, sets).context("cannot give up capabilities")
+}
 
 /// The effective capabilities of this process.
 #[derive(Clone, Copy, Debug)]

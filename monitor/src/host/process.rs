@@ -109,6 +109,13 @@ fn start_ticks(stat: &[u8]) -> Option<u64> {
     fields(stat)?.get(19)?.parse().ok()
 }
 
+/// Takes any bytes for `/proc/PID/stat`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    has_ended(bytes);
+    start_ticks(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -269,6 +269,50 @@ impl Systemd {
 }
 
 impl Unit {
+    /// What systemd told of a unit, without what is asked for elsewhere: whether the host stops, and the type of the job at
+    /// this path.
+    fn read(mut told: HashMap<&str, OwnedVariant>) -> Result<(Self, Option<OwnedObjectPath>)> {
+        let mut words = |name: &str| told.remove(name).map(text).transpose().map(Option::unwrap_or_default);
+        let (load_state, active_state, sub_state) = (words("LoadState")?, words("ActiveState")?, words("SubState")?);
+        let (result, restart, kind) = (words("Result")?, words("Restart")?, words("Type")?);
+        let (kill_mode, cgroup) = (words("KillMode")?, words("ControlGroup")?);
+        let span =
+            |value: Option<OwnedVariant>| value.and_then(|value| u64::try_from(value).ok()).map(Duration::from_micros);
+        let next = span(told.remove("RestartUSecNext")).filter(|next| !next.is_zero());
+        let usual = span(told.remove("RestartUSec"));
+        let job = job_of(&mut told)?;
+        let mut moment = |name: &str| told.remove(name).and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
+        // Both by systemd's own clock. After a death of its own, a unit leaves its active state when that is noticed.
+        let (left, ended) = (moment("ActiveExitTimestampMonotonic"), moment("ExecMainExitTimestampMonotonic"));
+        // Two lists, of codes and of signals.
+        let prevents = told.remove("RestartPreventExitStatus");
+        let prevents = prevents.and_then(|lists| TryInto::<(Vec<i32>, Vec<i32>)>::try_into(lists).ok());
+        let unit = Self {
+            load_state,
+            active_state,
+            sub_state,
+            result,
+            restart,
+            kind,
+            kill_mode,
+            job: String::new(),
+            cgroup,
+            invocation: invocation(&mut told),
+            main_pid: told.remove("MainPID").and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
+            restart_after: next.or(usual).unwrap_or_default(),
+            start_limit: (
+                told.remove("StartLimitBurst").and_then(|burst| u32::try_from(burst).ok()).unwrap_or(0),
+                span(told.remove("StartLimitIntervalUSec")).unwrap_or_default(),
+            ),
+            prevents_some: prevents.as_ref().is_some_and(|(codes, signals)| !codes.is_empty() || !signals.is_empty()),
+            prevents_restart: prevents.is_some_and(|(_, signals)| signals.contains(&9)),
+            stopped_first: left != 0 && left < ended,
+            triggers: told.remove("TriggeredBy").and_then(|names| Vec::try_from(names).ok()).unwrap_or_default(),
+            host_stops: false,
+        };
+        Ok((unit, job))
+    }
+
     /// Why systemd would leave this service dead after an OOM kill of its main process; `None`: it brings it back.
     ///
     /// The result of such a death is `oom-kill`, which `on-abort` does not mean (`service_shall_restart`).
@@ -370,47 +414,12 @@ impl Bus {
         }
         // Other units have none of these, and older versions lack some.
         told.extend(service.into_iter().filter_map(|(name, value)| Some((name, value.ok()?))));
-        let mut words = |name: &str| told.remove(name).map(text).transpose().map(Option::unwrap_or_default);
-        let (load_state, active_state, sub_state) = (words("LoadState")?, words("ActiveState")?, words("SubState")?);
-        let (result, restart, kind) = (words("Result")?, words("Restart")?, words("Type")?);
-        let (kill_mode, cgroup) = (words("KillMode")?, words("ControlGroup")?);
-        let span =
-            |value: Option<OwnedVariant>| value.and_then(|value| u64::try_from(value).ok()).map(Duration::from_micros);
-        let next = span(told.remove("RestartUSecNext")).filter(|next| !next.is_zero());
-        let usual = span(told.remove("RestartUSec"));
-        let job = match job_of(&mut told)? {
-            Some(job) => self.job(&job).await,
-            None => String::new(),
-        };
-        let mut moment = |name: &str| told.remove(name).and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
-        // Both by systemd's own clock. After a death of its own, a unit leaves its active state when that is noticed.
-        let (left, ended) = (moment("ActiveExitTimestampMonotonic"), moment("ExecMainExitTimestampMonotonic"));
-        // Two lists, of codes and of signals.
-        let prevents = told.remove("RestartPreventExitStatus");
-        let prevents = prevents.and_then(|lists| TryInto::<(Vec<i32>, Vec<i32>)>::try_into(lists).ok());
-        Ok(Unit {
-            load_state,
-            active_state,
-            sub_state,
-            result,
-            restart,
-            kind,
-            kill_mode,
-            job,
-            cgroup,
-            invocation: invocation(&mut told),
-            main_pid: told.remove("MainPID").and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
-            restart_after: next.or(usual).unwrap_or_default(),
-            start_limit: (
-                told.remove("StartLimitBurst").and_then(|burst| u32::try_from(burst).ok()).unwrap_or(0),
-                span(told.remove("StartLimitIntervalUSec")).unwrap_or_default(),
-            ),
-            prevents_some: prevents.as_ref().is_some_and(|(codes, signals)| !codes.is_empty() || !signals.is_empty()),
-            prevents_restart: prevents.is_some_and(|(_, signals)| signals.contains(&9)),
-            stopped_first: left != 0 && left < ended,
-            triggers: told.remove("TriggeredBy").and_then(|names| Vec::try_from(names).ok()).unwrap_or_default(),
-            host_stops: host.and_then(text).is_ok_and(|state| state == "stopping"),
-        })
+        let (mut unit, job) = Unit::read(told)?;
+        if let Some(job) = job {
+            unit.job = self.job(&job).await;
+        }
+        unit.host_stops = host.and_then(text).is_ok_and(|state| state == "stopping");
+        Ok(unit)
     }
 
     async fn several(
@@ -537,6 +546,18 @@ impl fmt::Display for Meaning {
             Self::NotInvolved => "nothing that explains the signal",
         })
     }
+}
+
+/// Takes any bytes for a dictionary of properties as it comes over the bus, of either byte order.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    use zbus::wire::{Endian, serialized};
+    let Some((order, body)) = bytes.split_first() else { return };
+    let endian = if order & 1 == 0 { Endian::Little } else { Endian::Big };
+    let data = serialized::Data::new(body, serialized::Context::new(endian, 0));
+    let Ok((told, _)) = data.deserialize::<HashMap<&str, OwnedVariant>>() else { return };
+    let Ok((unit, _)) = Unit::read(told) else { return };
+    drop((unit.gap(), unit.hit_start_limit(), unit.gives_up_after()));
 }
 
 #[cfg(test)]

@@ -205,3 +205,15 @@ fn functions(btf: &Btf, failed_allocations: Watched, miss: &mut impl FnMut(&str,
     }
     Ok(found)
 }
+
+/// Takes any bytes for type information, and asks all that it is asked for a kernel.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let Ok(types) = Btf::parse(bytes.to_vec()) else { return };
+    let hierarchy = Hierarchy::fuzz();
+    for failed_allocations in [Watched::Auto, Watched::Always, Watched::Never] {
+        let host = Host { hierarchy: Some(&hierarchy), may_probe: true, report_clean: false, failed_allocations };
+        // An error names what this kernel lacks; a panic would keep the agent from its start.
+        drop(plan(&types, host));
+    }
+}

@@ -15,6 +15,8 @@ pub(crate) use diagnostics::follow_diagnostics;
 pub(crate) use layout::Watched;
 pub(crate) use load::{Kernel, Options, VMLINUX, load, permitted};
 pub(crate) use ring::{Event, RingStats, follow};
+#[cfg(any(test, fuzzing))]
+pub(crate) use {layout::fuzz as fuzz_btf, ring::fuzz as fuzz_record};
 
 /// Sources of the programs that are embedded, as a short hash.
 pub(crate) const SOURCES: &str = env!("DEFIB_EBPF_SOURCES");

@@ -139,6 +139,14 @@ async fn drain(ring: &mut RingBuf<MapData>, events: &mpsc::Sender<Event>, stats:
     Some(seen)
 }
 
+/// Takes any bytes for a record.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let stats = RingStats::default();
+    let read = stats.read(bytes);
+    assert_eq!(stats.malformed(), u64::from(read.is_none()), "each is understood or counted");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,8 +6,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use prometheus::{IntCounterVec, Opts, Registry};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpListener,
     sync::Semaphore,
     time::{sleep, timeout},
 };
@@ -95,7 +95,7 @@ impl AgentCheck {
 }
 
 /// One connection; what came of it.
-async fn converse(mut stream: TcpStream, board: &Board) -> &'static str {
+async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, board: &Board) -> &'static str {
     let mut line = [0; LINE_MAX];
     let name = match timeout(PATIENCE, read_line(&mut stream, &mut line)).await {
         Err(_) => return "slow",
@@ -117,7 +117,7 @@ async fn converse(mut stream: TcpStream, board: &Board) -> &'static str {
 }
 
 /// The length of the line without its end; `None` when there is none, or it is too long.
-async fn read_line(stream: &mut TcpStream, line: &mut [u8; LINE_MAX]) -> std::io::Result<Option<usize>> {
+async fn read_line(stream: &mut (impl AsyncRead + Unpin), line: &mut [u8; LINE_MAX]) -> std::io::Result<Option<usize>> {
     let mut filled = 0;
     while filled < LINE_MAX {
         let count = stream.read(&mut line[filled..]).await?;
@@ -132,11 +132,33 @@ async fn read_line(stream: &mut TcpStream, line: &mut [u8; LINE_MAX]) -> std::io
     Ok(None)
 }
 
+/// Has any bytes come over a connection.
+#[cfg(any(test, fuzzing))]
+pub(crate) async fn fuzz(bytes: &[u8]) {
+    use crate::pool::{Cause, Standing, State};
+    let board = Board::new();
+    board.add(&"web".into(), "be_web/web1".parse().ok().as_ref());
+    let since = jiff::Timestamp::UNIX_EPOCH;
+    board.stand("web", Standing { state: State::In, cause: Cause::Healthy, since, weight: 100 });
+    let (mut client, server) = tokio::io::duplex(LINE_MAX);
+    let send = async {
+        // The server hangs up on a line that is too long.
+        client.write_all(bytes).await.ok();
+        client.shutdown().await.ok();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.ok();
+        answer
+    };
+    let (answer, result) = tokio::join!(send, converse(server, &board));
+    assert_eq!(answer.is_empty(), result != "answered", "{result}: {answer:?}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::pool::{Cause, Standing, State};
     use jiff::Timestamp;
+    use tokio::net::TcpStream;
 
     async fn listening() -> (SocketAddr, Answered) {
         let board = Arc::new(Board::new());

@@ -322,7 +322,7 @@ fn connections(replies: &str) -> HashMap<Name, u64> {
             let name =
                 fields.first().zip(fields.get(1)).and_then(|(proxy, server)| format!("{proxy}/{server}").parse().ok());
             if let (Some(name), Some(serving)) = (name, number(serving)) {
-                found.insert(name, serving + number(queued).unwrap_or(0));
+                found.insert(name, serving.saturating_add(number(queued).unwrap_or(0)));
             }
         }
     }
@@ -374,6 +374,19 @@ impl Columns {
             agent_check: number(7)? & ENABLED != 0,
         };
         Some((format!("{}/{}", text(0)?, text(1)?).parse().ok(), seen))
+    }
+}
+
+/// Takes any text for a HAProxy's replies, twice, with a server that shall be out and then in again.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &str) {
+    let Ok(name) = "be_web/web1".parse::<Name>() else { return };
+    let mut desk = Desk::new(Claims::default());
+    for (at_ns, state) in [(0, State::Out), (THEIRS_NS, State::Draining), (2 * THEIRS_NS, State::In)] {
+        let wishes = Wishes::new([(name.clone(), Wish { state, weight: 50 })].into());
+        desk.learn(&wishes, text, false, at_ns).ok();
+        let lines = desk.lines(&wishes, false, at_ns);
+        assert!(lines.iter().all(|line| line.len() <= LINE_MAX && !line.contains('\n')), "{lines:?}");
     }
 }
 

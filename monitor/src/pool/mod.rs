@@ -31,6 +31,8 @@ pub(crate) use board::{Board, Standing, Wish, Wishes};
 pub(crate) use desk::Claims;
 pub(crate) use haproxy::{Endpoint, HaProxy, Spoken};
 pub(crate) use member::{Input, Member, Memory, Order, Policy};
+#[cfg(any(test, fuzzing))]
+pub(crate) use {agent_check::fuzz as fuzz_agent_check, desk::fuzz as fuzz_haproxy};
 
 /// Whether it gets traffic. In the order of how far out it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

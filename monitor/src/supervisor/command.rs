@@ -6,9 +6,12 @@
 //! runs between fork and exec in the agent, which has threads.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _},
-    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    os::unix::{
+        fs::{DirBuilderExt as _, OpenOptionsExt as _},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,6 +26,7 @@ use crate::{
     healing::Plan,
     host::{
         cgroup::Hierarchy,
+        privilege,
         process::{self, Identity},
     },
 };
@@ -106,6 +110,7 @@ impl CommandSupervisor {
             .arg("launch")
             .arg("--cgroup")
             .arg(self.hierarchy.directory(&self.command.cgroup))
+            .args(self.command.capabilities.iter().flat_map(|name| ["--grant", name]))
             .arg("--")
             .args(&self.command.start)
             .stdin(held)
@@ -138,9 +143,10 @@ impl CommandSupervisor {
     fn open_output(&self) -> Result<File> {
         let shown = self.output.display();
         if let Some(directory) = self.output.parent() {
-            fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+            made.with_context(|| format!("cannot make {}", directory.display()))?;
         }
-        if fs::metadata(&self.output).is_ok_and(|metadata| metadata.len() > OUTPUT_MAX) {
+        if fs::symlink_metadata(&self.output).is_ok_and(|metadata| metadata.len() > OUTPUT_MAX) {
             fs::rename(&self.output, self.output.with_extension("log.1"))
                 .with_context(|| format!("cannot set {shown} aside"))?;
         }
@@ -189,6 +195,8 @@ impl Supervisor for CommandSupervisor {
 pub(crate) struct Launch {
     /// Directory of the cgroup to enter.
     pub(crate) cgroup: PathBuf,
+    /// Rights of the agent's own that the program has too.
+    pub(crate) grant: Vec<String>,
     /// Program and arguments.
     pub(crate) command: Vec<String>,
 }
@@ -218,6 +226,7 @@ impl Launch {
         setsid().context("cannot begin a session")?;
         // The agent may be protected from the OOM killer; its services must not inherit that.
         fs::write("/proc/self/oom_score_adj", "0").context("cannot reset /proc/self/oom_score_adj")?;
+        privilege::hand_on(&self.grant)?;
         let (program, arguments) = self.command.split_first().context("there is no program to start")?;
         let error = std::process::Command::new(program).args(arguments).exec();
         Err(error).with_context(|| format!("cannot start {program}"))

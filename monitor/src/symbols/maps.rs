@@ -77,6 +77,14 @@ fn parse(line: &str) -> Option<Mapping> {
     Some(Mapping { begin: number(begin)?, end: number(end)?, offset: number(offset)?, path: path.to_owned() })
 }
 
+/// Takes any text for a process' mappings and our mounts.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &str) {
+    for line in text.lines() {
+        drop((parse(line), place_in(line, "/bin/web")));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

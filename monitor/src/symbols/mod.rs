@@ -22,6 +22,8 @@ use tokio::{
 };
 
 pub(crate) use maps::Mapping;
+#[cfg(any(test, fuzzing))]
+pub(crate) use maps::fuzz;
 pub(crate) use names::locate;
 
 /// A frame as the kernel gives it.

@@ -21,6 +21,7 @@ use blazesym::{
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{Frame, RawFrame, Stack, maps};
+use crate::host::privilege;
 
 /// Memory and processor time that the process may use; a browser's symbols fit.
 const MEMORY_MAX: u64 = 2 * 1024 * 1024 * 1024;
@@ -37,6 +38,7 @@ pub(crate) fn locate() -> Result<()> {
         setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })
             .context("cannot limit this process")?;
     }
+    privilege::only_symbols()?;
     let mut question = Vec::new();
     std::io::stdin().read_to_end(&mut question).context("cannot read a stack")?;
     let stack: Stack = serde_json::from_slice(&question).context("this is no stack")?;
@@ -204,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_build_id_finds_its_file_among_those_mapped_anywhere_and_nothing_else() {
-        let stack = of_this_process(libc::getpid as unsafe extern "C" fn() -> i32 as usize as u64);
+        let stack = of_this_process(libc::getpid as *const () as usize as u64);
         let by_address = resolve(&stack).remove(0);
         assert!(by_address.symbol.as_deref().is_some_and(|name| name.contains("getpid")), "{by_address:?}");
         let path = by_address.module.clone().expect("the C library");

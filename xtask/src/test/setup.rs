@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     ebpf::toolchain,
     needs::{self, Mend, Need, Step},
-    process, say, workspace,
+    process, say, supply, workspace,
 };
 
 /// What the cases of the corpus run beside our own programs: program, package, and what it is for. A case whose program is
@@ -40,6 +40,7 @@ fn missing(live: bool) -> Result<Vec<Need>> {
     if workspace::in_ci() {
         // A build server rebuilds the kernel object; a person who has not got the tools only checks its hashes.
         needs.extend(toolchain::missing()?);
+        needs.extend(supply::missing());
     }
     if workspace::in_ci() && live {
         needs.extend(engines());

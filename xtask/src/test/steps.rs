@@ -11,7 +11,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::{Session, guest, harness, live, setup, skips};
 use crate::{
-    artifacts, corpus, ebpf, process, say,
+    artifacts, corpus, ebpf, process, say, supply,
     vm::{self, Harness, Kernel},
     workspace,
 };
@@ -27,10 +27,16 @@ pub(super) struct Step {
     pub(super) run: fn(&mut Session) -> Result<()>,
 }
 
-pub(super) const ALL: [Step; 9] = [
+pub(super) const ALL: [Step; 10] = [
     Step { name: "tools", what: "is everything here that the other steps need?", live: false, run: tools },
     Step { name: "format", what: "cargo fmt", live: false, run: format },
     Step { name: "clippy", what: "lints of the whole workspace, warnings are errors", live: false, run: clippy },
+    Step {
+        name: "dependencies",
+        what: "licences, sources, double versions, advisories",
+        live: false,
+        run: dependencies,
+    },
     Step { name: "unit tests", what: "all packages except the live tests", live: false, run: unit },
     Step {
         name: "kernel object",
@@ -66,6 +72,10 @@ fn format(_: &mut Session) -> Result<()> {
 fn clippy(_: &mut Session) -> Result<()> {
     let mut command = workspace::cargo();
     process::run(command.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+}
+
+fn dependencies(_: &mut Session) -> Result<()> {
+    supply::check()
 }
 
 fn unit(session: &mut Session) -> Result<()> {

@@ -66,3 +66,17 @@ fn from_file(path: &PathBuf) -> Result<Vec<Sample>> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     table::read(io::BufReader::new(file)).with_context(|| path.display().to_string())
 }
+
+/// Takes any bytes for a series, replays it and says what that gave.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let Ok(samples) = table::read(bytes) else { return };
+    let report = serde_json::to_string(&Replay::of(&samples).report());
+    assert!(report.is_ok(), "{report:?}");
+}
+
+/// Takes any bytes for Prometheus' answer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_prometheus(bytes: &[u8]) {
+    prometheus::fuzz(bytes);
+}

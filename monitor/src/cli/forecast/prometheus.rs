@@ -231,6 +231,14 @@ fn bytes(text: &str) -> Option<f64> {
     number.parse::<f64>().ok().map(|number| number * factor).filter(|bytes| *bytes > 0.0)
 }
 
+/// See the module above.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let Ok(Some((_, series))) = one(bytes, "up") else { return };
+    assert_eq!(guessed(&series).len(), series.len(), "each has its start");
+    latest(&series, 0.0, 1.0);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -307,3 +307,9 @@ proptest! {
         prop_assert!(round(&mut desk, &mut fake, &all(&wished), now + S).0.is_empty(), "nothing more to say");
     }
 }
+
+#[test]
+fn counts_that_no_number_holds_are_as_many_as_it_holds() {
+    let text = "# pxname,svname,qcur,scur,\nbe_web,web1,18446744073709551615,3,\n\n";
+    assert_eq!(connections(text).into_values().collect::<Vec<_>>(), [u64::MAX]);
+}

@@ -49,7 +49,9 @@ fn a_file_and_what_it_names_are_checked_together() {
         let message = error(&file);
         assert!(message.contains(want) && message.contains(&home), "{text:?} gives {message:?}, which lacks {want:?}");
     }
-    for name in ["web.yml", "web.crt", "web.key"] {
+    // Who is not root cannot be made to do anything as root.
+    let guarded: &[&str] = if rustix::process::geteuid().is_root() { &["web.yml", "web.crt", "web.key"] } else { &[] };
+    for name in guarded {
         let (_directory, file) = place();
         let open = file.with_file_name(name);
         fs::set_permissions(&open, fs::Permissions::from_mode(0o666)).expect("set");
