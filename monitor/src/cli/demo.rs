@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -114,7 +115,8 @@ impl Stage {
             cgroup: format!("/{name}"),
             stop_timeout: crate::config::stop_timeout(),
         };
-        let supervisor = CommandSupervisor::new(SERVICE, command.clone(), hierarchy.clone(), &directory);
+        let supervisor =
+            CommandSupervisor::new(SERVICE.into(), command.clone(), Arc::new(hierarchy.clone()), &directory);
         Ok(Self { directory, hierarchy, supervisor, command, address })
     }
 
