@@ -194,11 +194,13 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = Aft
         tracing::error!("a service cannot be looked after: {failure}");
         readiness.note(format!("a service: {failure}"));
     }
+    // Thousands of services are as many kilobytes of configuration, which is all in use by now.
+    drop(config);
     // From here on there is something to say.
     let agent_check = agent_check.map(|check| tokio::spawn(check.serve()));
     readiness.release(SCAN);
-    // Start-up needed tens of megabytes for type information; a resident agent gives them back.
     host::memory::give_back();
+    tasks.spawn(host::memory::give_back_now_and_then());
     tracing::info!(
         %address,
         programs = kernel.programs().len(),

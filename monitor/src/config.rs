@@ -8,6 +8,7 @@ mod pool;
 mod values;
 
 use std::{
+    collections::{BTreeMap, HashSet},
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -361,22 +362,24 @@ impl Config {
 
     /// Command services must not share a name or a cgroup, nor live inside one another: a restart clears the cgroup.
     fn check_apart(&self) -> Result<(), (usize, String)> {
-        let mut seen: Vec<(&str, &str)> = Vec::new();
+        let mut names = HashSet::new();
+        // Cgroups in their order, so that those inside one stand right behind it.
+        let mut taken: BTreeMap<String, &str> = BTreeMap::new();
         for raw in &self.service {
             let (Some(name), Some(command)) = (&raw.get_ref().name, &raw.get_ref().command) else { continue };
-            let inside = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
-            let cgroup = command.cgroup.trim_end_matches('/');
-            for (other, taken) in &seen {
-                if other == name {
-                    return Err((raw.span().start, format!("there are two services of the name {name:?}")));
-                }
-                if inside(cgroup, taken) || inside(taken, cgroup) {
-                    let message =
-                        format!("{name:?} and {other:?} share the cgroup {taken:?}; each needs one of its own");
-                    return Err((raw.span().start, message));
-                }
+            if !names.insert(name) {
+                return Err((raw.span().start, format!("there are two services of the name {name:?}")));
             }
-            seen.push((name, cgroup));
+            // With a slash at its end, a cgroup begins with all that it is inside of.
+            let cgroup = format!("{}/", command.cgroup.trim_end_matches('/'));
+            let above = cgroup.match_indices('/').find_map(|(at, _)| taken.get_key_value(&cgroup[..=at]));
+            let inside = || taken.range(cgroup.clone()..).next().filter(|(other, _)| other.starts_with(&cgroup));
+            if let Some((other, owner)) = above.or_else(inside) {
+                let shared = other.trim_end_matches('/');
+                let message = format!("{name:?} and {owner:?} share the cgroup {shared:?}; each needs one of its own");
+                return Err((raw.span().start, message));
+            }
+            taken.insert(cgroup, name);
         }
         Ok(())
     }

@@ -180,7 +180,7 @@ impl Metrics {
         if outcome == Outcome::Intended {
             return;
         }
-        row.outage(outage_ns as f64 / 1e9);
+        self.table.outage(row, outage_ns as f64 / 1e9);
         if outcome == Outcome::Restarted {
             self.table.count_with(row, Of::Restarts, "ok");
         }

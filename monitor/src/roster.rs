@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
 };
 
@@ -26,8 +27,8 @@ pub(crate) struct Managed {
     pub(crate) recorder: Recorder,
     /// Its memory over its incarnations.
     pub(crate) follower: Follower,
-    /// What the store has of its engine.
-    kept: Memory,
+    /// Tells what the store has of its engine; `None`: nothing.
+    kept: Option<u64>,
 }
 
 impl Managed {
@@ -39,8 +40,7 @@ impl Managed {
         cgroup: Arc<str>,
         follower: Follower,
     ) -> Self {
-        let (recorder, kept) = (Recorder::default(), Memory::default());
-        Self { engine, health, supervisor, cgroup, recorder, follower, kept }
+        Self { engine, health, supervisor, cgroup, recorder: Recorder::default(), follower, kept: None }
     }
 
     /// The living main process, when there is one.
@@ -61,7 +61,8 @@ impl Managed {
 
 /// See the module.
 pub(crate) struct Roster {
-    services: HashMap<Arc<str>, Managed>,
+    /// Boxed, since a map keeps up to twice as many places as it has entries.
+    services: HashMap<Arc<str>, Box<Managed>>,
     /// When each engine wants to be asked again, CLOCK_BOOTTIME nanoseconds. Kept in order, so that a host with ten
     /// thousand services does not look at each for every event.
     deadlines: BTreeSet<(u64, Arc<str>)>,
@@ -76,12 +77,12 @@ impl Roster {
 
     /// Adds a service.
     pub(crate) fn add(&mut self, name: Arc<str>, managed: Managed) {
-        self.services.insert(name, managed);
+        self.services.insert(name, Box::new(managed));
     }
 
     /// The service of that name.
     pub(crate) fn get(&self, name: &str) -> Option<&Managed> {
-        self.services.get(name)
+        self.services.get(name).map(Box::as_ref)
     }
 
     /// Notes where a service lives now.
@@ -93,7 +94,7 @@ impl Roster {
 
     /// All services.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Managed)> {
-        self.services.iter()
+        self.services.iter().map(|(name, managed)| (name, managed.as_ref()))
     }
 
     /// Goes on where an earlier agent was with a service.
@@ -110,15 +111,18 @@ impl Roster {
     pub(crate) fn changed(&mut self, name: &str) -> Option<Memory> {
         let managed = self.services.get_mut(name)?;
         let memory = managed.engine.memory();
-        if memory == managed.kept {
+        let mut hasher = DefaultHasher::new();
+        memory.hash(&mut hasher);
+        let print = Some(hasher.finish());
+        if print == managed.kept || managed.kept.is_none() && memory == Memory::default() {
             return None;
         }
-        managed.kept.clone_from(&memory);
+        managed.kept = print;
         Some(memory)
     }
 
     /// Takes a measurement; what is new about the service, if it is still the process that was measured.
-    pub(crate) fn measured(&mut self, measured: &Measured, clocks: Clocks<'_>) -> News {
+    pub(crate) fn measured(&mut self, measured: &Measured, clocks: Clocks) -> News {
         let Some(managed) = self.services.get_mut(&measured.service) else { return News::default() };
         if !managed.process().is_some_and(|process| process.matches(measured.process)) {
             return News::default();

@@ -99,11 +99,12 @@ enum Word {
 /// See the module.
 pub(crate) struct Steward {
     observer: Observer,
-    hierarchy: Option<Hierarchy>,
+    hierarchy: Option<Arc<Hierarchy>>,
     kernel: Arc<Kernel>,
     metrics: Metrics,
     timeline: Timeline,
     mode: Mode,
+    /// Those of units and containers, which may come at any time.
     rules: Vec<Service>,
     roster: Roster,
     words: (mpsc::Sender<Word>, mpsc::Receiver<Word>),
@@ -140,7 +141,7 @@ impl Steward {
         let systemd = Systemd::default();
         Self {
             observer: Observer::new(hierarchy.clone()),
-            hierarchy,
+            hierarchy: hierarchy.map(Arc::new),
             kernel,
             metrics,
             timeline,

@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -115,7 +116,8 @@ impl Stage {
             stop_timeout: crate::config::stop_timeout(),
             capabilities: Vec::new(),
         };
-        let supervisor = CommandSupervisor::new(SERVICE, command.clone(), hierarchy.clone(), &directory);
+        let supervisor =
+            CommandSupervisor::new(SERVICE.into(), command.clone(), Arc::new(hierarchy.clone()), &directory);
         Ok(Self { directory, hierarchy, supervisor, command, address })
     }
 

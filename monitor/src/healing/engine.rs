@@ -287,7 +287,7 @@ enum State {
 }
 
 /// What outlives the agent. Times are CLOCK_BOOTTIME nanoseconds, which whoever keeps it for longer than that converts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Hash, Serialize, Deserialize)]
 pub(crate) struct Memory {
     /// The living main process.
     pub(crate) process: Option<Identity>,

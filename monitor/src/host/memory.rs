@@ -1,5 +1,10 @@
 //! Memory of the host, and the agent's own.
 
+use std::{fs, time::Duration};
+
+use anyhow::Result;
+use tokio::{task::spawn_blocking, time::sleep};
+
 /// All memory of the host, bytes.
 pub(crate) fn of_the_host() -> f64 {
     let info = rustix::system::sysinfo();
@@ -7,12 +12,105 @@ pub(crate) fn of_the_host() -> f64 {
     units * bytes
 }
 
-/// Gives freed memory back to the host. The allocator keeps it otherwise: start-up frees tens of megabytes of type
-/// information that a resident agent never needs again.
+/// After this long all has been done that is done once after a start: first samples, first questions to others.
+const SETTLED: Duration = Duration::from_secs(20);
+/// Later there are pages that an operator looked at, reports, storms.
+const NOW_AND_THEN: Duration = Duration::from_secs(3600);
+
+/// Gives back what is not needed, once the agent has settled and each hour; never ends.
+///
+/// # Errors
+/// None; it is a part of the agent like others.
+pub(crate) async fn give_back_now_and_then() -> Result<()> {
+    sleep(SETTLED).await;
+    loop {
+        // A failure would be a panic, and has been reported as such.
+        spawn_blocking(give_back).await.ok();
+        sleep(NOW_AND_THEN).await;
+    }
+}
+
+/// Gives back freed memory, which the allocator keeps otherwise, and lets go of program text. Start-up frees tens of megabytes
+/// of type information, and runs megabytes of code that a resident agent never needs again; what it needs again comes back
+/// from the host's page cache, a few microseconds for each piece of 64 KiB.
 pub(crate) fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim(3) takes the allocator's own locks and has no other precondition.
     unsafe {
         libc::malloc_trim(0);
+    }
+    // Only a kernel without /proc/PID/smaps has nothing to say here, and then it all stays.
+    let Ok(smaps) = fs::read_to_string("/proc/self/smaps") else { return };
+    for (start, length) in untouched(&smaps) {
+        // SAFETY: the range is one mapping of a file, private, read-only and without a page that differs from the file, so the
+        // next access finds the same bytes.
+        unsafe {
+            libc::madvise(std::ptr::with_exposed_provenance_mut(start), length, libc::MADV_DONTNEED);
+        }
+    }
+}
+
+/// Start and length of the mappings in `/proc/PID/smaps` (proc_pid_smaps(5)) that are of a file, private, not writable, and as
+/// they are in the file: relocated pages count as anonymous.
+fn untouched(smaps: &str) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    let mut candidate = None;
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        match first {
+            "Anonymous:" if second == "0" => found.extend(candidate.take()),
+            _ if first.ends_with(':') => {}
+            // The head of a mapping: range, rights, offset, device, inode, path.
+            range => {
+                let is_file = words.nth(3).is_some_and(|path| path.starts_with('/'));
+                candidate = (is_file && matches!(second, "r-xp" | "r--p")).then(|| bounds(range)).flatten();
+            }
+        }
+    }
+    found
+}
+
+fn bounds(range: &str) -> Option<(usize, usize)> {
+    let (start, end) = range.split_once('-')?;
+    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+    Some((start, end.checked_sub(start)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_as_it_is_in_a_file_is_let_go_of() {
+        let smaps = "\
+55d000-55e000 r--p 00000000 fe:00 12 /usr/bin/defib
+Rss:   4 kB
+Anonymous:             0 kB
+55e000-560000 r-xp 00001000 fe:00 12 /usr/bin/defib
+Anonymous:             0 kB
+560000-561000 r--p 00003000 fe:00 12 /usr/bin/defib
+Anonymous:             4 kB
+561000-562000 rw-p 00004000 fe:00 12 /usr/bin/defib
+Anonymous:             0 kB
+570000-580000 r--p 00000000 00:00 0
+Anonymous:             0 kB
+580000-590000 r--s 00000000 00:0e 7 anon_inode:bpf-map
+Anonymous:             0 kB
+590000-5a0000 r--s 00000000 fe:00 9 /var/lib/defib/defib.db-shm
+Anonymous:             0 kB
+7fff000-7fff100 r-xp 00000000 00:00 0 [vdso]
+Anonymous:             0 kB
+";
+        assert_eq!(untouched(smaps), [(0x55d000, 0x1000), (0x55e000, 0x2000)]);
+    }
+
+    #[test]
+    fn code_and_constants_are_there_again_when_they_are_needed() {
+        let own = fs::read_to_string("/proc/self/smaps").expect("this process has mappings");
+        assert!(untouched(&own).len() >= 2, "its program, at least");
+        let before = format!("{:?}", Duration::from_millis(1500));
+        give_back();
+        assert_eq!(format!("{:?}", Duration::from_millis(1500)), before);
     }
 }

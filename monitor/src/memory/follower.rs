@@ -1,7 +1,7 @@
 //! Follows the memory of one service: turns measurements into samples for its trend, and the trend's forecast into news.
 //! Kept from one agent to the next. Pure: time is part of each measurement.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,8 @@ pub(crate) struct Follower {
     pace: Pace,
     trend: Trend,
     run: Option<Run>,
-    alert: Option<Alert>,
+    /// Boxed: most services have none.
+    alert: Option<Box<Alert>>,
     #[serde(default)]
     build: Option<Build>,
     #[serde(skip)]
@@ -35,7 +36,8 @@ pub(crate) struct Follower {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Run {
     process: Identity,
-    boot_id: String,
+    /// Ours is one text for all services.
+    boot_id: Cow<'static, str>,
     began: f64,
 }
 
@@ -87,19 +89,25 @@ pub(crate) struct News {
 
 /// Where the clocks stand when a measurement is taken.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Clocks<'a> {
+pub(crate) struct Clocks {
     /// Begin of the measured incarnation by the wall clock, as that is set now.
     pub(crate) began: Timestamp,
     /// The wall clock.
     pub(crate) now: Timestamp,
     /// Names this boot of the host.
-    pub(crate) boot_id: &'a str,
+    pub(crate) boot_id: &'static str,
 }
 
 impl Follower {
     /// Of a service of which nothing is known.
     pub(crate) fn new(pace: Pace) -> Self {
         Self { pace, trend: Trend::new(pace), run: None, alert: None, build: None, last: None, unsaved: 0 }
+    }
+
+    /// Says where in its time it begins; services that are met at once are then written down in turn, not all at once.
+    pub(crate) fn staggered(mut self, seed: u64) -> Self {
+        self.unsaved = (seed % u64::from(UNSAVED)) as u32;
+        self
     }
 
     /// True when it was made for this pace: another one's numbers mean something else.
@@ -117,7 +125,7 @@ impl Follower {
     }
 
     /// Takes a whole measurement; one that is not whole tells nothing.
-    pub(crate) fn take(&mut self, measured: &Measured, clocks: Clocks<'_>) -> News {
+    pub(crate) fn take(&mut self, measured: &Measured, clocks: Clocks) -> News {
         let Some(whole) = measured.whole else { return News::default() };
         let process = measured.process;
         let began = self.began(process, clocks);
@@ -182,12 +190,13 @@ impl Follower {
         }
     }
 
-    fn began(&mut self, process: Identity, Clocks { began, boot_id, .. }: Clocks<'_>) -> f64 {
-        if let Some(run) = self.run.as_ref().filter(|run| run.process.matches(process) && run.boot_id == boot_id) {
+    fn began(&mut self, process: Identity, Clocks { began, boot_id, .. }: Clocks) -> f64 {
+        if let Some(run) = self.run.as_mut().filter(|run| run.process.matches(process) && run.boot_id == boot_id) {
+            run.boot_id = Cow::Borrowed(boot_id);
             return run.began;
         }
         let began = began.as_nanosecond() as f64 / 1e9;
-        self.run = Some(Run { process, boot_id: boot_id.to_owned(), began });
+        self.run = Some(Run { process, boot_id: Cow::Borrowed(boot_id), began });
         began
     }
 
@@ -203,14 +212,14 @@ impl Follower {
             (Some(level), none) => {
                 let after = |seconds: Option<f64>| now.checked_add(Duration::try_from_secs_f64(seconds?).ok()?).ok();
                 raised = true;
-                *none = Some(Alert {
+                *none = Some(Box::new(Alert {
                     since: now,
                     level,
                     verdict: forecast.verdict,
                     runs_out: after(forecast.time_to_oom_seconds.or(forecast.exhausted_in_seconds)),
                     earliest: after(forecast.time_to_oom_seconds_low),
                     latest: after(forecast.time_to_oom_seconds_high),
-                });
+                }));
             }
             (None, alert) => cleared = alert.take().is_some(),
         }

@@ -2,13 +2,14 @@
 //!
 //! A service has some seventy series, which all exist from the start. In a registry each is an object with its own copy of
 //! name, help and labels: 54 KiB for a service, and a second for a scrape of ten thousand. Here a service is one row of
-//! numbers, and names are written when they are asked for, part by part.
+//! numbers, and names are written when they are asked for, part by part. Most services never die, so what is counted has no
+//! place before the first count.
 
 use std::{
     fmt::Write as _,
     sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -197,7 +198,14 @@ fn families() -> Vec<Family> {
 struct Series {
     before: String,
     after: String,
-    at: usize,
+    at: At,
+}
+
+/// Where a value is in a row.
+#[derive(Clone, Copy, Debug)]
+enum At {
+    Gauge(usize),
+    Counter(usize),
 }
 
 /// A family, laid out.
@@ -214,29 +222,39 @@ pub(super) struct Row {
     label: Box<str>,
     is_managed: AtomicBool,
     /// The bits of doubles.
-    values: Box<[AtomicU64]>,
-    /// Outages in each bucket, those beyond the last, and their sum.
-    outages: [AtomicU64; OUTAGE_BOUNDS.len() + 1],
+    gauges: Box<[AtomicU64]>,
+    /// `None`: nothing has been counted.
+    counts: OnceLock<Box<Counts>>,
+}
+
+/// What was counted of one service.
+struct Counts {
+    counters: Box<[AtomicU32]>,
+    /// Outages in each bucket, those beyond the last, and the bits of their sum in seconds.
+    outages: [AtomicU32; OUTAGE_BOUNDS.len() + 1],
     outage_sum: AtomicU64,
 }
 
 /// All of them. Rows are made and written by one owner; whoever scrapes reads beside it.
 pub(crate) struct Table {
     families: Vec<Laid>,
-    width: usize,
+    gauges: usize,
+    counters: usize,
     rows: RwLock<Vec<Arc<Row>>>,
 }
 
 impl Table {
     /// Nobody yet.
     pub(super) fn new() -> Self {
-        let mut width = 0;
+        let (mut gauges, mut counters) = (0, 0);
         let lay = |Family { of: _, name, help, kind, whose, label }| {
             // Labels in the order of their names, as a registry has them.
             let (label, values) = label.unwrap_or(("", vec![""]));
             let series = values.iter().map(|value| {
-                let at = width;
-                width += 1;
+                let (next, at): (_, fn(usize) -> At) =
+                    if kind == "counter" { (&mut counters, At::Counter) } else { (&mut gauges, At::Gauge) };
+                let at = at(*next);
+                *next += 1;
                 let (before, after) = match label {
                     "" => (format!("{name}{{service=\""), "\"} ".to_owned()),
                     label if label < "service" => {
@@ -252,27 +270,30 @@ impl Table {
         let mut families = families();
         families.sort_by_key(|family| family.of);
         let families = families.into_iter().map(lay).collect();
-        Self { families, width, rows: RwLock::default() }
+        Self { families, gauges, counters, rows: RwLock::default() }
     }
 
     /// A new service.
     pub(super) fn add(&self, service: &str) -> Arc<Row> {
         let known_later = self.families.iter().filter(|family| family.whose == Whose::Known);
-        let known_later: Vec<_> = known_later.flat_map(|family| &family.series).map(|series| series.at).collect();
-        let start = |at: usize| AtomicU64::new(if known_later.contains(&at) { ABSENT } else { 0 });
+        let gauges: Box<[AtomicU64]> = (0..self.gauges).map(|_| AtomicU64::new(0)).collect();
+        for series in known_later.flat_map(|family| &family.series) {
+            if let At::Gauge(at) = series.at {
+                gauges[at].store(ABSENT, Ordering::Relaxed);
+            }
+        }
         let row = Arc::new(Row {
             label: escaped(service),
             is_managed: AtomicBool::new(false),
-            values: (0..self.width).map(start).collect(),
-            outages: Default::default(),
-            outage_sum: AtomicU64::new(0),
+            gauges,
+            counts: OnceLock::new(),
         });
         self.rows.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&row));
         row
     }
 
     /// Where the value of a series is; `value` is that of its label, if it has one.
-    fn at(&self, of: Of, value: &str) -> usize {
+    fn at(&self, of: Of, value: &str) -> At {
         let family = &self.families[of as usize];
         let index = family.values.iter().position(|known| *known == value);
         debug_assert!(index.is_some(), "{of:?} has no {value:?}");
@@ -286,7 +307,11 @@ impl Table {
 
     /// Sets a gauge with a label.
     pub(super) fn set_with(&self, row: &Row, of: Of, label: &str, value: f64) {
-        row.values[self.at(of, label)].store(value.to_bits(), Ordering::Relaxed);
+        let at = self.at(of, label);
+        debug_assert!(matches!(at, At::Gauge(_)), "{of:?} is counted, not set");
+        if let At::Gauge(at) = at {
+            row.gauges[at].store(value.to_bits(), Ordering::Relaxed);
+        }
     }
 
     /// Counts one.
@@ -296,9 +321,31 @@ impl Table {
 
     /// Counts one with a label.
     pub(super) fn count_with(&self, row: &Row, of: Of, label: &str) {
-        let cell = &row.values[self.at(of, label)];
-        // One owner counts.
-        cell.store((f64::from_bits(cell.load(Ordering::Relaxed)) + 1.0).to_bits(), Ordering::Relaxed);
+        let at = self.at(of, label);
+        debug_assert!(matches!(at, At::Counter(_)), "{of:?} is set, not counted");
+        if let At::Counter(at) = at {
+            self.counts(row).counters[at].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts an outage of so many seconds that is over.
+    pub(super) fn outage(&self, row: &Row, seconds: f64) {
+        let counts = self.counts(row);
+        let bucket = OUTAGE_BOUNDS.iter().position(|&bound| seconds <= bound).unwrap_or(OUTAGE_BOUNDS.len());
+        counts.outages[bucket].fetch_add(1, Ordering::Relaxed);
+        // One owner adds.
+        let sum = f64::from_bits(counts.outage_sum.load(Ordering::Relaxed)) + seconds;
+        counts.outage_sum.store(sum.to_bits(), Ordering::Relaxed);
+    }
+
+    fn counts<'a>(&self, row: &'a Row) -> &'a Counts {
+        row.counts.get_or_init(|| {
+            Box::new(Counts {
+                counters: (0..self.counters).map(|_| AtomicU32::new(0)).collect(),
+                outages: Default::default(),
+                outage_sum: AtomicU64::new(0),
+            })
+        })
     }
 
     /// The text, part by part.
@@ -323,13 +370,17 @@ impl Row {
         self.is_managed.store(true, Ordering::Relaxed);
     }
 
-    /// An outage of so many seconds is over.
-    pub(super) fn outage(&self, seconds: f64) {
-        let bucket = OUTAGE_BOUNDS.iter().position(|&bound| seconds <= bound).unwrap_or(OUTAGE_BOUNDS.len());
-        self.outages[bucket].fetch_add(1, Ordering::Relaxed);
-        // One owner adds.
-        let sum = f64::from_bits(self.outage_sum.load(Ordering::Relaxed)) + seconds;
-        self.outage_sum.store(sum.to_bits(), Ordering::Relaxed);
+    /// The value at a place; `None`: it was never set.
+    fn value(&self, at: At) -> Option<f64> {
+        match at {
+            At::Gauge(at) => {
+                Some(self.gauges[at].load(Ordering::Relaxed)).filter(|&bits| bits != ABSENT).map(f64::from_bits)
+            }
+            At::Counter(at) => {
+                let count = self.counts.get().map_or(0, |counts| counts.counters[at].load(Ordering::Relaxed));
+                Some(f64::from(count))
+            }
+        }
     }
 }
 
@@ -341,9 +392,8 @@ impl Laid {
                 continue;
             }
             for Series { before, after, at } in &self.series {
-                let bits = row.values[*at].load(Ordering::Relaxed);
-                if bits != ABSENT {
-                    line(&mut text, &[before, &row.label, after], f64::from_bits(bits));
+                if let Some(value) = row.value(*at) {
+                    line(&mut text, &[before, &row.label, after], value);
                 }
             }
         }
@@ -359,17 +409,17 @@ fn outages(rows: &[Arc<Row>], with_head: bool) -> String {
         writeln!(text, "# HELP {NAME} Death of a service to its proven health.\n# TYPE {NAME} histogram").ok();
     }
     for row in rows.iter().filter(|row| row.is_managed.load(Ordering::Relaxed)) {
+        let counts = row.counts.get();
         let mut count = 0;
-        let bounds = OUTAGE_BOUNDS.iter().map(Some).chain([None]);
-        for (bound, bucket) in bounds.zip(&row.outages) {
-            count += bucket.load(Ordering::Relaxed);
+        for (bucket, bound) in OUTAGE_BOUNDS.iter().map(Some).chain([None]).enumerate() {
+            count += counts.map_or(0, |counts| counts.outages[bucket].load(Ordering::Relaxed));
             let bound = bound.map_or_else(|| "+Inf".to_owned(), f64::to_string);
             let after = ["\",le=\"", &bound, "\"} "].concat();
-            line(&mut text, &[NAME, "_bucket{service=\"", &row.label, &after], count as f64);
+            line(&mut text, &[NAME, "_bucket{service=\"", &row.label, &after], f64::from(count));
         }
-        let sum = f64::from_bits(row.outage_sum.load(Ordering::Relaxed));
+        let sum = counts.map_or(0.0, |counts| f64::from_bits(counts.outage_sum.load(Ordering::Relaxed)));
         line(&mut text, &[NAME, "_sum{service=\"", &row.label, "\"} "], sum);
-        line(&mut text, &[NAME, "_count{service=\"", &row.label, "\"} "], count as f64);
+        line(&mut text, &[NAME, "_count{service=\"", &row.label, "\"} "], f64::from(count));
     }
     text
 }
@@ -447,8 +497,8 @@ mod tests {
         let table = Arc::new(Table::new());
         let row = table.add("web");
         row.manage();
-        row.outage(0.3);
-        row.outage(4000.0);
+        table.outage(&row, 0.3);
+        table.outage(&row, 4000.0);
         let text = text(&table);
         for line in [
             "_bucket{service=\"web\",le=\"0.25\"} 0\n",

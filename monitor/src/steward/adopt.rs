@@ -1,7 +1,9 @@
 //! Which services there are: those that the configuration names, that cgroups show, and that an earlier agent knew.
 
 use std::{
+    collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    mem,
     sync::Arc,
     time::Duration,
 };
@@ -33,7 +35,11 @@ impl Steward {
     pub(crate) fn scan(&mut self, config: &Config) -> Result<Vec<String>> {
         let mut failures = Vec::new();
         let mut commands = Vec::new();
-        for rule in self.rules.clone() {
+        let (fixed, patterns) = mem::take(&mut self.rules)
+            .into_iter()
+            .partition::<Vec<_>, _>(|rule| matches!(rule.target, Target::Command { .. }));
+        self.rules = patterns;
+        for rule in &fixed {
             let Target::Command { name, command } = &rule.target else { continue };
             let Some(hierarchy) = self.hierarchy.clone() else {
                 failures.push(format!("{name}: a command service needs a cgroup file system"));
@@ -41,8 +47,11 @@ impl Steward {
             };
             let service: Arc<str> = name.as_str().into();
             self.observer.name(&command.cgroup, &service);
-            let supervisor = CommandSupervisor::new(name, command.clone(), hierarchy, &config.agent.state_dir);
-            self.manage(Arc::clone(&service), &rule, Arc::new(supervisor.clone()), command.cgroup.as_str().into());
+            let supervisor =
+                CommandSupervisor::new(Arc::clone(&service), command.clone(), hierarchy, &config.agent.state_dir);
+            let supervisor = Arc::new(supervisor);
+            let cgroup = command.cgroup.as_str().into();
+            self.manage(Arc::clone(&service), rule, Arc::clone(&supervisor) as Arc<dyn Supervisor>, cgroup);
             commands.push((service, supervisor));
         }
         let now = clock::boot_ns();
@@ -106,7 +115,10 @@ impl Steward {
             self.say(clock::boot_ns(), &service, What::Over(why));
             self.book.close(&service, Timestamp::now(), Duration::ZERO, Outcome::LeftAlone);
         }
-        self.left.clear();
+        // Emptied maps keep their places.
+        self.left = HashMap::new();
+        self.followers.shrink_to_fit();
+        self.pools.forget_spare_room();
         self.keep_incidents();
     }
 
@@ -146,7 +158,7 @@ impl Steward {
             seed: hasher.finish(),
         };
         self.metrics.add_managed(&service);
-        let follower = self.follower(&service);
+        let follower = self.follower(&service).staggered(policy.seed);
         let forecast = follower.forecast();
         self.metrics.forecast(&service, &forecast);
         self.alerts.foresees(&service, &forecast);

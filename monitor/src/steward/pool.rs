@@ -21,7 +21,8 @@ use crate::{
 
 /// The members, and which of them is due next.
 pub(crate) struct Pools {
-    slots: HashMap<Arc<str>, Slot>,
+    /// Boxed, since a map keeps up to twice as many places as it has entries.
+    slots: HashMap<Arc<str>, Box<Slot>>,
     deadlines: BTreeSet<(u64, Arc<str>)>,
     /// Main processes by pid, so that the end of one is known before its cause is.
     mains: HashMap<u32, (Identity, Arc<str>)>,
@@ -63,8 +64,13 @@ impl Pools {
         self.deadlines.extend(member.deadline().map(|deadline| (deadline, Arc::clone(service))));
         self.slots.insert(
             Arc::clone(service),
-            Slot { member, standing: None, is_named: rule.pool.is_some(), runs_out: false },
+            Box::new(Slot { member, standing: None, is_named: rule.pool.is_some(), runs_out: false }),
         );
+    }
+
+    /// Gives back the places of what was left for members that are here now.
+    pub(super) fn forget_spare_room(&mut self) {
+        self.left.shrink_to_fit();
     }
 
     /// When the next member is due.

@@ -41,9 +41,9 @@ const OF_THE_AGENT: [&str; 7] =
 /// Keeps one command service.
 #[derive(Clone, Debug)]
 pub(crate) struct CommandSupervisor {
-    name: String,
+    name: Arc<str>,
     command: Command,
-    hierarchy: Hierarchy,
+    hierarchy: Arc<Hierarchy>,
     output: PathBuf,
     /// One start at a time: a second would take the first one's process for a left-over.
     starting: Arc<Mutex<()>>,
@@ -51,9 +51,9 @@ pub(crate) struct CommandSupervisor {
 
 impl CommandSupervisor {
     /// A supervisor whose service's output goes below `state_dir`.
-    pub(crate) fn new(name: &str, command: Command, hierarchy: Hierarchy, state_dir: &Path) -> Self {
+    pub(crate) fn new(name: Arc<str>, command: Command, hierarchy: Arc<Hierarchy>, state_dir: &Path) -> Self {
         let output = state_dir.join("output").join(format!("{name}.log"));
-        Self { name: name.to_owned(), command, hierarchy, output, starting: Arc::default() }
+        Self { name, command, hierarchy, output, starting: Arc::default() }
     }
 
     /// The cgroup of the service.

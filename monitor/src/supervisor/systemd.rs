@@ -1,6 +1,9 @@
 //! systemd as the owner of a unit.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 use tokio::{sync::Mutex, time::sleep};
@@ -32,7 +35,7 @@ const STEP: Duration = Duration::from_millis(100);
 pub(crate) struct SystemdSupervisor {
     unit: String,
     systemd: Systemd,
-    hierarchy: Option<Hierarchy>,
+    hierarchy: Option<Arc<Hierarchy>>,
     /// One start at a time.
     starting: Mutex<()>,
     /// What the last plan rests on. The start that follows from a plan comes right after it, so it need not ask again.
@@ -41,7 +44,7 @@ pub(crate) struct SystemdSupervisor {
 
 impl SystemdSupervisor {
     /// The supervisor of `unit`; what is left of an incarnation is looked for in `hierarchy`.
-    pub(crate) fn new(unit: &str, systemd: Systemd, hierarchy: Option<Hierarchy>) -> Self {
+    pub(crate) fn new(unit: &str, systemd: Systemd, hierarchy: Option<Arc<Hierarchy>>) -> Self {
         Self { unit: unit.to_owned(), systemd, hierarchy, starting: Mutex::default(), planned: Mutex::default() }
     }
 

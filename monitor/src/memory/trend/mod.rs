@@ -40,6 +40,8 @@ const PAST: usize = 12;
 const SHORTEST: f64 = 7200.0;
 /// Starts that differ by less are the same one, rounded: seconds.
 const SAME_START: f64 = 1.0;
+/// No clock is farther from 1970 than this, and uptimes below it fit a float: seconds, 30 million years.
+const FARTHEST: f64 = 1e15;
 /// So many samples in a row from before the last one are a clock that was put back, and no stray.
 const PUT_BACK: u8 = 3;
 /// A hole in the samples longer than this ends what is known of the incarnation: seconds.
@@ -127,7 +129,7 @@ impl Trend {
         Self {
             pace,
             run: None,
-            past: Vec::with_capacity(PAST),
+            past: Vec::new(),
             longest: 0.0,
             load: Load::default(),
             fast: Fast::default(),
@@ -148,7 +150,7 @@ impl Trend {
         let Sample { time, start, bytes, limit, cpu, pressure, build } = *sample;
         let (clock, start) = (time / scale, start / scale);
         let usable = |value: &f64| (0.0..1e30).contains(value);
-        if !(clock.is_finite() && start.is_finite() && usable(&bytes)) {
+        if !(clock.abs() < FARTHEST && start.abs() < FARTHEST && usable(&bytes)) {
             return Seen::Refused;
         }
         let same = self.run.as_ref().is_some_and(|run| (run.start - start).abs() < SAME_START / scale.min(1.0));
@@ -243,6 +245,7 @@ impl Trend {
             if self.past.len() >= PAST {
                 past::make_room(&mut self.past, &mut scratch);
             }
+            make_place::<_, PAST>(&mut self.past);
             self.past.push(Past::new(&summary, run.uptime as f32));
         }
     }
@@ -260,10 +263,21 @@ where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
-    let read = Vec::<T>::deserialize(from)?;
-    let mut list = Vec::with_capacity(N);
-    list.extend(read.into_iter().take(N));
+    let mut list = Vec::<T>::deserialize(from)?;
+    list.truncate(N);
+    list.shrink_to_fit();
     Ok(list)
+}
+
+/// Places that a list grows by.
+const PLACES: usize = 8;
+
+/// Has place for one more in a list of at most `N`. A list that grows by itself doubles: ten thousand services would hold twice
+/// what they need, and before that what they will not need for weeks.
+fn make_place<T, const N: usize>(list: &mut Vec<T>) {
+    if list.len() == list.capacity() {
+        list.reserve_exact(N.saturating_sub(list.len()).clamp(1, PLACES));
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::make_place;
+
 /// Bins of the whole incarnation; when they are full, two become one and each covers twice as much.
 pub(super) const BINS: usize = 40;
 /// Bins of the last two days, an hour each: what sets in late would drown in the long ones.
@@ -96,10 +98,10 @@ impl Run {
             origin,
             uptime,
             width: MINUTE as f32,
-            bins: Vec::with_capacity(BINS),
+            bins: Vec::new(),
             count: 0,
             hour: (uptime / HOUR) as u32,
-            hours: Vec::with_capacity(HOURS),
+            hours: Vec::new(),
             open: Bin::EMPTY,
             open_count: 0,
         }
@@ -116,7 +118,10 @@ impl Run {
         }
         let index = ((since / f64::from(self.width)) as usize).min(BINS - 1);
         if index >= self.bins.len() {
-            self.bins.resize(index + 1, Bin::EMPTY);
+            while index >= self.bins.len() {
+                make_place::<_, BINS>(&mut self.bins);
+                self.bins.push(Bin::EMPTY);
+            }
             self.count = 0;
         }
         self.bins[index].add(bytes, cpu, self.count);
@@ -163,6 +168,7 @@ impl Run {
         if self.hours.len() >= HOURS {
             self.hours.remove(0);
         }
+        make_place::<_, HOURS>(&mut self.hours);
         self.hours.push(hour);
     }
 
