@@ -186,6 +186,11 @@ impl Engine {
         kill_process(pid, signal).expect("the engine is ours");
     }
 
+    /// Where the containerd behind a dockerd listens.
+    pub fn containerd(&self) -> PathBuf {
+        self.directory.path().join("exec/containerd/containerd.sock")
+    }
+
     /// The variable that leads its clients to it.
     pub fn variable(&self) -> (&'static str, String) {
         (self.kind.variable(), host(self.directory.path()))

@@ -9,7 +9,7 @@
 //! * [`monitoring`]: Prometheus and Alertmanager of a test's own
 //! * [`haproxy`]: a load balancer of a test's own
 //! * [`nginx`]: another one
-//! * [`pod`]: the DaemonSet as flags of docker
+//! * [`pod`]: the DaemonSet that is shipped, in a real container
 //! * [`tls`]: certificates of a test's own, and a client that checks them
 //! * [`load`]: requests without end, counted
 //! * [`live`]: whether a live test can run here; if not, it says why and is counted as skipped

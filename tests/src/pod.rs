@@ -1,14 +1,43 @@
-//! The DaemonSet that is shipped, as flags of docker: what it gives to its container, and nothing else. Each of its keys must be
-//! known here, so that one that is added is carried over, or named as of no concern to the container.
+//! The DaemonSet that is shipped, run by containerd, as most clusters do: with what the manifest gives to its container, and with
+//! nothing else. Each of its keys must be known here, so that one that is added is carried over, or named as of no concern.
+//!
+//! Not by dockerd, whose version in Debian 12 knows neither CAP_BPF nor CAP_PERFMON.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
 use serde_json::{Map, Value};
+
+/// Debian package containerd, which that of Docker needs.
+const CTR: &str = "/usr/bin/ctr";
+/// What is made here, containers and their cgroups, is below this name.
+const NAMESPACE: &str = "defib-test";
+const CONTAINER: &str = "agent";
+/// What a container has unless told otherwise (containerd, oci/spec.go). This client takes no `ALL`.
+const USUAL: [&str; 14] = [
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "MKNOD",
+    "NET_BIND_SERVICE",
+    "NET_RAW",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
 
 /// What the container is run with.
 #[derive(Debug)]
 pub struct Pod {
-    /// Flags of `docker run`.
+    /// Flags of `ctr run`.
     pub flags: Vec<String>,
     /// Of the program.
     pub arguments: Vec<String>,
@@ -31,10 +60,10 @@ impl Pod {
         let template = &set["spec"]["template"]["spec"];
         let mut spec = object(template);
         assert_eq!(take(&mut spec, "hostPID"), true);
-        let mut flags: Vec<String> = ["--pid", "host", "--network", "none"].map(str::to_owned).into();
+        let mut flags: Vec<String> = ["--with-ns", "pid:/proc/self/ns/pid"].map(str::to_owned).into();
         let mut security = object(&take(&mut spec, "securityContext"));
-        // Docker's own list is the runtime's default here.
         assert_eq!(take(&mut security, "seccompProfile")["type"], "RuntimeDefault");
+        flags.push("--seccomp".to_owned());
         none_left(&security);
         let volumes = take(&mut spec, "volumes");
         let containers = take(&mut spec, "containers");
@@ -57,8 +86,8 @@ impl Pod {
             flags.extend(mounted(mount, &volumes, &config["data"], home));
         }
         let memory = take(&mut container, "resources")["limits"]["memory"].clone();
-        let memory = memory.as_str().and_then(|text| text.strip_suffix("Mi")).expect("in MiB");
-        flags.extend(["--memory".to_owned(), format!("{memory}m")]);
+        let memory = memory.as_str().and_then(|text| text.strip_suffix("Mi")?.parse::<u64>().ok()).expect("in MiB");
+        flags.extend(["--memory-limit".to_owned(), (memory << 20).to_string()]);
         let probe = |probe: Value| probe["httpGet"]["path"].as_str().expect("a path").to_owned();
         let probes = ["readinessProbe", "livenessProbe"].map(|key| probe(take(&mut container, key)));
         let port = take(&mut container, "ports")[0]["containerPort"].as_u64().expect("a port");
@@ -74,19 +103,18 @@ impl Pod {
 fn security_of(container: &mut Map<String, Value>, flags: &mut Vec<String>) -> Vec<String> {
     let mut security = object(&take(container, "securityContext"));
     assert_eq!(take(&mut security, "privileged"), false);
+    // As this client has it, too.
     assert_eq!(take(&mut security, "allowPrivilegeEscalation"), false);
     assert_eq!(take(&mut security, "readOnlyRootFilesystem"), true);
-    flags.extend(["--security-opt", "no-new-privileges", "--read-only"].map(str::to_owned));
-    let (user, group) = (take(&mut security, "runAsUser"), take(&mut security, "runAsGroup"));
-    flags.extend(["--user".to_owned(), format!("{user}:{group}")]);
+    flags.push("--read-only".to_owned());
+    // As the image has it.
+    assert_eq!((take(&mut security, "runAsUser"), take(&mut security, "runAsGroup")), (0.into(), 0.into()));
     let mut capabilities = object(&take(&mut security, "capabilities"));
-    for (key, flag) in [("drop", "--cap-drop"), ("add", "--cap-add")] {
-        for name in strings(&capabilities[key]) {
-            flags.extend([flag.to_owned(), name]);
-        }
-    }
+    assert_eq!(strings(&take(&mut capabilities, "drop")), ["ALL"]);
     let added = strings(&take(&mut capabilities, "add"));
-    take(&mut capabilities, "drop");
+    let dropped = USUAL.into_iter().filter(|&usual| !added.iter().any(|name| name == usual));
+    flags.extend(dropped.flat_map(|name| ["--cap-drop".to_owned(), format!("CAP_{name}")]));
+    flags.extend(added.iter().flat_map(|name| ["--cap-add".to_owned(), format!("CAP_{name}")]));
     none_left(&capabilities);
     none_left(&security);
     added
@@ -101,7 +129,10 @@ fn mounted(mount: &Value, volumes: &Value, config: &Value, home: &Path) -> [Stri
     none_left(&mount);
     let volume = volumes.as_array().expect("a list").iter().find(|volume| volume["name"] == name);
     let volume = volume.unwrap_or_else(|| panic!("no volume is called {name}"));
-    let bound = |from: &str| ["--volume".to_owned(), format!("{from}:{at}{}", if read_only { ":ro" } else { "" })];
+    let bound = |from: &str| {
+        let mode = if read_only { "ro" } else { "rw" };
+        ["--mount".to_owned(), format!("type=bind,src={from},dst={at},options=rbind:rprivate:{mode}")]
+    };
     if let Some(path) = volume["hostPath"]["path"].as_str() {
         if read_only {
             return bound(path);
@@ -120,7 +151,83 @@ fn mounted(mount: &Value, volumes: &Value, config: &Value, home: &Path) -> [Stri
         return bound(own.to_str().expect("UTF-8"));
     }
     assert_eq!(volume["emptyDir"]["medium"], "Memory", "{volume}");
-    ["--tmpfs".to_owned(), at]
+    ["--mount".to_owned(), format!("type=tmpfs,src=tmpfs,dst={at},options=nosuid:nodev")]
+}
+
+/// A container that runs, of an image that lies in a file.
+#[derive(Debug)]
+pub struct Container {
+    socket: PathBuf,
+    log: PathBuf,
+    /// Its process.
+    pub pid: String,
+}
+
+impl Container {
+    /// What it needs; `None` when all is here.
+    pub fn missing() -> Option<&'static str> {
+        (!Path::new(CTR).exists()).then_some("ctr (Debian package containerd)")
+    }
+
+    /// Has the containerd behind `socket` run the image `name` of the file `image`; its log goes below `home`.
+    ///
+    /// # Panics
+    /// When it cannot be run.
+    pub fn run(pod: &Pod, socket: PathBuf, image: &Path, name: &str, home: &Path) -> Self {
+        let (log, pid) = (home.join("container.log"), home.join("container.pid"));
+        let mut container = Self { socket, log, pid: String::new() };
+        // One that needs neither a kernel's module nor a file system of some kind.
+        let snapshots = ["--snapshotter", "native"];
+        container.ctr(&[&["images", "import"], &snapshots[..], &[image.to_str().expect("UTF-8")]].concat());
+        let io = format!("file://{}", container.log.display());
+        let files = ["--detach", "--log-uri", &io, "--pid-file", pid.to_str().expect("UTF-8")];
+        let flags: Vec<_> = pod.flags.iter().map(String::as_str).collect();
+        let program: Vec<_> = ["/usr/bin/defib"].into_iter().chain(pod.arguments.iter().map(String::as_str)).collect();
+        container.ctr(&[&["run"], &snapshots[..], &files, &flags, &[name, CONTAINER], &program].concat());
+        container.pid = fs::read_to_string(pid).expect("its process is known").trim().to_owned();
+        container
+    }
+
+    /// Runs a program in it; what that said.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn exec(&self, words: &[&str]) -> String {
+        self.ctr(&[&["tasks", "exec", "--exec-id", "operator", CONTAINER], words].concat())
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn ctr(&self, words: &[&str]) -> String {
+        let output = self.client().args(words).stdin(Stdio::null()).output().expect("ctr starts");
+        assert!(output.status.success(), "{words:?}: {}\n{}", String::from_utf8_lossy(&output.stderr), self.log());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn client(&self) -> Command {
+        let mut client = Command::new(CTR);
+        client.arg("--address").arg(&self.socket).args(["--namespace", NAMESPACE]);
+        client
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", self.log());
+        }
+        for words in [&["tasks", "delete", "--force"][..], &["containers", "delete"]] {
+            self.client().args(words).arg(CONTAINER).output().ok();
+        }
+        // containerd leaves the parent of its cgroup behind, in every hierarchy.
+        let mounts = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        for mount in mounts.chain([PathBuf::from("/sys/fs/cgroup")]) {
+            fs::remove_dir(mount.join(NAMESPACE)).ok();
+        }
+    }
 }
 
 fn object(value: &Value) -> Map<String, Value> {

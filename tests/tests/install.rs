@@ -45,6 +45,9 @@ fn a_newcomer_installs_heals_upgrades_and_removes() {
         "systemd-analyze security --no-pager {EXPOSURE} defib.service > list || {{ cat list; exit 1; }}; tail -1 list"
     ));
 
+    run("sh -n /usr/share/defib/nginx/defib-upstream && test -x /usr/share/defib/nginx/defib-upstream");
+    run("test -r /usr/share/defib/kubernetes/daemonset.yaml && test -r /usr/share/defib/container/Dockerfile");
+
     run(service);
     run(configure);
     the_agent_is_well();

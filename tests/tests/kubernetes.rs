@@ -13,17 +13,25 @@ use tests::{
     engine::{Engine, Kind},
     eventually, live,
     monitoring::deploy,
-    pod::Pod,
+    pod::{Container, Pod},
     victim::{Victim, binary},
 };
 
 const NAME: &str = "the_image_with_the_rights_of_the_daemon_set_sees_deaths_outside_of_it";
 
+/// The release of Debian that programs are built for here.
+fn suite() -> Option<String> {
+    let text = fs::read_to_string("/etc/os-release").ok()?;
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    field("VERSION_CODENAME").filter(|_| field("ID") == Some("debian")).map(str::to_owned)
+}
+
 /// A base with the C library and nothing that could be started.
 fn base(home: &Path) -> String {
+    let suite = suite().expect("can_run has seen it");
     let tar = home.join("base.tar").display().to_string();
     let made = Command::new("mmdebstrap")
-        .args(["--quiet", "--variant=extract", "--include=base-files,libc6,libgcc-s1", "bookworm", &tar])
+        .args(["--quiet", "--variant=extract", "--include=base-files,libc6,libgcc-s1", &suite, &tar])
         .output()
         .expect("mmdebstrap starts");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -33,8 +41,12 @@ fn base(home: &Path) -> String {
 fn can_run() -> bool {
     let programs = [("/usr/bin/mmdebstrap", "mmdebstrap"), ("/usr/bin/curl", "curl"), ("/usr/bin/nsenter", "nsenter")];
     let missing = programs.into_iter().find(|(path, _)| !Path::new(path).exists()).map(|(_, what)| what);
-    if let Some(what) = Kind::Docker.missing().or(missing) {
+    if let Some(what) = Kind::Docker.missing().or_else(Container::missing).or(missing) {
         live::skip_ok(NAME, &format!("needs {what}"));
+        return false;
+    }
+    if suite().is_none() {
+        live::skip_ok(NAME, "needs Debian, whose C library is the base of the image");
         return false;
     }
     live::can_run(NAME)
@@ -72,28 +84,24 @@ fn the_image_with_the_rights_of_the_daemon_set_sees_deaths_outside_of_it() {
     let context = context.display().to_string();
     engine.run(&["build", "--build-arg", "BASE=base", "--tag", "defib", "--file", &recipe, &context]);
 
+    let image = home.path().join("image.tar");
+    engine.run(&["save", "--output", &image.display().to_string(), "defib"]);
+
     let manifest = fs::read_to_string(deploy("kubernetes/daemonset.yaml")).expect("readable");
     let pod = Pod::read(&manifest, home.path());
-    println!("docker run {}", pod.flags.join(" "));
-    let words: Vec<_> = ["run", "--detach", "--name", "agent"].into_iter().map(str::to_owned).collect();
-    let words = [&words[..], &pod.flags, &["defib".to_owned()], &pod.arguments].concat();
-    engine.run(&words.iter().map(String::as_str).collect::<Vec<_>>());
-    let inspect = |what: &str| engine.run(&["inspect", "--format", what, "agent"]);
-    let [ready, alive] = &pod.probes;
-    let pid = eventually("the agent to be ready", || {
-        assert_eq!(inspect("{{.State.Status}}"), "running", "{}", engine.run(&["logs", "agent"]));
-        let pid = inspect("{{.State.Pid}}");
-        get(&pid, pod.port, ready).filter(|(status, _)| *status == 200).map(|_| pid)
-    });
-    println!("{}", get(&pid, pod.port, ready).expect("an answer").1);
-    assert_eq!(get(&pid, pod.port, alive).expect("an answer").0, 200);
+    let name = "docker.io/library/defib:latest";
+    let container = Container::run(&pod, engine.containerd(), &image, name, home.path());
+    let (pid, [ready, alive]) = (&container.pid, &pod.probes);
+    let (_, notes) =
+        eventually("the agent to be ready", || get(pid, pod.port, ready).filter(|(status, _)| *status == 200));
+    assert_eq!(get(pid, pod.port, alive).expect("an answer").0, 200);
     // It has what the manifest names: BPF is 39, PERFMON 38, SYS_PTRACE 19 (uapi capability.h).
     assert_eq!(pod.capabilities, ["BPF", "PERFMON", "SYS_PTRACE"]);
-    let rights = u64::from_str_radix(&status(&pid, "CapEff"), 16).expect("hexadecimal");
+    let rights = u64::from_str_radix(&status(pid, "CapEff"), 16).expect("hexadecimal");
     assert_eq!(rights, 1 << 39 | 1 << 38 | 1 << 19, "{rights:x}");
-    assert_eq!((status(&pid, "NoNewPrivs").as_str(), status(&pid, "Seccomp").as_str()), ("1", "2"));
+    assert_eq!((status(pid, "NoNewPrivs").as_str(), status(pid, "Seccomp").as_str()), ("1", "2"));
 
-    let metrics = || Metrics(get(&pid, pod.port, "/metrics").filter(|(status, _)| *status == 200).expect("metrics").1);
+    let metrics = || Metrics(get(pid, pod.port, "/metrics").filter(|(status, _)| *status == 200).expect("metrics").1);
     let deaths = |cause: &str| {
         metrics().get(&format!("defib_deaths_total{{cause=\"{cause}\",service=\"other\"}}")).unwrap_or(0.0)
     };
@@ -102,28 +110,17 @@ fn the_image_with_the_rights_of_the_daemon_set_sees_deaths_outside_of_it() {
     let small = Cgroup::new(Some(32 << 20));
     Victim::start(Some(&small), &["leak"]).wait();
     eventually("the OOM kill", || (deaths("oom_kill") == before[0] + 1.0).then_some(()));
-    let scoped = "defib_oom_kills_total{scope=\"memcg\",service=\"other\"}";
-    assert_eq!(metrics().get(scoped), Some(1.0), "{}", metrics().0);
+    let metrics_now = metrics();
+    assert_eq!(metrics_now.sum("defib_oom_kills_total"), 1.0);
+    if !notes.contains("exact scope") {
+        // No micro-VM's kernel: the limit that fired is known from the kernel's own function.
+        assert_eq!(metrics_now.get("defib_oom_kills_total{scope=\"memcg\",service=\"other\"}"), Some(1.0));
+    }
     Victim::start(None, &["segv"]).wait();
     eventually("the crash", || (deaths("crash") == before[2] + 1.0).then_some(()));
     assert_eq!(deaths("killed"), before[1], "an OOM kill and a crash are not taken for a kill");
-    // And in a container beside it, by its name.
-    let id = engine.start_container("beside", &["--memory", "20m"], "sleep 1; x=a; while :; do x=$x$x; done");
-    let in_it = || {
-        metrics()
-            .0
-            .lines()
-            .any(|line| line.starts_with("defib_oom_kills_total") && line.ends_with(" 1") && line.contains(&id[..12]))
-    };
-    println!(
-        "{}",
-        metrics().0.lines().filter(|line| line.starts_with("defib_oom_kills")).collect::<Vec<_>>().join("\n")
-    );
-    let _ = in_it;
-
     // An operator's way in.
-    let output = engine.run(&["exec", "agent", "defib", "status"]);
-    println!("{output}");
+    let services = container.exec(&["defib", "status", "--json"]);
+    assert!(services.starts_with('['), "{services}");
     assert_eq!(metrics().sum("defib_events_lost_total"), 0.0);
-    println!("{}", engine.run(&["logs", "agent"]));
 }

@@ -57,6 +57,9 @@ enum Command {
     /// Shows the services that the running agent looks after
     Status(control::Agent),
     /// The same live, in a terminal, with the incidents below; q leaves
+    ///
+    /// For people. Programs have the same from 'defib status --json' and 'defib incidents --json', and what happens, as it
+    /// happens, from /api/v1/events.
     Top(top::Args),
     /// Shows what happened: list, one record, or a root-cause report in Markdown
     Incidents(incidents::Args),

@@ -12,12 +12,15 @@ use anyhow::{Context as _, Result};
 use crate::{process, workspace};
 
 /// Of the checkout, and where each goes; a directory goes with all that is in it.
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 12] = [
     ("deploy/systemd/defib.service", "usr/lib/systemd/system/defib.service"),
     ("deploy/systemd/command-services.conf", "usr/share/defib/command-services.conf"),
     ("deploy/defib.toml", "etc/defib/defib.toml"),
     ("deploy/prometheus", "usr/share/defib/prometheus"),
     ("deploy/grafana", "usr/share/defib/grafana"),
+    ("deploy/nginx", "usr/share/defib/nginx"),
+    ("deploy/kubernetes", "usr/share/defib/kubernetes"),
+    ("deploy/container", "usr/share/defib/container"),
     ("docs", "usr/share/doc/defib"),
     ("README.md", "usr/share/doc/defib/README.md"),
     ("CHANGELOG.md", "usr/share/doc/defib/CHANGELOG.md"),
@@ -67,7 +70,8 @@ fn copy_all(from: &Path, to: &Path) -> Result<()> {
     if !from.is_dir() {
         fs::create_dir_all(to.parent().unwrap_or(to)).with_context(|| to.display().to_string())?;
         copy(from, to)?;
-        return set_mode(to, 0o644);
+        let script = fs::metadata(from).is_ok_and(|found| found.permissions().mode() & 0o100 != 0);
+        return set_mode(to, if script { 0o755 } else { 0o644 });
     }
     for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
         let name = entry.with_context(|| from.display().to_string())?.file_name();

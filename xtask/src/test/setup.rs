@@ -48,6 +48,7 @@ fn missing(live: bool) -> Result<Vec<Need>> {
         needs.extend(haproxy());
         needs.extend(etcd());
         needs.extend(nginx());
+        needs.extend(base_image());
         needs.extend(corpus(|program| process::find(program).is_some()));
     }
     Ok(needs)
@@ -104,8 +105,18 @@ fn nginx() -> Option<Need> {
     let present = ["/usr/sbin/nginx", "/usr/bin/curl"].into_iter().all(|path| Path::new(path).exists());
     (!present).then(|| Need {
         what: "nginx and curl".to_owned(),
-        why: "a live test follows the recipe for nginx",
+        why: "live tests have it in front of servers and of the agent, and ask over TLS",
         mend: Mend::Packages(vec!["nginx-light", "curl"]),
+    })
+}
+
+/// What makes a small base for the image of the agent, and the client of containerd, which comes with the engines.
+fn base_image() -> Option<Need> {
+    let present = ["/usr/bin/mmdebstrap", "/usr/bin/ctr"].into_iter().all(|path| Path::new(path).exists());
+    (!present).then(|| Need {
+        what: "mmdebstrap and ctr".to_owned(),
+        why: "a live test runs the agent in a container, as Kubernetes does",
+        mend: Mend::Packages(vec!["mmdebstrap", "containerd"]),
     })
 }
 
