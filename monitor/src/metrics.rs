@@ -214,8 +214,23 @@ impl Metrics {
         self.table.set(self.row(service), of, number(is));
     }
 
-    /// Counts a death. Units and containers get a label when they first die, within the cap.
-    pub(crate) fn died(&mut self, death: &Death) {
+    /// Goes on with the OOM kills that an earlier agent has counted.
+    pub(crate) fn restore_oom_kills(&mut self, counted: &[(String, String, u64)]) {
+        for (service, scope, kills) in counted {
+            if service != OTHER {
+                self.add_service(&service.as_str().into());
+            }
+            let is_known = service == OTHER || self.known.contains_key(service.as_str());
+            // One without a label of its own has no series to go on with; that of the others has its own count.
+            if let Some(scope) = Scope::LABELS.into_iter().find(|label| label == scope).filter(|_| is_known) {
+                self.table.set_with(self.row(service), Of::OomKills, scope, *kills as f64);
+            }
+        }
+    }
+
+    /// Counts a death. Units and containers get a label when they first die, within the cap. An OOM kill's labels, and how many
+    /// there were with them.
+    pub(crate) fn died(&mut self, death: &Death) -> Option<((Arc<str>, &'static str), u64)> {
         if let Some(place) = &death.place
             && has_stable_name(place)
         {
@@ -223,10 +238,11 @@ impl Metrics {
         }
         let row = death.place.as_ref().map_or(&*self.other, |place| self.row(&place.service));
         self.table.count_with(row, Of::Deaths, death.cause.kind());
-        if let Cause::OomKill(oom) = &death.cause {
-            self.table.count_with(row, Of::OomKills, Scope::label(oom.scope));
-        }
         self.detected(death.kernel_ns, death.seen_ns);
+        let Cause::OomKill(oom) = &death.cause else { return None };
+        let scope = Scope::label(oom.scope);
+        let total = self.table.count_with(row, Of::OomKills, scope);
+        Some(((self.label_of(death).into(), scope), total as u64))
     }
 
     /// Notes how long a record took to user space.

@@ -18,7 +18,7 @@ mod pool;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
-use monitor_common::record::Record;
+use monitor_common::record::{MARK_KILL_SENT, MARK_THREAD_ONLY, Record};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -34,6 +34,7 @@ use crate::{
     diagnosis::{Cause, Question, Reply},
     enquiry::Enquiry,
     fleet::{self, Fleet},
+    handover::Handover,
     healing::{Action, Input, Intent, Memory, Outcome},
     health::{self, Unproven},
     host::{
@@ -51,8 +52,9 @@ use crate::{
     metrics::Metrics,
     observer::{Death, Observer, Sight},
     pool::{Board, Input as PoolInput, State},
+    progress::Progress,
     roster::{Managed, Roster},
-    store::{Left, Store},
+    store::{Draft, Left, Store},
     supervisor::{End, Permit},
     text::Clean,
     timeline::{Timeline, What},
@@ -69,6 +71,8 @@ const WORDS: usize = 1024;
 const WORD_OF_DEATH: Duration = Duration::from_millis(200);
 /// How often what we believe is held against what is: OOM kills counted, services alive.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(10);
+/// Bytes of the critical ring whose records left nothing to write, before their room is given back.
+const UNWRITTEN: u64 = 16 * 1024;
 /// How long a restart waits until it is written down: committed within a millisecond or two on a disk that works.
 const KEEPING: Duration = Duration::from_millis(100);
 
@@ -96,11 +100,23 @@ enum Word {
     Covered(Arc<str>, bool),
 }
 
+/// How far the reading of the rings is.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    /// Which records of the critical ring are settled.
+    pub(crate) progress: Progress,
+    /// The audit of OOM kills, begun before the programs were attached.
+    pub(crate) audit: Audit,
+    /// The rings hold what happened while no agent ran.
+    pub(crate) took_over: bool,
+}
+
 /// See the module.
 pub(crate) struct Steward {
     observer: Observer,
     hierarchy: Option<Hierarchy>,
     kernel: Arc<Kernel>,
+    handover: Handover,
     metrics: Metrics,
     timeline: Timeline,
     mode: Mode,
@@ -112,10 +128,21 @@ pub(crate) struct Steward {
     enquiry: Enquiry,
     systemd: Systemd,
     store: Store,
+    /// What came of events since it was handed over last.
+    draft: Draft,
+    /// Which records of the critical ring are settled.
+    progress: Progress,
+    /// Up to where the store was told to give back their room.
+    given_back: u64,
+    /// When this agent took over the rings of an earlier one, CLOCK_BOOTTIME nanoseconds: what they tell of before may be long
+    /// over.
+    took_over_ns: Option<u64>,
     alerts: Alerts,
     book: Book,
     /// What an earlier agent knew of services that have not been met yet.
     left: HashMap<String, Memory>,
+    /// The cgroups that it watched.
+    cgroups: Vec<(u64, String, String)>,
     /// What it knew of their memory.
     followers: HashMap<String, Follower>,
     /// Between two samples of a service's memory for its trend.
@@ -125,21 +152,23 @@ pub(crate) struct Steward {
 }
 
 impl Steward {
-    /// A steward that has seen nothing yet. The programs are attached by now, and `audit` began before that.
+    /// A steward that has seen nothing yet. The programs are attached by now, and `reading` began before that.
     pub(crate) fn new(
         config: &Config,
         hierarchy: Option<Hierarchy>,
-        kernel: Arc<Kernel>,
-        (metrics, timeline, alerts, board): (Metrics, Timeline, Alerts, Arc<Board>),
-        audit: Audit,
+        (kernel, handover): (Arc<Kernel>, Handover),
+        (mut metrics, timeline, alerts, board): (Metrics, Timeline, Alerts, Arc<Board>),
+        reading: Reading,
         (store, left): (Store, Left),
         fleet: Fleet,
     ) -> Self {
+        metrics.restore_oom_kills(&left.oom_kills);
         let systemd = Systemd::default();
         Self {
             observer: Observer::new(hierarchy.clone()),
             hierarchy,
             kernel,
+            handover,
             metrics,
             timeline,
             mode: config.agent.mode,
@@ -147,13 +176,18 @@ impl Steward {
             roster: Roster::new(config.host_budget()),
             words: mpsc::channel(WORDS),
             tasks: JoinSet::new(),
-            audit,
+            audit: reading.audit,
             enquiry: Enquiry::new(systemd.clone()),
             systemd,
             store,
+            draft: Draft::default(),
+            given_back: reading.progress.low(),
+            progress: reading.progress,
+            took_over_ns: reading.took_over.then(clock::boot_ns),
             alerts,
             book: Book::new(left.open, left.next_id),
             left: left.services,
+            cgroups: left.cgroups,
             followers: left.followers,
             sample: config.forecast.sample,
             pools: Pools::new(config.pool.clone(), board, left.pool.members),
@@ -236,13 +270,13 @@ impl Steward {
             for (id, place) in self.observer.take_discovered() {
                 self.appeared(id, &place);
             }
-            self.keep_incidents();
+            self.write_down();
         }
     }
 
     /// Tells what has not been said, for a clean end.
     pub(crate) async fn end(&mut self) {
-        self.keep_incidents();
+        self.write_down();
         self.alerts.write_down();
         for (name, managed) in self.roster.iter() {
             self.store.keep_follower(name, managed.follower.clone());
@@ -250,11 +284,27 @@ impl Steward {
         self.store.close().await;
     }
 
-    /// Hands changed incidents to the store.
-    fn keep_incidents(&mut self) {
-        for incident in self.book.take_changed() {
-            self.store.keep_incident(incident);
+    /// Takes back what was left for a next agent.
+    pub(crate) fn leave_nothing(&self) {
+        self.handover.end();
+    }
+
+    /// Hands to the store what came of the events so far: all of it is committed, or none, together with which records that
+    /// settles.
+    fn write_down(&mut self) {
+        self.draft.incidents = self.book.take_changed();
+        let low = self.progress.low();
+        if self.draft.is_empty() {
+            // Records of which nothing came that is kept; to read them again does no harm.
+            if low.saturating_sub(self.given_back) < UNWRITTEN {
+                return;
+            }
+        } else {
+            self.draft.settling.account = Some(self.progress.account(self.audit.kept()));
         }
+        self.draft.settling.low = Some(low);
+        self.given_back = low;
+        self.store.keep(std::mem::take(&mut self.draft));
     }
 
     /// Says a moment, and notes it in the service's record.
@@ -282,6 +332,35 @@ impl Steward {
     }
 
     fn event(&mut self, event: &Event) {
+        // An earlier agent may have settled it.
+        if event.span.is_some_and(|span| !self.progress.take(span)) {
+            return;
+        }
+        self.sight(event);
+        let Some(span) = event.span else { return };
+        match &event.record {
+            // With the death that it is evidence of.
+            Record::OomMark(mark) => {
+                let is_thread = mark.header.flags & MARK_THREAD_ONLY != 0;
+                let process = if is_thread {
+                    Identity { tgid: mark.victim.tid, start_ns: 0 }
+                } else {
+                    Identity { tgid: mark.victim.tgid, start_ns: mark.victim.start_ns }
+                };
+                let kills = mark.header.flags & MARK_KILL_SENT != 0;
+                self.progress.hold_mark(span, process, kills, clock::boot_ns());
+            }
+            Record::CrashSite(site) => {
+                let process = Identity { tgid: site.tgid, start_ns: site.start_ns };
+                self.progress.hold_site(span, process, clock::boot_ns());
+            }
+            // When it is decided.
+            Record::Exit(_) if self.observer.has_taken(span) => {}
+            Record::Exit(_) | Record::Life(_) | Record::Cgroup(_) => self.progress.settle(span),
+        }
+    }
+
+    fn sight(&mut self, event: &Event) {
         if let Record::Exit(exit) = &event.record {
             let process = Identity { tgid: exit.process.tgid, start_ns: exit.process.start_ns };
             self.pool_exited(process, clock::boot_ns());
@@ -304,6 +383,10 @@ impl Steward {
             }
             // A worker that executes something is no new incarnation.
             Some(Sight::Alive { place, process, role: Some(Role::Main), exec: true, kernel_ns }) => {
+                // While no agent ran, it may have come and gone.
+                if self.took_over_ns.is_some_and(|took_over| kernel_ns < took_over) && !process::is_alive(process) {
+                    return;
+                }
                 self.introduce(&place.service, process, kernel_ns);
             }
             Some(Sight::Created { id, place }) => self.appeared(id, &place),
@@ -376,7 +459,9 @@ impl Steward {
     }
 
     fn died(&mut self, death: &Death) {
-        self.metrics.died(death);
+        let kill = self.metrics.died(death);
+        self.draft.settling.oom_kills.extend(kill);
+        self.progress.died(death.span, death.process, death.evidence.mark.as_ref().map(|mark| mark.tid));
         if let Cause::OomKill(oom) = &death.cause {
             // Its mark was one; it may have been lost, or the kernel may count it twice.
             let text = format!("{} (pid {}) {}", death.comm, death.process.tgid, death.cause);
@@ -479,6 +564,7 @@ impl Steward {
 
     /// Holds what we believe against what is.
     fn look_again(&mut self) {
+        self.progress.tick(clock::boot_ns());
         let missed = self.audit.check();
         if missed > 0 {
             tracing::error!(missed, "the kernel counted OOM kills that were not seen");
@@ -526,7 +612,7 @@ impl Steward {
             self.metrics.circuit(service, managed.engine().is_circuit_open());
         }
         if let Some(memory) = self.roster.changed(service) {
-            self.store.keep_service(service, memory);
+            self.draft.services.insert(Arc::clone(service), memory);
         }
         for action in actions {
             self.act(service, action, now);
@@ -626,7 +712,7 @@ impl Steward {
     /// Completes when all that was decided is written down: whoever comes after us must know of a restart before it can have
     /// happened. A disk that takes nothing must not keep a service down.
     fn written_down(&mut self) -> Permit {
-        self.keep_incidents();
+        self.write_down();
         let kept = timeout(KEEPING, self.store.flush());
         Box::pin(async move { drop(kept.await) })
     }

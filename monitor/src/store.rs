@@ -8,6 +8,8 @@
 //! A file that cannot be used is set aside, not deleted; when none can be opened, or the disk is full, the agent goes on
 //! from memory and says so.
 
+mod settling;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs, mem,
@@ -24,7 +26,18 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
-use crate::{alert, healing::Memory, host::clock, incident::Incident, memory::Follower, pool};
+use crate::{
+    alert,
+    healing::Memory,
+    host::clock,
+    incident::Incident,
+    kernel::Settled,
+    memory::Follower,
+    pool,
+    progress::Account,
+};
+pub(crate) use settling::Draft;
+use settling::Settling;
 
 /// The file in the state directory.
 const FILE: &str = "defib.db";
@@ -98,6 +111,12 @@ pub(crate) struct Left {
     pub(crate) alerts: Vec<alert::Kept>,
     /// Where services stood in their pools, and what was changed at load balancers.
     pub(crate) pool: pool::Left,
+    /// Which records of the critical ring it had settled.
+    pub(crate) account: Option<Account>,
+    /// OOM kills that were counted, by service and scope.
+    pub(crate) oom_kills: Vec<(String, String, u64)>,
+    /// Cgroups that were watched in this boot: id, path, service.
+    pub(crate) cgroups: Vec<(u64, String, String)>,
     /// Incidents that were open.
     pub(crate) open: Vec<Incident>,
     /// The first id that is free.
@@ -114,6 +133,8 @@ struct Shared {
     trouble: Mutex<Option<String>>,
     failed: AtomicU64,
     dropped: AtomicU64,
+    /// See [`Store::settled`].
+    settled: Settled,
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +145,7 @@ struct Waiting {
     alerts: HashMap<String, Option<alert::Kept>>,
     pool: PoolRecords,
     incidents: BTreeMap<i64, Incident>,
+    settling: Settling,
     flushed: Vec<oneshot::Sender<()>>,
     closing: bool,
 }
@@ -143,9 +165,13 @@ const CLAIMS: &str = "claims";
 
 impl Waiting {
     fn is_empty(&self) -> bool {
-        let Self { services, followers, alerts, pool, incidents, flushed, closing: _ } = self;
+        self.has_no_rows() && self.settling.low.is_none() && self.flushed.is_empty()
+    }
+
+    fn has_no_rows(&self) -> bool {
+        let Self { services, followers, alerts, pool, incidents, settling, flushed: _, closing: _ } = self;
         let rows = services.len() + followers.len() + alerts.len() + pool.len() + incidents.len();
-        rows == 0 && flushed.is_empty()
+        rows + settling.rows() == 0
     }
 }
 
@@ -180,10 +206,27 @@ impl Store {
         Ok((store, left))
     }
 
-    /// Hands over a service's state.
-    pub(crate) fn keep_service(&self, name: &Arc<str>, memory: Memory) {
-        lock(&self.shared.waiting).services.insert(Arc::clone(name), memory);
+    /// Hands over what came of some events, to be committed as one.
+    pub(crate) fn keep(&self, draft: Draft) {
+        let Draft { services, incidents, settling } = draft;
+        let mut waiting = lock(&self.shared.waiting);
+        waiting.services.extend(services);
+        waiting.settling.renew(settling);
+        for incident in incidents {
+            waiting.incidents.insert(incident.id, incident);
+        }
+        while waiting.incidents.len() > MAX_WAITING {
+            waiting.incidents.pop_first();
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(waiting);
         self.shared.wake.notify_one();
+    }
+
+    /// Up to where the critical ring's records are settled by what is committed, or could not be: a disk that fails must not
+    /// hold up the ring.
+    pub(crate) fn settled(&self) -> Settled {
+        Arc::clone(&self.shared.settled)
     }
 
     /// Hands over what is known of a service's memory.
@@ -210,18 +253,6 @@ impl Store {
 
     fn keep_pool(&self, key: (&'static str, Arc<str>), record: PoolRecord) {
         lock(&self.shared.waiting).pool.insert(key, record);
-        self.shared.wake.notify_one();
-    }
-
-    /// Hands over an incident.
-    pub(crate) fn keep_incident(&self, incident: Incident) {
-        let mut waiting = lock(&self.shared.waiting);
-        waiting.incidents.insert(incident.id, incident);
-        while waiting.incidents.len() > MAX_WAITING {
-            waiting.incidents.pop_first();
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-        drop(waiting);
         self.shared.wake.notify_one();
     }
 
@@ -277,6 +308,9 @@ fn write_on(mut connection: Connection, shared: &Shared) {
                 *lock(&shared.trouble) = Some(text);
             }
         }
+        if let Some(low) = batch.settling.low.take() {
+            shared.settled.fetch_max(low, Ordering::Release);
+        }
         for done in mem::take(&mut batch.flushed) {
             // Whoever asked may have given up.
             done.send(()).ok();
@@ -290,8 +324,9 @@ fn write_on(mut connection: Connection, shared: &Shared) {
 
 /// What could not be written waits again, unless something newer does.
 fn put_back(shared: &Shared, batch: Waiting) {
-    let Waiting { services, followers, alerts, pool, incidents, flushed: _, closing: _ } = batch;
+    let Waiting { services, followers, alerts, pool, incidents, settling, flushed: _, closing: _ } = batch;
     let mut waiting = lock(&shared.waiting);
+    waiting.settling.put_back(settling);
     for (name, alert) in alerts {
         waiting.alerts.entry(name).or_insert(alert);
     }
@@ -310,8 +345,12 @@ fn put_back(shared: &Shared, batch: Waiting) {
 }
 
 fn write(connection: &mut Connection, batch: &Waiting) -> Result<()> {
+    if batch.has_no_rows() {
+        return Ok(());
+    }
     let transaction = connection.transaction()?;
     {
+        batch.settling.write(&transaction)?;
         let (boot_id, lead_ns) = (clock::boot_id(), lead_ns());
         let mut service = transaction.prepare_cached(
             "INSERT OR REPLACE INTO service (name, boot_id, lead_ns, memory) VALUES (?1, ?2, ?3, ?4)",
@@ -416,6 +455,7 @@ fn prepare(connection: Connection) -> Result<Connection> {
     let layout: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     ensure!(layout <= LAYOUT, "it was written by a newer defib (layout {layout}; this one knows {LAYOUT})");
     connection.execute_batch(SCHEMA)?;
+    connection.execute_batch(settling::SCHEMA)?;
     connection.pragma_update(None, "user_version", LAYOUT)?;
     Ok(connection)
 }
@@ -454,6 +494,7 @@ fn read(connection: &Connection) -> Result<Left> {
         let memory = if boot == boot_id { memory } else { memory.after_reboot(lead - lead_now) };
         left.services.insert(name, memory);
     }
+    settling::read(connection, &mut left)?;
     read_followers(connection, &mut left)?;
     read_alerts(connection, &mut left)?;
     read_pool(connection, &mut left.pool)?;

@@ -24,7 +24,7 @@ use clap::{Parser, Subcommand};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-use crate::{agent::After, config::ConfigError, supervisor::Launch, symbols};
+use crate::{agent::Ended, config::ConfigError, host::inherited, supervisor::Launch, symbols};
 
 /// An eBPF OOM and crash monitor that brings back what died and was not respawned.
 #[derive(Parser)]
@@ -119,11 +119,12 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => {
             let log = log_to_stderr("info");
-            let after = runtime()?.block_on(run::run(args))?;
+            let inherited = inherited::take();
+            let ended = runtime()?.block_on(run::run(args, inherited))?;
             drop(log);
-            match after {
-                After::End => Ok(()),
-                After::BeginAgain => reload::begin_again(),
+            match ended {
+                Ended::Ended => Ok(()),
+                Ended::BeginAgain { left, pin_dir } => reload::begin_again(&left, pin_dir.as_deref()),
             }
         }
         Command::Watch(args) => {

@@ -4,6 +4,7 @@ pub(crate) mod cgroup;
 mod cgroup_memory;
 pub(crate) mod clock;
 pub(crate) mod containers;
+pub(crate) mod inherited;
 pub(crate) mod kmsg;
 pub(crate) mod last_words;
 pub(crate) mod manager;

@@ -80,7 +80,12 @@ fn families() -> Vec<Family> {
     let labelled = |family: Family, label, values: Vec<&'static str>| Family { label: Some((label, values)), ..family };
     vec![
         labelled(
-            counter(Of::OomKills, "defib_oom_kills_total", All, "Processes killed by the kernel for want of memory."),
+            counter(
+                Of::OomKills,
+                "defib_oom_kills_total",
+                All,
+                "Processes killed by the kernel for want of memory; goes on over restarts of the agent.",
+            ),
             "scope",
             Scope::LABELS.to_vec(),
         ),
@@ -294,11 +299,13 @@ impl Table {
         self.count_with(row, of, "");
     }
 
-    /// Counts one with a label.
-    pub(super) fn count_with(&self, row: &Row, of: Of, label: &str) {
+    /// Counts one with a label; the total.
+    pub(super) fn count_with(&self, row: &Row, of: Of, label: &str) -> f64 {
         let cell = &row.values[self.at(of, label)];
         // One owner counts.
-        cell.store((f64::from_bits(cell.load(Ordering::Relaxed)) + 1.0).to_bits(), Ordering::Relaxed);
+        let total = f64::from_bits(cell.load(Ordering::Relaxed)) + 1.0;
+        cell.store(total.to_bits(), Ordering::Relaxed);
+        total
     }
 
     /// The text, part by part.
