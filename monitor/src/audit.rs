@@ -1,4 +1,5 @@
-//! Our count of OOM kills held against the kernel's own.
+//! What we believe held against what is: our count of OOM kills against the kernel's own, the wall clock against the one that
+//! never steps.
 
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +78,29 @@ impl Audit {
     }
 }
 
+/// The wall clock may be slewed, which is no step: by half a second in ten, say (adjtimex(2) allows 0.05 %, NTP's daemons more).
+const STEP_NS: i64 = 500_000_000;
+
+/// The wall clock, seen from CLOCK_BOOTTIME.
+#[derive(Debug)]
+pub(crate) struct Wall {
+    /// By how much it was ahead at the last look, nanoseconds.
+    lead_ns: i64,
+}
+
+impl Wall {
+    /// It is ahead by so much now.
+    pub(crate) fn new(lead_ns: i64) -> Self {
+        Self { lead_ns }
+    }
+
+    /// It is ahead by so much now; by how much it was set since the last look, if it was.
+    pub(crate) fn step(&mut self, lead_ns: i64) -> Option<i64> {
+        let step = lead_ns.saturating_sub(std::mem::replace(&mut self.lead_ns, lead_ns));
+        (step.saturating_abs() >= STEP_NS).then_some(step)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +125,15 @@ mod tests {
         assert_eq!(audit.compare(108), 1);
         assert_eq!(audit.kept(), Kept { base: Some(100), seen: 6, reported: 2 });
         assert_eq!(audit.kept().without(2).seen, 4);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_told_from_one_that_drifts() {
+        let mut wall = Wall::new(1_000);
+        assert_eq!(wall.step(1_000 + STEP_NS / 2), None);
+        assert_eq!(wall.step(STEP_NS), None, "by little, once more");
+        assert_eq!(wall.step(-3 * STEP_NS), Some(-4 * STEP_NS));
+        assert_eq!(wall.step(-3 * STEP_NS), None);
     }
 
     #[test]

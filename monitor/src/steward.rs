@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     alert::{Alerts, Standing},
     attribution::{Place, Role},
-    audit::Audit,
+    audit::{Audit, Wall},
     config::{Config, Health, Mode, Service},
     control::Command,
     diagnosis::{Cause, Question, Reply},
@@ -47,7 +47,7 @@ use crate::{
         systemd::Systemd,
     },
     incident::{self, Before, Book},
-    kernel::{Event, Kernel},
+    kernel::{Event, Kernel, Origin},
     memory::{self, Follower, Measured},
     metrics::Metrics,
     observer::{Death, Observer, Sight},
@@ -125,6 +125,7 @@ pub(crate) struct Steward {
     words: (mpsc::Sender<Word>, mpsc::Receiver<Word>),
     tasks: JoinSet<()>,
     audit: Audit,
+    wall: Wall,
     enquiry: Enquiry,
     systemd: Systemd,
     store: Store,
@@ -163,6 +164,7 @@ impl Steward {
         fleet: Fleet,
     ) -> Self {
         metrics.restore_oom_kills(&left.oom_kills);
+        metrics.own().attached(kernel.programs());
         let systemd = Systemd::default();
         Self {
             observer: Observer::new(hierarchy.clone()),
@@ -177,6 +179,7 @@ impl Steward {
             words: mpsc::channel(WORDS),
             tasks: JoinSet::new(),
             audit: reading.audit,
+            wall: Wall::new(clock::lead_ns()),
             enquiry: Enquiry::new(systemd.clone()),
             systemd,
             store,
@@ -565,6 +568,11 @@ impl Steward {
     /// Holds what we believe against what is.
     fn look_again(&mut self) {
         self.progress.tick(clock::boot_ns());
+        self.attach_again();
+        if let Some(step) = self.wall.step(clock::lead_ns()) {
+            tracing::warn!("the wall clock was set by {:+.3} s; moments are told as it stands now", step as f64 / 1e9);
+            self.metrics.own().clock_stepped();
+        }
         let missed = self.audit.check();
         if missed > 0 {
             tracing::error!(missed, "the kernel counted OOM kills that were not seen");
@@ -597,6 +605,25 @@ impl Steward {
                 words.send(word).await.ok();
             }
         });
+    }
+
+    /// Mends what somebody else has detached, and leaves it for the next agent once more.
+    fn attach_again(&mut self) {
+        for (program, mended) in self.kernel.attach_again() {
+            let attached = mended.and_then(|link| self.handover.renew(link));
+            match &attached {
+                Ok(()) => tracing::error!("the program {program} was detached by somebody else, and is attached again"),
+                Err(error) => tracing::error!("the program {program} was detached by somebody else: {error:#}"),
+            }
+            self.metrics.own().detached(program, attached.is_ok());
+        }
+        if !self.handover.is_whole(&self.kernel) {
+            match self.handover.keep(&self.kernel, &Origin::TakenOver) {
+                Ok(()) => tracing::warn!("somebody has removed pins of the kernel programs; they are there again"),
+                Err(error) => tracing::error!("what happens while no agent runs will be lost: {error:#}"),
+            }
+            self.metrics.own().unpinned();
+        }
     }
 
     fn step(&mut self, service: &Arc<str>, input: Input, now: u64) {

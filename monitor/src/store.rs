@@ -351,7 +351,7 @@ fn write(connection: &mut Connection, batch: &Waiting) -> Result<()> {
     let transaction = connection.transaction()?;
     {
         batch.settling.write(&transaction)?;
-        let (boot_id, lead_ns) = (clock::boot_id(), lead_ns());
+        let (boot_id, lead_ns) = (clock::boot_id(), clock::lead_ns());
         let mut service = transaction.prepare_cached(
             "INSERT OR REPLACE INTO service (name, boot_id, lead_ns, memory) VALUES (?1, ?2, ?3, ?4)",
         )?;
@@ -409,12 +409,6 @@ fn forget(connection: &Connection) -> Result<()> {
         )?
         .execute(params![oldest, MAX_INCIDENTS, REMOVED_AT_ONCE])?;
     Ok(())
-}
-
-/// How much further the wall clock is than CLOCK_BOOTTIME, nanoseconds.
-fn lead_ns() -> i64 {
-    let wall = Timestamp::now().as_nanosecond();
-    i64::try_from(wall - i128::from(clock::boot_ns())).unwrap_or(0)
 }
 
 fn open_or_set_aside(path: &Path) -> Result<(Connection, Left)> {
@@ -483,7 +477,7 @@ fn set_aside(path: &Path) -> Result<PathBuf> {
 
 fn read(connection: &Connection) -> Result<Left> {
     let mut left = Left::default();
-    let (boot_id, lead_now) = (clock::boot_id(), lead_ns());
+    let (boot_id, lead_now) = (clock::boot_id(), clock::lead_ns());
     let mut statement = connection.prepare("SELECT name, boot_id, lead_ns, memory FROM service")?;
     let rows = statement.query_map([], |row| {
         Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?, row.get::<_, String>(3)?))

@@ -396,3 +396,40 @@ impl Kernel {
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use monitor_common::record::Record;
+
+    /// The code with which a process ends that nobody watches.
+    fn ends(rings: &mut Rings) -> bool {
+        let child = std::process::Command::new("/bin/sh").args(["-c", "exit 7"]).spawn().expect("a shell");
+        let pid = child.id();
+        drop(child.wait_with_output());
+        let mut found = false;
+        while let Some((_, bytes)) = rings.bulk.records.next() {
+            found |= matches!(Record::decode(bytes), Ok(Record::Exit(exit)) if exit.process.tgid == pid);
+        }
+        found
+    }
+
+    #[test]
+    fn a_program_whose_link_has_gone_is_attached_again() {
+        let hierarchy = Hierarchy::detect().ok();
+        let options = Options {
+            btf: None,
+            hierarchy: hierarchy.as_ref(),
+            report_clean: false,
+            failed_allocations: layout::Watched::Never,
+        };
+        // Needs rights that not everybody who runs unit tests has.
+        let Ok((kernel, mut rings)) = load(options, Vec::new()) else { return };
+        assert!(ends(&mut rings) && kernel.attach_again().is_empty());
+        kernel.set().detach();
+        assert!(!ends(&mut rings), "nothing is attached");
+        let mended: Vec<_> = kernel.attach_again().into_iter().filter(|(_, link)| link.is_ok()).collect();
+        assert_eq!(mended.len(), kernel.programs().len());
+        assert!(ends(&mut rings) && kernel.attach_again().is_empty());
+    }
+}

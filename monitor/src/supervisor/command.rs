@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::setsid,
@@ -200,6 +200,8 @@ impl Supervisor for CommandSupervisor {
     }
 }
 
+const WIDOWED: &str = "the agent that asked for it has gone";
+
 /// What `defib launch` does, in the process that becomes the service.
 #[derive(Clone, Debug)]
 pub(crate) struct Launch {
@@ -229,10 +231,15 @@ impl Launch {
         let nothing = File::open("/dev/null").context("cannot open /dev/null")?;
         rustix::stdio::dup2_stdin(&nothing).context("cannot replace standard input")?;
         let file = self.cgroup.join("cgroup.procs");
+        ensure!(!is_widowed(agent), WIDOWED);
         // 0: the writing process.
         fs::write(&file, "0").with_context(|| format!("cannot enter the cgroup through {}", file.display()))?;
         // The next agent looks for what lives in the cgroup; whoever enters it after its agent is gone would be a second one.
-        ensure!(!is_widowed(agent), "the agent that asked for it has gone");
+        if is_widowed(agent) {
+            // Its end is not the service's. Where it cannot leave, that is told as a start that failed.
+            self.cgroup.parent().map(|parent| fs::write(parent.join("cgroup.procs"), "0"));
+            bail!(WIDOWED);
+        }
         setsid().context("cannot begin a session")?;
         // The agent may be protected from the OOM killer; its services must not inherit that.
         fs::write("/proc/self/oom_score_adj", "0").context("cannot reset /proc/self/oom_score_adj")?;
