@@ -231,6 +231,13 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = Aft
     readiness.release(SCAN);
     // Start-up needed tens of megabytes for type information; a resident agent gives them back.
     host::memory::give_back();
+    for (what, protected) in
+        [("is not protected from the OOM killer", host::memory::protect()), ("may be paged out", host::memory::lock())]
+    {
+        if let Err(error) = protected {
+            tracing::info!("the agent {what} when the host has no memory: {error:#}");
+        }
+    }
     tracing::info!(
         %address,
         programs = kernel.programs().len(),
