@@ -7,12 +7,13 @@
 use std::{
     collections::{BTreeSet, HashMap},
     future::Future,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use monitor_common::record::Record;
 use prometheus::Registry;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -26,17 +27,20 @@ use crate::{
     config::{Config, Mode},
     control,
     fleet::{Fleet, FleetMetrics},
+    handover::Handover,
     host::{
         self,
         cgroup::Hierarchy,
-        guarded,
+        clock, guarded,
+        inherited::Named,
         kmsg::{self, Kmsg},
         manager::Manager,
     },
-    kernel::{self, Kernel, RingStats},
+    kernel::{self, Kernel, Origin, Remains, RingStats, Rings, Span},
     metrics::{KernelMetrics, Metrics, Reloads, StoreMetrics},
     pool::{AgentCheck, Answered, Board, Claims, Endpoint, HaProxy, Spoken},
-    steward::Steward,
+    progress::{Account, Progress},
+    steward::{Reading, Steward},
     store::Store,
     timeline::Timeline,
     web::{self, Api, Gate, Readiness, Web, WebMetrics},
@@ -60,6 +64,8 @@ pub(crate) struct Options<'a> {
     pub(crate) log_lines_lost: fn() -> u64,
     /// How reading the configuration went, where it can be read again.
     pub(crate) reloads: Option<Reloads>,
+    /// What an earlier agent left to this process.
+    pub(crate) inherited: Vec<Named>,
 }
 
 /// What comes after an agent's end.
@@ -71,12 +77,26 @@ pub(crate) enum After {
     BeginAgain,
 }
 
-/// Runs until `shutdown` completes, and says what that said. Services that it started live on.
+/// How an agent has ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// For good.
+    Ended,
+    /// To begin again in the same process.
+    BeginAgain {
+        /// What keeps the kernel programs running meanwhile.
+        left: Vec<Named>,
+        /// Where they are pinned.
+        pin_dir: Option<PathBuf>,
+    },
+}
+
+/// Runs until `shutdown` completes, and does what that said. Services that it started live on.
 ///
 /// # Errors
 /// When start-up fails, or a part that nothing works without.
-pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = After>) -> Result<After> {
-    let Options { config, btf, timeline, log_lines_lost, reloads } = options;
+pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = After>) -> Result<Ended> {
+    let Options { config, btf, timeline, log_lines_lost, reloads, inherited } = options;
     let listener = web::bind(config.http.listen).await?;
     let address = listener.local_addr().context("the HTTP listener has no address")?;
     let (registry, board) = (Registry::new(), Arc::new(Board::new()));
@@ -126,8 +146,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = Aft
         Box::new(move || {
             store_metrics.refresh(&store);
             alert_metrics.refresh(&alerts);
-            let malformed = stats.iter().map(|stats| stats.malformed()).sum();
-            attached.get().map_or(Ok(()), |kernel| metrics.refresh(kernel, malformed, log_lines_lost()))
+            attached.get().map_or(Ok(()), |kernel| metrics.refresh(kernel, &stats, log_lines_lost()))
         })
     };
     let (stop_web, web_stopped) = oneshot::channel::<()>();
@@ -160,24 +179,37 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = Aft
         }
     }
     let audit = Audit::begin();
-    let (mut kernel, rings) = kernel::load(kernel::Options {
+    let (handover, handed_over) = Handover::open(config.agent.pin_dir.as_deref(), inherited);
+    let options = kernel::Options {
         btf,
         hierarchy: hierarchy.as_ref(),
         report_clean: false,
         failed_allocations: config.agent.failed_allocations,
-    })?;
+    };
+    let (mut kernel, mut rings) = kernel::load(options, handed_over)?;
+    let kept = handover.keep(&kernel, &rings.origin).map_err(|error| format!("{error:#}"));
+    if let Some(trouble) = handover.trouble().map(ToOwned::to_owned).or(kept.err()) {
+        tracing::error!("what happens while no agent runs will be lost: {trouble}");
+        readiness.note(format!("what happens while no agent runs ({trouble})"));
+    }
     for missing in kernel.missing() {
         tracing::info!("off on this kernel: {missing}");
         readiness.note(missing.clone());
     }
-    if let Some(diagnostics) = kernel.take_diagnostics()? {
+    if let Some(diagnostics) = kernel.take_diagnostics() {
         tasks.spawn(kernel::follow_diagnostics(diagnostics));
     }
     let kernel = Arc::new(kernel);
     attached.set(Arc::clone(&kernel)).ok();
     readiness.release(PROGRAMS);
 
+    let (reading, remains) = reading(&rings, left.account.take(), audit);
+    rings.critical.settle_by(store.settled());
     let (events_in, events) = mpsc::channel(EVENTS);
+    tasks.spawn({
+        let events = events_in.clone();
+        async move { kernel::follow_remains(remains, events).await }
+    });
     for (ring, stats) in [rings.critical, rings.bulk].into_iter().zip(stats) {
         let events = events_in.clone();
         tasks.spawn(async move { kernel::follow(ring, events, &stats).await });
@@ -189,11 +221,13 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = Aft
     tasks.spawn(alerts.clone().tell(alert_metrics));
     tasks.spawn(fleet.clone().watch());
     let told = (metrics, timeline, alerts, Arc::clone(&board));
-    let mut steward = Steward::new(&config, hierarchy, Arc::clone(&kernel), told, audit, (store, left), fleet);
+    let parts = (Arc::clone(&kernel), handover);
+    let mut steward = Steward::new(&config, hierarchy, parts, told, reading, (store, left), fleet);
     for failure in steward.scan(&config)? {
         tracing::error!("a service cannot be looked after: {failure}");
         readiness.note(format!("a service: {failure}"));
     }
+    let pin_dir = config.agent.pin_dir.clone();
     // Thousands of services are as many kilobytes of configuration, which is all in use by now.
     drop(config);
     // From here on there is something to say.
@@ -231,7 +265,37 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = Aft
     steward.end().await;
     drop(stop_web);
     tasks.shutdown().await;
-    outcome
+    match outcome? {
+        After::BeginAgain => Ok(Ended::BeginAgain { left: kernel.descriptors()?, pin_dir }),
+        After::End => {
+            steward.leave_nothing();
+            Ok(Ended::Ended)
+        }
+    }
+}
+
+/// Where the reading of the rings begins, and what is to be read before.
+fn reading(rings: &Rings, left: Option<Account>, begun: Audit) -> (Reading, Vec<Record>) {
+    let boot_id = clock::boot_id();
+    let is_of = |ring| left.as_ref().filter(|account| account.is_of(boot_id, ring));
+    let (known, remains) = match &rings.origin {
+        Origin::New => (None, Vec::new()),
+        Origin::TakenOver => {
+            tracing::info!("goes on with the kernel programs of the agent before");
+            (is_of(rings.id), Vec::new())
+        }
+        Origin::Replaced(Remains { id, records, unread }) => {
+            let known = is_of(*id);
+            let is_new = |span: &Option<Span>| !span.zip(known).is_some_and(|(span, account)| account.has(span.begin));
+            let records: Vec<_> = records.iter().filter(|(span, _)| is_new(span)).map(|(_, record)| *record).collect();
+            tracing::info!(records = records.len(), unread, "what the earlier programs had left is read first");
+            (known, records)
+        }
+    };
+    let audit = known.map_or(begun, |account| Audit::resume(account.audit));
+    let took_over = !matches!(rings.origin, Origin::New);
+    let progress = Progress::new(boot_id, rings.id, left);
+    (Reading { progress, audit, took_over }, remains)
 }
 
 /// Who is asked before anything is done by plan.

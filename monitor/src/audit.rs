@@ -1,6 +1,27 @@
-//! Our count of OOM kills held against the kernel's own.
+//! What we believe held against what is: our count of OOM kills against the kernel's own, the wall clock against the one that
+//! never steps.
+
+use serde::{Deserialize, Serialize};
 
 use crate::host::vmstat;
+
+/// What is kept of it, for the next agent in the same boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// See [`Audit`].
+    pub(crate) base: Option<u64>,
+    /// Likewise.
+    pub(crate) seen: u64,
+    /// Likewise.
+    pub(crate) reported: u64,
+}
+
+impl Kept {
+    /// The same, had these not been seen.
+    pub(crate) fn without(self, unseen: u64) -> Self {
+        Self { seen: self.seen.saturating_sub(unseen), ..self }
+    }
+}
 
 /// See the module. Begins before the programs are attached: what the kernel counts from then on, we must see.
 #[derive(Debug)]
@@ -21,6 +42,16 @@ impl Audit {
         let base =
             vmstat::oom_kills().inspect_err(|error| tracing::warn!("OOM kills cannot be audited: {error:#}")).ok();
         Self { base, seen: 0, last: base.unwrap_or(0), reported: 0 }
+    }
+
+    /// Goes on with that of an earlier agent, whose rings were taken over: what the kernel has counted meanwhile is in them.
+    pub(crate) fn resume(Kept { base, seen, reported }: Kept) -> Self {
+        Self { base, seen, reported, last: base.unwrap_or(0).saturating_add(seen + reported) }
+    }
+
+    /// What to keep for that.
+    pub(crate) fn kept(&self) -> Kept {
+        Kept { base: self.base, seen: self.seen, reported: self.reported }
     }
 
     /// One kill was seen.
@@ -47,6 +78,29 @@ impl Audit {
     }
 }
 
+/// The wall clock may be slewed, which is no step: by half a second in ten, say (adjtimex(2) allows 0.05 %, NTP's daemons more).
+const STEP_NS: i64 = 500_000_000;
+
+/// The wall clock, seen from CLOCK_BOOTTIME.
+#[derive(Debug)]
+pub(crate) struct Wall {
+    /// By how much it was ahead at the last look, nanoseconds.
+    lead_ns: i64,
+}
+
+impl Wall {
+    /// It is ahead by so much now.
+    pub(crate) fn new(lead_ns: i64) -> Self {
+        Self { lead_ns }
+    }
+
+    /// It is ahead by so much now; by how much it was set since the last look, if it was.
+    pub(crate) fn step(&mut self, lead_ns: i64) -> Option<i64> {
+        let step = lead_ns.saturating_sub(std::mem::replace(&mut self.lead_ns, lead_ns));
+        (step.saturating_abs() >= STEP_NS).then_some(step)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +115,25 @@ mod tests {
         assert_eq!(audit.compare(103), 0, "once");
         audit.saw_one();
         assert_eq!(audit.compare(104), 0, "it came late, and hides no other");
+    }
+
+    #[test]
+    fn what_was_killed_between_two_agents_is_due_when_their_rings_were_read() {
+        let mut audit = Audit::resume(Kept { base: Some(100), seen: 5, reported: 1 });
+        assert_eq!(audit.compare(108), 0, "in the rings");
+        audit.saw_one();
+        assert_eq!(audit.compare(108), 1);
+        assert_eq!(audit.kept(), Kept { base: Some(100), seen: 6, reported: 2 });
+        assert_eq!(audit.kept().without(2).seen, 4);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_told_from_one_that_drifts() {
+        let mut wall = Wall::new(1_000);
+        assert_eq!(wall.step(1_000 + STEP_NS / 2), None);
+        assert_eq!(wall.step(STEP_NS), None, "by little, once more");
+        assert_eq!(wall.step(-3 * STEP_NS), Some(-4 * STEP_NS));
+        assert_eq!(wall.step(-3 * STEP_NS), None);
     }
 
     #[test]

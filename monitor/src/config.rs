@@ -105,6 +105,8 @@ pub(crate) struct AgentConfig {
     pub(crate) control_socket: PathBuf,
     /// Services that get a metric label of their own; the rest share `other`.
     pub(crate) max_services: usize,
+    /// Directory in a bpffs where the kernel programs are pinned, so that they run on while no agent does.
+    pub(crate) pin_dir: Option<PathBuf>,
     /// Whether requests for memory that the kernel refuses are watched, as evidence of an application's own want of memory.
     pub(crate) failed_allocations: Watched,
 }
@@ -116,6 +118,7 @@ impl Default for AgentConfig {
             mode: Mode::default(),
             control_socket: control::DEFAULT_PATH.into(),
             max_services: 1000,
+            pin_dir: None,
             failed_allocations: Watched::default(),
         }
     }

@@ -28,6 +28,7 @@ mod figures;
 mod fleet;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod handover;
 mod healing;
 mod health;
 mod host;
@@ -39,6 +40,7 @@ mod metrics;
 mod observer;
 mod overview;
 mod pool;
+mod progress;
 mod recent;
 mod roster;
 mod steward;

@@ -1,5 +1,6 @@
 //! The metrics of the agent, on a registry that is handed in. Labels are bounded: no pid, no name that a process chose.
 
+mod own;
 mod services;
 
 use std::{
@@ -18,12 +19,13 @@ use crate::{
     attribution::{Origin, Place},
     diagnosis::{Cause, Scope},
     healing::{Outcome, renewal::Renewal},
-    kernel::{Kernel, SOURCES},
+    kernel::{Kernel, RingStats, SOURCES},
     memory::forecast::{Forecast, Verdict},
     observer::Death,
     pool::State,
     store::Store,
 };
+pub(crate) use own::OwnMetrics;
 pub(crate) use services::Table;
 use services::{Of, Row};
 
@@ -32,6 +34,7 @@ const OTHER: &str = "other";
 
 /// All metrics that the steward keeps.
 pub(crate) struct Metrics {
+    own: OwnMetrics,
     missed: IntCounter,
     detection: Histogram,
     cgroups: IntGauge,
@@ -69,6 +72,7 @@ impl Metrics {
             .buckets(vec![2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.1, 1.0]);
         let table = Arc::new(Table::new());
         Ok(Self {
+            own: OwnMetrics::new(registry)?,
             missed: register(
                 registry,
                 IntCounter::new(
@@ -84,6 +88,11 @@ impl Metrics {
             known: HashMap::new(),
             cap,
         })
+    }
+
+    /// How the agent itself is.
+    pub(crate) fn own(&self) -> &OwnMetrics {
+        &self.own
     }
 
     /// The series of services, for whoever scrapes.
@@ -214,8 +223,23 @@ impl Metrics {
         self.table.set(self.row(service), of, number(is));
     }
 
-    /// Counts a death. Units and containers get a label when they first die, within the cap.
-    pub(crate) fn died(&mut self, death: &Death) {
+    /// Goes on with the OOM kills that an earlier agent has counted.
+    pub(crate) fn restore_oom_kills(&mut self, counted: &[(String, String, u64)]) {
+        for (service, scope, kills) in counted {
+            if service != OTHER {
+                self.add_service(&service.as_str().into());
+            }
+            let is_known = service == OTHER || self.known.contains_key(service.as_str());
+            // One without a label of its own has no series to go on with; that of the others has its own count.
+            if let Some(scope) = Scope::LABELS.into_iter().find(|label| label == scope).filter(|_| is_known) {
+                self.table.count_from(self.row(service), Of::OomKills, scope, *kills);
+            }
+        }
+    }
+
+    /// Counts a death. Units and containers get a label when they first die, within the cap. An OOM kill's labels, and how many
+    /// there were with them.
+    pub(crate) fn died(&mut self, death: &Death) -> Option<((Arc<str>, &'static str), u64)> {
         if let Some(place) = &death.place
             && has_stable_name(place)
         {
@@ -223,10 +247,11 @@ impl Metrics {
         }
         let row = death.place.as_ref().map_or(&*self.other, |place| self.row(&place.service));
         self.table.count_with(row, Of::Deaths, death.cause.kind());
-        if let Cause::OomKill(oom) = &death.cause {
-            self.table.count_with(row, Of::OomKills, Scope::label(oom.scope));
-        }
         self.detected(death.kernel_ns, death.seen_ns);
+        let Cause::OomKill(oom) = &death.cause else { return None };
+        let scope = Scope::label(oom.scope);
+        let total = self.table.count_with(row, Of::OomKills, scope);
+        Some(((self.label_of(death).into(), scope), total))
     }
 
     /// Notes how long a record took to user space.
@@ -253,6 +278,7 @@ pub(crate) struct KernelMetrics {
     run_seconds: CounterVec,
     runs: IntCounterVec,
     log_lines_lost: IntCounter,
+    unsettled: IntCounter,
     /// One at a time: two scrapes that raise a counter to the same total would raise it twice.
     refreshing: Mutex<()>,
 }
@@ -291,6 +317,13 @@ impl KernelMetrics {
                     "Log lines dropped because nobody took them fast enough.",
                 )?,
             )?,
+            unsettled: register(
+                registry,
+                IntCounter::new(
+                    "defib_records_unsettled_total",
+                    "Times that room in the critical ring was needed before what came of its records was written down; a crash of the agent right then would lose them.",
+                )?,
+            )?,
             refreshing: Mutex::new(()),
         };
         for outcome in ["clean", "error", "signal", "oom"] {
@@ -303,7 +336,7 @@ impl KernelMetrics {
     }
 
     /// Reads the kernel's counters.
-    pub(crate) fn refresh(&self, kernel: &Kernel, malformed: u64, log_lines_lost: u64) -> Result<()> {
+    pub(crate) fn refresh(&self, kernel: &Kernel, stats: &[Arc<RingStats>], log_lines_lost: u64) -> Result<()> {
         let _alone = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         self.log_lines_lost.inc_by(log_lines_lost.saturating_sub(self.log_lines_lost.get()));
         let now = kernel.counters()?;
@@ -319,7 +352,9 @@ impl KernelMetrics {
         raise(&self.lost, "critical", at(counter::LOST_CRITICAL));
         raise(&self.lost, "bulk", at(counter::LOST_BULK));
         raise(&self.lost, "routine", at(counter::LOST_ROUTINE));
-        raise(&self.lost, "malformed", malformed);
+        let sum = |of: fn(&RingStats) -> u64| stats.iter().map(|stats| of(stats)).sum::<u64>();
+        raise(&self.lost, "malformed", sum(RingStats::malformed));
+        self.unsettled.inc_by(sum(RingStats::given_up).saturating_sub(self.unsettled.get()));
         raise(&self.lost, "preempted", kernel.skipped()?);
         for program in kernel.costs()? {
             raise(&self.runs, program.name, program.runs);

@@ -21,7 +21,7 @@ use crate::{
         Site, sender_kind,
     },
     host::{cgroup::Hierarchy, kmsg::OomLine, process::Identity, vmstat},
-    kernel::Event,
+    kernel::{Event, Span},
     recent::Recent,
     symbols,
     text::Comm,
@@ -42,6 +42,8 @@ const UNLIMITED_BYTES: u64 = i64::MAX.cast_unsigned();
 /// A decided death.
 #[derive(Clone, Debug)]
 pub(crate) struct Death {
+    /// Where its record lies in the critical ring, if somebody waits for that.
+    pub(crate) span: Option<Span>,
     /// The hook, CLOCK_BOOTTIME nanoseconds.
     pub(crate) kernel_ns: u64,
     /// User space saw the record, likewise.
@@ -110,7 +112,7 @@ pub(crate) struct Marked {
     pub(crate) place: Option<Place>,
     /// Who it is.
     pub(crate) process: Identity,
-    /// The kernel sent SIGKILL with it; without, the victim was dying already and nothing was killed.
+    /// The kernel sent SIGKILL with it, and that was not known; without, the victim was dying already and nothing was killed.
     pub(crate) kill_sent: bool,
 }
 
@@ -233,7 +235,7 @@ impl Observer {
     pub(crate) fn event(&mut self, event: &Event) -> Option<Sight> {
         match &event.record {
             Record::OomMark(mark) => Some(Sight::Marked(self.marked(mark, event.seen_ns))),
-            Record::Exit(exit) => self.ended(exit, event.seen_ns),
+            Record::Exit(exit) => self.ended(exit, event.span, event.seen_ns),
             Record::CrashSite(site) => {
                 self.crashes(site);
                 None
@@ -257,6 +259,16 @@ impl Observer {
     /// Somebody has answered what [`Sight::Asked`] wanted to know.
     pub(crate) fn reply(&mut self, process: Identity, reply: Reply) {
         self.docket.reply(process, reply);
+    }
+
+    /// Whether the record that came last, and lies there, is that of a death that is to be decided.
+    pub(crate) fn has_taken(&self, span: Span) -> bool {
+        self.docket.has_taken(span)
+    }
+
+    /// An earlier agent watched this cgroup. Should it be gone, its deaths may still be in the rings.
+    pub(crate) fn recall(&mut self, id: u64, path: &str, service: &Arc<str>) {
+        self.table.recall(id, path, service);
     }
 
     fn marked(&mut self, mark: &OomMark, seen_ns: u64) -> Marked {
@@ -288,13 +300,13 @@ impl Observer {
                 self.count_kills(mark.victim.cgroup, &place.path, &mut context.counts);
             }
         }
-        self.docket.mark(mark, context);
+        let is_new = self.docket.mark(mark, context);
         Marked {
             kernel_ns: mark.header.kernel_ns,
             seen_ns,
             place,
             process: identity(&mark.victim),
-            kill_sent: mark.header.flags & MARK_KILL_SENT != 0,
+            kill_sent: is_new && mark.header.flags & MARK_KILL_SENT != 0,
         }
     }
 
@@ -309,7 +321,7 @@ impl Observer {
         counts.cgroup_groups = groups;
     }
 
-    fn ended(&mut self, exit: &Exit, seen_ns: u64) -> Option<Sight> {
+    fn ended(&mut self, exit: &Exit, span: Option<Span>, seen_ns: u64) -> Option<Sight> {
         // Not looked up: a storm of deaths in unknown cgroups must not cost a walk each; the verdict does that.
         let place = self.table.get(exit.process.cgroup).cloned();
         let watched = exit.header.flags & EXIT_WATCHED != 0;
@@ -327,7 +339,7 @@ impl Observer {
         let senders = self.senders(exit, place.as_ref());
         let service_oom_ns = place.as_ref().and_then(|place| self.oom_ns.get(&place.service)).copied();
         let context = DeathContext { senders, place, watched, memory_limit, service_oom_ns };
-        let question = self.docket.death(*exit, seen_ns, context)?;
+        let question = self.docket.death(*exit, span, seen_ns, context)?;
         Some(Sight::Asked { process: identity(&exit.process), question })
     }
 
@@ -388,7 +400,7 @@ impl Observer {
         }
     }
 
-    fn death(&mut self, Finding { seen_ns, mut cause, evidence }: Finding, now_ns: u64) -> Death {
+    fn death(&mut self, Finding { span, seen_ns, mut cause, evidence }: Finding, now_ns: u64) -> Death {
         let exit = &evidence.exit;
         let place = self.place(exit.process.cgroup, now_ns);
         let role = self.role_at_exit(exit, evidence.mark.as_ref(), place.as_ref());
@@ -399,6 +411,7 @@ impl Observer {
             oom.limit_bytes = hierarchy.memory_limit(owner);
         }
         Death {
+            span,
             kernel_ns: exit.header.kernel_ns,
             seen_ns,
             decided_ns: now_ns,
@@ -490,7 +503,7 @@ mod tests {
     }
 
     fn see(observer: &mut Observer, record: Record) -> Option<Sight> {
-        observer.event(&Event { seen_ns: 100, record })
+        observer.event(&Event { seen_ns: 100, span: None, record })
     }
 
     fn observer() -> Observer {

@@ -18,7 +18,7 @@ mod pool;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
-use monitor_common::record::Record;
+use monitor_common::record::{MARK_KILL_SENT, MARK_THREAD_ONLY, Record};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
@@ -28,12 +28,13 @@ use tokio::{
 use crate::{
     alert::{Alerts, Standing},
     attribution::{Place, Role},
-    audit::Audit,
+    audit::{Audit, Wall},
     config::{Config, Health, Mode, Service},
     control::Command,
     diagnosis::{Cause, Question, Reply},
     enquiry::Enquiry,
     fleet::{self, Fleet},
+    handover::Handover,
     healing::{Action, Input, Intent, Memory, Outcome},
     health::{self, Unproven},
     host::{
@@ -46,13 +47,14 @@ use crate::{
         systemd::Systemd,
     },
     incident::{self, Before, Book},
-    kernel::{Event, Kernel},
+    kernel::{Event, Kernel, Origin},
     memory::{self, Follower, Measured},
     metrics::Metrics,
     observer::{Death, Observer, Sight},
     pool::{Board, Input as PoolInput, State},
+    progress::Progress,
     roster::{Managed, Roster},
-    store::{Left, Store},
+    store::{Draft, Left, Store},
     supervisor::{End, Permit},
     text::Clean,
     timeline::{Timeline, What},
@@ -69,6 +71,8 @@ const WORDS: usize = 1024;
 const WORD_OF_DEATH: Duration = Duration::from_millis(200);
 /// How often what we believe is held against what is: OOM kills counted, services alive.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(10);
+/// Bytes of the critical ring whose records left nothing to write, before their room is given back.
+const UNWRITTEN: u64 = 16 * 1024;
 /// How long a restart waits until it is written down: committed within a millisecond or two on a disk that works.
 const KEEPING: Duration = Duration::from_millis(100);
 
@@ -96,11 +100,23 @@ enum Word {
     Covered(Arc<str>, bool),
 }
 
+/// How far the reading of the rings is.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    /// Which records of the critical ring are settled.
+    pub(crate) progress: Progress,
+    /// The audit of OOM kills, begun before the programs were attached.
+    pub(crate) audit: Audit,
+    /// The rings hold what happened while no agent ran.
+    pub(crate) took_over: bool,
+}
+
 /// See the module.
 pub(crate) struct Steward {
     observer: Observer,
     hierarchy: Option<Arc<Hierarchy>>,
     kernel: Arc<Kernel>,
+    handover: Handover,
     metrics: Metrics,
     timeline: Timeline,
     mode: Mode,
@@ -112,13 +128,25 @@ pub(crate) struct Steward {
     /// The round of measurements that was last begun.
     measuring: Option<AbortHandle>,
     audit: Audit,
+    wall: Wall,
     enquiry: Enquiry,
     systemd: Systemd,
     store: Store,
+    /// What came of events since it was handed over last.
+    draft: Draft,
+    /// Which records of the critical ring are settled.
+    progress: Progress,
+    /// Up to where the store was told to give back their room.
+    given_back: u64,
+    /// When this agent took over the rings of an earlier one, CLOCK_BOOTTIME nanoseconds: what they tell of before may be long
+    /// over.
+    took_over_ns: Option<u64>,
     alerts: Alerts,
     book: Book,
     /// What an earlier agent knew of services that have not been met yet.
     left: HashMap<String, Memory>,
+    /// The cgroups that it watched.
+    cgroups: Vec<(u64, String, String)>,
     /// What it knew of their memory.
     followers: HashMap<String, Follower>,
     /// Between two samples of a service's memory for its trend.
@@ -128,21 +156,24 @@ pub(crate) struct Steward {
 }
 
 impl Steward {
-    /// A steward that has seen nothing yet. The programs are attached by now, and `audit` began before that.
+    /// A steward that has seen nothing yet. The programs are attached by now, and `reading` began before that.
     pub(crate) fn new(
         config: &Config,
         hierarchy: Option<Hierarchy>,
-        kernel: Arc<Kernel>,
-        (metrics, timeline, alerts, board): (Metrics, Timeline, Alerts, Arc<Board>),
-        audit: Audit,
+        (kernel, handover): (Arc<Kernel>, Handover),
+        (mut metrics, timeline, alerts, board): (Metrics, Timeline, Alerts, Arc<Board>),
+        reading: Reading,
         (store, left): (Store, Left),
         fleet: Fleet,
     ) -> Self {
+        metrics.restore_oom_kills(&left.oom_kills);
+        metrics.own().attached(kernel.programs());
         let systemd = Systemd::default();
         Self {
             observer: Observer::new(hierarchy.clone()),
             hierarchy: hierarchy.map(Arc::new),
             kernel,
+            handover,
             metrics,
             timeline,
             mode: config.agent.mode,
@@ -151,13 +182,19 @@ impl Steward {
             words: mpsc::channel(WORDS),
             tasks: JoinSet::new(),
             measuring: None,
-            audit,
+            audit: reading.audit,
+            wall: Wall::new(clock::lead_ns()),
             enquiry: Enquiry::new(systemd.clone()),
             systemd,
             store,
+            draft: Draft::default(),
+            given_back: reading.progress.low(),
+            progress: reading.progress,
+            took_over_ns: reading.took_over.then(clock::boot_ns),
             alerts,
             book: Book::new(left.open, left.next_id),
             left: left.services,
+            cgroups: left.cgroups,
             followers: left.followers,
             sample: config.forecast.sample,
             pools: Pools::new(config.pool.clone(), board, left.pool.members),
@@ -241,13 +278,13 @@ impl Steward {
             for (id, place) in self.observer.take_discovered() {
                 self.appeared(id, &place);
             }
-            self.keep_incidents();
+            self.write_down();
         }
     }
 
     /// Tells what has not been said, for a clean end.
     pub(crate) async fn end(&mut self) {
-        self.keep_incidents();
+        self.write_down();
         self.alerts.write_down();
         for (name, managed) in self.roster.iter() {
             self.store.keep_follower(name, managed.follower.clone());
@@ -255,11 +292,27 @@ impl Steward {
         self.store.close().await;
     }
 
-    /// Hands changed incidents to the store.
-    fn keep_incidents(&mut self) {
-        for incident in self.book.take_changed() {
-            self.store.keep_incident(incident);
+    /// Takes back what was left for a next agent.
+    pub(crate) fn leave_nothing(&self) {
+        self.handover.end();
+    }
+
+    /// Hands to the store what came of the events so far: all of it is committed, or none, together with which records that
+    /// settles.
+    fn write_down(&mut self) {
+        self.draft.incidents = self.book.take_changed();
+        let low = self.progress.low();
+        if self.draft.is_empty() {
+            // Records of which nothing came that is kept; to read them again does no harm.
+            if low.saturating_sub(self.given_back) < UNWRITTEN {
+                return;
+            }
+        } else {
+            self.draft.settling.account = Some(self.progress.account(self.audit.kept()));
         }
+        self.draft.settling.low = Some(low);
+        self.given_back = low;
+        self.store.keep(std::mem::take(&mut self.draft));
     }
 
     /// Says a moment, and notes it in the service's record.
@@ -287,6 +340,35 @@ impl Steward {
     }
 
     fn event(&mut self, event: &Event) {
+        // An earlier agent may have settled it.
+        if event.span.is_some_and(|span| !self.progress.take(span)) {
+            return;
+        }
+        self.sight(event);
+        let Some(span) = event.span else { return };
+        match &event.record {
+            // With the death that it is evidence of.
+            Record::OomMark(mark) => {
+                let is_thread = mark.header.flags & MARK_THREAD_ONLY != 0;
+                let process = if is_thread {
+                    Identity { tgid: mark.victim.tid, start_ns: 0 }
+                } else {
+                    Identity { tgid: mark.victim.tgid, start_ns: mark.victim.start_ns }
+                };
+                let kills = mark.header.flags & MARK_KILL_SENT != 0;
+                self.progress.hold_mark(span, process, kills, clock::boot_ns());
+            }
+            Record::CrashSite(site) => {
+                let process = Identity { tgid: site.tgid, start_ns: site.start_ns };
+                self.progress.hold_site(span, process, clock::boot_ns());
+            }
+            // When it is decided.
+            Record::Exit(_) if self.observer.has_taken(span) => {}
+            Record::Exit(_) | Record::Life(_) | Record::Cgroup(_) => self.progress.settle(span),
+        }
+    }
+
+    fn sight(&mut self, event: &Event) {
         if let Record::Exit(exit) = &event.record {
             let process = Identity { tgid: exit.process.tgid, start_ns: exit.process.start_ns };
             self.pool_exited(process, clock::boot_ns());
@@ -309,6 +391,10 @@ impl Steward {
             }
             // A worker that executes something is no new incarnation.
             Some(Sight::Alive { place, process, role: Some(Role::Main), exec: true, kernel_ns }) => {
+                // While no agent ran, it may have come and gone.
+                if self.took_over_ns.is_some_and(|took_over| kernel_ns < took_over) && !process::is_alive(process) {
+                    return;
+                }
                 self.introduce(&place.service, process, kernel_ns);
             }
             Some(Sight::Created { id, place }) => self.appeared(id, &place),
@@ -381,7 +467,9 @@ impl Steward {
     }
 
     fn died(&mut self, death: &Death) {
-        self.metrics.died(death);
+        let kill = self.metrics.died(death);
+        self.draft.settling.oom_kills.extend(kill);
+        self.progress.died(death.span, death.process, death.evidence.mark.as_ref().map(|mark| mark.tid));
         if let Cause::OomKill(oom) = &death.cause {
             // Its mark was one; it may have been lost, or the kernel may count it twice.
             let text = format!("{} (pid {}) {}", death.comm, death.process.tgid, death.cause);
@@ -484,6 +572,12 @@ impl Steward {
 
     /// Holds what we believe against what is.
     fn look_again(&mut self) {
+        self.progress.tick(clock::boot_ns());
+        self.attach_again();
+        if let Some(step) = self.wall.step(clock::lead_ns()) {
+            tracing::warn!("the wall clock was set by {:+.3} s; moments are told as it stands now", step as f64 / 1e9);
+            self.metrics.own().clock_stepped();
+        }
         let missed = self.audit.check();
         if missed > 0 {
             tracing::error!(missed, "the kernel counted OOM kills that were not seen");
@@ -518,6 +612,25 @@ impl Steward {
         });
     }
 
+    /// Mends what somebody else has detached, and leaves it for the next agent once more.
+    fn attach_again(&mut self) {
+        for (program, mended) in self.kernel.attach_again() {
+            let attached = mended.and_then(|link| self.handover.renew(link));
+            match &attached {
+                Ok(()) => tracing::error!("the program {program} was detached by somebody else, and is attached again"),
+                Err(error) => tracing::error!("the program {program} was detached by somebody else: {error:#}"),
+            }
+            self.metrics.own().detached(program, attached.is_ok());
+        }
+        if !self.handover.is_whole(&self.kernel) {
+            match self.handover.keep(&self.kernel, &Origin::TakenOver) {
+                Ok(()) => tracing::warn!("somebody has removed pins of the kernel programs; they are there again"),
+                Err(error) => tracing::error!("what happens while no agent runs will be lost: {error:#}"),
+            }
+            self.metrics.own().unpinned();
+        }
+    }
+
     fn step(&mut self, service: &Arc<str>, input: Input, now: u64) {
         let is_missing = input == Input::Missing;
         let actions = self.roster.step(service, input.clone(), now);
@@ -531,7 +644,7 @@ impl Steward {
             self.metrics.circuit(service, managed.engine().is_circuit_open());
         }
         if let Some(memory) = self.roster.changed(service) {
-            self.store.keep_service(service, memory);
+            self.draft.services.insert(Arc::clone(service), memory);
         }
         for action in actions {
             self.act(service, action, now);
@@ -631,7 +744,7 @@ impl Steward {
     /// Completes when all that was decided is written down: whoever comes after us must know of a restart before it can have
     /// happened. A disk that takes nothing must not keep a service down.
     fn written_down(&mut self) -> Permit {
-        self.keep_incidents();
+        self.write_down();
         let kept = timeout(KEEPING, self.store.flush());
         Box::pin(async move { drop(kept.await) })
     }

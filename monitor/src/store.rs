@@ -8,6 +8,8 @@
 //! A file that cannot be used is set aside, not deleted; when none can be opened, or the disk is full, the agent goes on
 //! from memory and says so.
 
+mod settling;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, DirBuilder},
@@ -26,7 +28,11 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
-use crate::{alert, healing::Memory, host::clock, incident::Incident, memory::Follower, pool};
+use crate::{
+    alert, healing::Memory, host::clock, incident::Incident, kernel::Settled, memory::Follower, pool, progress::Account,
+};
+pub(crate) use settling::Draft;
+use settling::Settling;
 
 /// The file in the state directory.
 const FILE: &str = "defib.db";
@@ -103,6 +109,12 @@ pub(crate) struct Left {
     pub(crate) alerts: Vec<alert::Kept>,
     /// Where services stood in their pools, and what was changed at load balancers.
     pub(crate) pool: pool::Left,
+    /// Which records of the critical ring it had settled.
+    pub(crate) account: Option<Account>,
+    /// OOM kills that were counted, by service and scope.
+    pub(crate) oom_kills: Vec<(String, String, u64)>,
+    /// Cgroups that were watched in this boot: id, path, service.
+    pub(crate) cgroups: Vec<(u64, String, String)>,
     /// Incidents that were open.
     pub(crate) open: Vec<Incident>,
     /// The first id that is free.
@@ -119,6 +131,8 @@ struct Shared {
     trouble: Mutex<Option<String>>,
     failed: AtomicU64,
     dropped: AtomicU64,
+    /// See [`Store::settled`].
+    settled: Settled,
 }
 
 #[derive(Debug, Default)]
@@ -129,6 +143,7 @@ struct Waiting {
     alerts: HashMap<String, Option<alert::Kept>>,
     pool: PoolRecords,
     incidents: BTreeMap<i64, Incident>,
+    settling: Settling,
     flushed: Vec<oneshot::Sender<()>>,
     closing: bool,
 }
@@ -148,9 +163,13 @@ const CLAIMS: &str = "claims";
 
 impl Waiting {
     fn is_empty(&self) -> bool {
-        let Self { services, followers, alerts, pool, incidents, flushed, closing: _ } = self;
+        self.has_no_rows() && self.settling.low.is_none() && self.flushed.is_empty()
+    }
+
+    fn has_no_rows(&self) -> bool {
+        let Self { services, followers, alerts, pool, incidents, settling, flushed: _, closing: _ } = self;
         let rows = services.len() + followers.len() + alerts.len() + pool.len() + incidents.len();
-        rows == 0 && flushed.is_empty()
+        rows + settling.rows() == 0
     }
 }
 
@@ -185,10 +204,27 @@ impl Store {
         Ok((store, left))
     }
 
-    /// Hands over a service's state.
-    pub(crate) fn keep_service(&self, name: &Arc<str>, memory: Memory) {
-        lock(&self.shared.waiting).services.insert(Arc::clone(name), memory);
+    /// Hands over what came of some events, to be committed as one.
+    pub(crate) fn keep(&self, draft: Draft) {
+        let Draft { services, incidents, settling } = draft;
+        let mut waiting = lock(&self.shared.waiting);
+        waiting.services.extend(services);
+        waiting.settling.renew(settling);
+        for incident in incidents {
+            waiting.incidents.insert(incident.id, incident);
+        }
+        while waiting.incidents.len() > MAX_WAITING {
+            waiting.incidents.pop_first();
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(waiting);
         self.shared.wake.notify_one();
+    }
+
+    /// Up to where the critical ring's records are settled by what is committed, or could not be: a disk that fails must not
+    /// hold up the ring.
+    pub(crate) fn settled(&self) -> Settled {
+        Arc::clone(&self.shared.settled)
     }
 
     /// Hands over what is known of a service's memory.
@@ -215,18 +251,6 @@ impl Store {
 
     fn keep_pool(&self, key: (&'static str, Arc<str>), record: PoolRecord) {
         lock(&self.shared.waiting).pool.insert(key, record);
-        self.shared.wake.notify_one();
-    }
-
-    /// Hands over an incident.
-    pub(crate) fn keep_incident(&self, incident: Incident) {
-        let mut waiting = lock(&self.shared.waiting);
-        waiting.incidents.insert(incident.id, incident);
-        while waiting.incidents.len() > MAX_WAITING {
-            waiting.incidents.pop_first();
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-        drop(waiting);
         self.shared.wake.notify_one();
     }
 
@@ -282,6 +306,9 @@ fn write_on(mut connection: Connection, shared: &Shared) {
                 *lock(&shared.trouble) = Some(text);
             }
         }
+        if let Some(low) = batch.settling.low.take() {
+            shared.settled.fetch_max(low, Ordering::Release);
+        }
         for done in mem::take(&mut batch.flushed) {
             // Whoever asked may have given up.
             done.send(()).ok();
@@ -295,8 +322,9 @@ fn write_on(mut connection: Connection, shared: &Shared) {
 
 /// What could not be written waits again, unless something newer does.
 fn put_back(shared: &Shared, batch: Waiting) {
-    let Waiting { services, followers, alerts, pool, incidents, flushed: _, closing: _ } = batch;
+    let Waiting { services, followers, alerts, pool, incidents, settling, flushed: _, closing: _ } = batch;
     let mut waiting = lock(&shared.waiting);
+    waiting.settling.put_back(settling);
     for (name, alert) in alerts {
         waiting.alerts.entry(name).or_insert(alert);
     }
@@ -315,9 +343,13 @@ fn put_back(shared: &Shared, batch: Waiting) {
 }
 
 fn write(connection: &mut Connection, batch: &Waiting) -> Result<()> {
+    if batch.has_no_rows() {
+        return Ok(());
+    }
     let transaction = connection.transaction()?;
     {
-        let (boot_id, lead_ns) = (clock::boot_id(), lead_ns());
+        batch.settling.write(&transaction)?;
+        let (boot_id, lead_ns) = (clock::boot_id(), clock::lead_ns());
         let mut service = transaction.prepare_cached(
             "INSERT OR REPLACE INTO service (name, boot_id, lead_ns, memory) VALUES (?1, ?2, ?3, ?4)",
         )?;
@@ -377,12 +409,6 @@ fn forget(connection: &Connection) -> Result<()> {
     Ok(())
 }
 
-/// How much further the wall clock is than CLOCK_BOOTTIME, nanoseconds.
-fn lead_ns() -> i64 {
-    let wall = Timestamp::now().as_nanosecond();
-    i64::try_from(wall - i128::from(clock::boot_ns())).unwrap_or(0)
-}
-
 fn open_or_set_aside(path: &Path) -> Result<(Connection, Left)> {
     let directory = path.parent().context("the store is in a directory")?;
     let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
@@ -426,6 +452,7 @@ fn prepare(connection: Connection) -> Result<Connection> {
     let layout: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     ensure!(layout <= LAYOUT, "it was written by a newer defib (layout {layout}; this one knows {LAYOUT})");
     connection.execute_batch(SCHEMA)?;
+    connection.execute_batch(settling::SCHEMA)?;
     connection.pragma_update(None, "user_version", LAYOUT)?;
     Ok(connection)
 }
@@ -453,7 +480,7 @@ fn set_aside(path: &Path) -> Result<PathBuf> {
 
 fn read(connection: &Connection) -> Result<Left> {
     let mut left = Left::default();
-    let (boot_id, lead_now) = (clock::boot_id(), lead_ns());
+    let (boot_id, lead_now) = (clock::boot_id(), clock::lead_ns());
     let mut statement = connection.prepare("SELECT name, boot_id, lead_ns, memory FROM service")?;
     let rows = statement.query_map([], |row| {
         Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?, row.get::<_, String>(3)?))
@@ -464,6 +491,7 @@ fn read(connection: &Connection) -> Result<Left> {
         let memory = if boot == boot_id { memory } else { memory.after_reboot(lead - lead_now) };
         left.services.insert(name, memory);
     }
+    settling::read(connection, &mut left)?;
     read_followers(connection, &mut left)?;
     read_alerts(connection, &mut left)?;
     read_pool(connection, &mut left.pool)?;

@@ -1,7 +1,7 @@
 //! The binary under test: as a watcher whose JSON is read, as an agent whose metrics are asked for, or run to its end.
 
 use std::{
-    fs::File,
+    fs::OpenOptions,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Output, Stdio},
@@ -158,7 +158,26 @@ impl Agent {
         Self::launch(state, variables, &[], config)
     }
 
+    /// Starts an agent with the state that another has left, and returns at once.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn begin_in(state: tempfile::TempDir, config: &str) -> Self {
+        Self::begin(state, &[], &[], config)
+    }
+
     fn launch(state: tempfile::TempDir, variables: &[(&str, &str)], arguments: &[&str], config: &str) -> Self {
+        let agent = Self::begin(state, variables, arguments, config);
+        // Whoever has a web configuration may not answer everybody, or not over plain HTTP.
+        let guarded = config.contains("web_config");
+        eventually("the agent to be ready", || match guarded {
+            true => agent.log().contains(" watching ").then_some(()),
+            false => agent.try_get("/readyz").filter(|(status, _)| *status == 200).map(drop),
+        });
+        agent
+    }
+
+    fn begin(state: tempfile::TempDir, variables: &[(&str, &str)], arguments: &[&str], config: &str) -> Self {
         let address = free_address();
         let file = state.path().join("defib.toml");
         std::fs::write(&file, config).expect("the configuration can be written");
@@ -174,17 +193,10 @@ impl Agent {
             .arg(address.to_string())
             .args(arguments)
             .envs(variables.iter().copied())
-            .stderr(File::create(state.path().join("agent.log")).expect("the agent's log can be made"))
+            .stderr(OpenOptions::new().create(true).append(true).open(state.path().join("agent.log")).expect("a log"))
             .spawn()
             .expect("defib starts");
-        let agent = Self { child, address, state };
-        // Whoever has a web configuration may not answer everybody, or not over plain HTTP.
-        let guarded = config.contains("web_config");
-        eventually("the agent to be ready", || match guarded {
-            true => agent.log().contains(" watching ").then_some(()),
-            false => agent.try_get("/readyz").filter(|(status, _)| *status == 200).map(drop),
-        });
-        agent
+        Self { child, address, state }
     }
 
     /// Its process.

@@ -2,6 +2,7 @@
 //! memory cgroups of their own.
 //!
 //! * [`cgroup`]: a memory cgroup that removes itself
+//! * [`bpffs`]: a place to pin kernel programs
 //! * [`defib`]: the binary under test, as a watcher or as an agent
 //! * [`victim`]: the program that dies on command
 //! * [`engine`]: a container engine of a test's own
@@ -14,6 +15,7 @@
 //! * [`load`]: requests without end, counted
 //! * [`live`]: whether a live test can run here; if not, it says why and is counted as skipped
 
+pub mod bpffs;
 pub mod cgroup;
 pub mod defib;
 pub mod engine;

@@ -106,6 +106,17 @@ impl Table {
         }
     }
 
+    /// Notes one that was known to an earlier agent by this service's name, and is not there any more.
+    pub(crate) fn recall(&mut self, id: u64, path: &str, service: &Arc<str>) {
+        if self.places.contains_key(&id) || self.insert(id, path).is_none() {
+            return;
+        }
+        if let Some(place) = self.places.get_mut(&id) {
+            place.service = Arc::clone(service);
+        }
+        self.remove(id);
+    }
+
     /// The place with this id, when known.
     pub(crate) fn get(&self, id: u64) -> Option<&Place> {
         self.places.get(&id)
@@ -155,6 +166,17 @@ mod tests {
         }
         assert_eq!(table.get(1), None);
         assert_eq!(table.len(), REMEMBERED);
+    }
+
+    #[test]
+    fn what_an_earlier_agent_knew_is_recalled_as_removed() {
+        let (mut table, web): (_, Arc<str>) = (Table::default(), "web".into());
+        table.insert(1, "/system.slice/a.service");
+        table.recall(1, "/x", &web);
+        table.recall(2, "/docker/x", &web);
+        let service = |id| table.get(id).map(|place| place.service.to_string());
+        assert_eq!((service(1).as_deref(), service(2).as_deref()), (Some("a.service"), Some("web")));
+        assert_eq!(table.removed, [2]);
     }
 
     #[test]

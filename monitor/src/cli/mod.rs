@@ -27,7 +27,13 @@ use tracing_subscriber::EnvFilter;
 #[cfg(any(test, fuzzing))]
 pub(crate) use forecast::{fuzz as fuzz_forecast, fuzz_prometheus};
 
-use crate::{agent::After, config::ConfigError, host::privilege, supervisor::Launch, symbols};
+use crate::{
+    agent::Ended,
+    config::ConfigError,
+    host::{inherited, memory, privilege},
+    supervisor::Launch,
+    symbols,
+};
 
 /// An eBPF OOM and crash monitor that brings back what died and was not respawned.
 #[derive(Parser)]
@@ -128,14 +134,20 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => {
             let config = args.load()?;
+            // It takes a right that is given up next.
+            let protected = memory::protect();
             // Now, since there is one thread: the others begin with what it has.
             privilege::give_up(config.needs())?;
             let log = log_to_stderr("info");
-            let after = runtime()?.block_on(run::run(args, config))?;
+            if let Err(error) = protected {
+                tracing::info!("the agent is not protected from the OOM killer: {error:#}");
+            }
+            let inherited = inherited::take();
+            let ended = runtime()?.block_on(run::run(args, config, inherited))?;
             drop(log);
-            match after {
-                After::End => Ok(()),
-                After::BeginAgain => reload::begin_again(),
+            match ended {
+                Ended::Ended => Ok(()),
+                Ended::BeginAgain { left, pin_dir } => reload::begin_again(&left, pin_dir.as_deref()),
             }
         }
         Command::Watch(args) => {

@@ -1,8 +1,13 @@
 //! SIGHUP: the configuration is read again. One that is wrong changes nothing and is said so; with one that is right the
-//! agent begins again in its own place, as the same process: what it knows is in its store, its services live on, and all of
-//! the configuration counts, listeners included.
+//! agent begins again in its own place, as the same process: what it knows is in its store, its services and the kernel programs
+//! live on, and all of the configuration counts, listeners included.
 
-use std::{env, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
+use std::{
+    env,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -10,6 +15,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{
     agent::After,
     config::{Config, ConfigError},
+    handover::Handover,
+    host::inherited::Named,
     metrics::Reloads,
 };
 
@@ -50,14 +57,16 @@ async fn found_right(mut hang_up: Signal, reloads: &Reloads, load: impl Fn() -> 
     std::future::pending().await
 }
 
-/// Becomes the same program with the same arguments.
+/// Becomes the same program with the same arguments, and with what keeps the kernel programs running.
 ///
 /// # Errors
 /// When that is not possible.
-pub(super) fn begin_again() -> Result<()> {
+pub(super) fn begin_again(left: &[Named], pin_dir: Option<&Path>) -> Result<()> {
     // By its path, so that it has its name; by the kernel's link when the file is gone.
     let path = env::current_exe().ok().filter(|path| path.exists());
     let path = path.unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
-    let error = Command::new(&path).args(env::args_os().skip(1)).exec();
+    let mut command = Command::new(&path);
+    Handover::leave(&mut command, left, pin_dir)?;
+    let error = command.args(env::args_os().skip(1)).exec();
     Err(error).with_context(|| format!("cannot begin again as {}", path.display()))
 }

@@ -6,8 +6,9 @@ use anyhow::Result;
 
 use super::{log_lines_lost, reload::asked_to_stop_or_reload};
 use crate::{
-    agent::{self, After},
+    agent::{self, Ended},
     config::{Config, ConfigError, DEFAULT_PATH},
+    host::inherited::Named,
     metrics::Reloads,
     timeline::Timeline,
     web,
@@ -55,10 +56,16 @@ impl Args {
     }
 }
 
-pub(super) async fn run(args: Args, config: Config) -> Result<After> {
+pub(super) async fn run(args: Args, config: Config, inherited: Vec<Named>) -> Result<Ended> {
     let (reloads, btf) = (Reloads::new()?, args.btf.clone());
     let timeline = Timeline::new();
-    let options =
-        agent::Options { config, btf: btf.as_deref(), timeline, log_lines_lost, reloads: Some(reloads.clone()) };
+    let options = agent::Options {
+        config,
+        btf: btf.as_deref(),
+        timeline,
+        log_lines_lost,
+        reloads: Some(reloads.clone()),
+        inherited,
+    };
     agent::run(options, asked_to_stop_or_reload(reloads, move || args.load())?).await
 }

@@ -58,7 +58,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
         report_clean: args.all,
         failed_allocations: args.failed_allocations,
     };
-    let (kernel, rings) = kernel::load(options)?;
+    let (kernel, rings) = kernel::load(options, Vec::new())?;
     for missing in kernel.missing() {
         tracing::info!("off on this kernel: {missing}");
     }

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     attribution::{Place, Role},
     host::{kmsg::OomLine, process::Identity},
+    kernel::Span,
     recent::Recent,
     text::Comm,
 };
@@ -46,6 +47,8 @@ const KEPT: usize = 1024;
 /// A decided death.
 #[derive(Clone, Debug)]
 pub(crate) struct Finding {
+    /// Where its record lies in the critical ring, if somebody waits for that.
+    pub(crate) span: Option<Span>,
     /// When user space saw the record, CLOCK_BOOTTIME nanoseconds.
     pub(crate) seen_ns: u64,
     /// Why.
@@ -69,6 +72,7 @@ pub(crate) struct Docket {
 #[derive(Clone, Debug)]
 struct Waiting {
     evidence: Evidence,
+    span: Option<Span>,
     seen_ns: u64,
     /// Its cgroup was not known when it came.
     unplaced: bool,
@@ -119,8 +123,8 @@ impl Docket {
         }
     }
 
-    /// An OOM mark came.
-    pub(crate) fn mark(&mut self, mark: &OomMark, context: MarkContext) {
+    /// An OOM mark came. False for one that is known.
+    pub(crate) fn mark(&mut self, mark: &OomMark, context: MarkContext) -> bool {
         let thread_only = mark.header.flags & MARK_THREAD_ONLY != 0;
         let bytes = |pages: u64| pages.saturating_mul(self.page_size);
         let known = Mark {
@@ -164,7 +168,7 @@ impl Docket {
             Identity { tgid: mark.victim.tgid, start_ns: mark.victim.start_ns }
         };
         // A victim that cannot die at once is marked again by its own allocations; the first mark is the kill.
-        self.marks.insert(identity, known);
+        self.marks.insert(identity, known)
     }
 
     /// A line of the kernel's log came.
@@ -181,7 +185,13 @@ impl Docket {
     }
 
     /// A process ended. Decided deaths come from [`Self::decide`]; what is returned is worth asking meanwhile.
-    pub(crate) fn death(&mut self, exit: Exit, seen_ns: u64, context: DeathContext) -> Option<Question> {
+    pub(crate) fn death(
+        &mut self,
+        exit: Exit,
+        span: Option<Span>,
+        seen_ns: u64,
+        context: DeathContext,
+    ) -> Option<Question> {
         let identity = identity(&exit);
         if !self.seen.insert(identity, ()) {
             return None;
@@ -210,8 +220,13 @@ impl Docket {
             missing: Vec::new(),
             exit,
         };
-        self.waiting.push(Waiting { evidence, seen_ns, unplaced });
+        self.waiting.push(Waiting { evidence, span, seen_ns, unplaced });
         question
+    }
+
+    /// Whether the record that came last, and lies there, is that of a death that was not known.
+    pub(crate) fn has_taken(&self, span: Span) -> bool {
+        self.waiting.last().is_some_and(|death| death.span == Some(span))
     }
 
     /// Somebody has answered a question about a death. An answer that comes too late changes nothing.
@@ -298,11 +313,11 @@ impl Docket {
     }
 
     fn find(&mut self, death: Waiting) -> Finding {
-        let Waiting { mut evidence, seen_ns, unplaced: _ } = death;
+        let Waiting { mut evidence, span, seen_ns, unplaced: _ } = death;
         evidence.missing = missing(&evidence);
         let cause = verdict::weigh(&evidence);
         self.forget(&evidence);
-        Finding { seen_ns, cause, evidence }
+        Finding { span, seen_ns, cause, evidence }
     }
 
     /// The mark that chose the process of this record.
@@ -449,7 +464,7 @@ mod tests {
     }
 
     fn arrive(docket: &mut Docket, exit: Exit, at: u64) {
-        docket.death(exit, at, DeathContext::default());
+        docket.death(exit, None, at, DeathContext::default());
     }
 
     fn kinds(found: &[Finding]) -> Vec<&'static str> {
@@ -512,7 +527,7 @@ mod tests {
         assert_eq!(kinds(&docket.decide(20 * MS)), ["killed"]);
         exit.process.tgid = 6;
         let place = Some(Table::default().describe("/batch"));
-        docket.death(exit, 0, DeathContext { place, ..DeathContext::default() });
+        docket.death(exit, None, 0, DeathContext { place, ..DeathContext::default() });
         assert_eq!(kinds(&docket.decide(0)), ["killed"]);
     }
 
@@ -636,14 +651,14 @@ mod tests {
             ..DeathContext::default()
         };
         let mut docket = docket();
-        let question = docket.death(death, 0, context());
+        let question = docket.death(death, None, 0, context());
         assert_eq!(question, Some(Question::Systemd { unit: "web.service".to_owned() }));
         assert!(docket.decide(99 * MS).is_empty());
         docket.reply(identity(&death), Reply::Systemd(Ok(Meaning::StartTimeout)));
         assert_eq!(kinds(&docket.decide(99 * MS)), ["killed"]);
 
         let death = Exit { process: Process { tgid: 6, ..death.process }, ..death };
-        docket.death(death, 0, context());
+        docket.death(death, None, 0, context());
         let found = docket.decide(100 * MS);
         assert_eq!((kinds(&found), &found[0].evidence.missing), (vec!["stopped"], &vec![Missing::Systemd]));
     }
@@ -654,12 +669,12 @@ mod tests {
         let context = |watched| DeathContext { place: Some(place.clone()), watched, ..DeathContext::default() };
         let failed = Exit { status: 0x300, ..exit(5, EXIT_WATCHED, Sender::NONE) };
         let mut docket = docket();
-        assert!(matches!(docket.death(failed, 0, context(true)), Some(Question::LastWords { tgid: 5, .. })));
+        assert!(matches!(docket.death(failed, None, 0, context(true)), Some(Question::LastWords { tgid: 5, .. })));
         docket.reply(identity(&failed), Reply::LastWords(Ok(Some("OutOfMemoryError".to_owned()))));
         assert_eq!(kinds(&docket.decide(0)), ["app_oom_probable"]);
         for (tgid, exit, watched) in [(6, failed, false), (7, Exit { status: 0, ..failed }, true)] {
             let exit = Exit { process: Process { tgid, ..exit.process }, ..exit };
-            assert_eq!(docket.death(exit, 0, context(watched)), None);
+            assert_eq!(docket.death(exit, None, 0, context(watched)), None);
         }
     }
 

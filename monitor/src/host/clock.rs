@@ -21,6 +21,11 @@ pub(crate) fn boot_id() -> &'static str {
     &ID
 }
 
+/// How much further the wall clock is than CLOCK_BOOTTIME, nanoseconds.
+pub(crate) fn lead_ns() -> i64 {
+    i64::try_from(Timestamp::now().as_nanosecond() - i128::from(boot_ns())).unwrap_or(0)
+}
+
 /// The wall-clock time of a moment on CLOCK_BOOTTIME, as the wall clock is set now.
 pub(crate) fn wall(at_ns: u64) -> Timestamp {
     let (now, boot) = (Timestamp::now(), boot_ns());

@@ -1,10 +1,14 @@
 //! Words to the service manager that started the agent (sd_notify(3)). Without one, nothing is said.
 //!
-//! Nothing here waits: a manager that does not read must not hold up what looks after services.
+//! Nothing here waits, but for the seconds that a manager may take to keep descriptors: one that does not read must not hold up
+//! what looks after services.
 
 use std::{
     env,
+    io::IoSlice,
+    mem::MaybeUninit,
     os::{
+        fd::AsFd as _,
         linux::net::SocketAddrExt as _,
         unix::{
             ffi::OsStrExt as _,
@@ -15,7 +19,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+};
 use tokio::time::Instant;
+
+use super::inherited::Named;
 
 /// The manager, if there is one that wants to be told.
 #[derive(Debug)]
@@ -55,6 +66,34 @@ impl Manager {
         Pulse { next: self.beat.map(|_| now), manager: self }
     }
 
+    /// Has the manager keep these for the next agent, in the place of what it keeps under their names. It hands them back when
+    /// it starts the agent again, and closes them when the agent is stopped for good (`FileDescriptorStoreMax=` in
+    /// systemd.service(5)).
+    pub(crate) fn keep(&self, descriptors: &[Named]) {
+        for named in descriptors {
+            if let Err(error) = self.keep_one(named) {
+                tracing::warn!("the service manager does not keep {} for the next agent: {error}", named.0);
+                return;
+            }
+        }
+    }
+
+    fn keep_one(&self, (name, descriptor): &Named) -> Result<(), Errno> {
+        let Some(socket) = &self.socket else { return Ok(()) };
+        patiently(socket, || {
+            rustix::net::send(socket, format!("FDSTOREREMOVE=1\nFDNAME={name}").as_bytes(), SendFlags::empty())
+        })?;
+        // It would watch them for an error otherwise, and a map always says that it has one.
+        let words = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0");
+        let descriptors = [descriptor.as_fd()];
+        patiently(socket, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+            sendmsg(socket, &[IoSlice::new(words.as_bytes())], &mut ancillary, SendFlags::empty())
+        })
+    }
+
     fn tell(&self, words: &str) {
         let Some(socket) = &self.socket else { return };
         if let Err(error) = socket.send(words.as_bytes()) {
@@ -90,6 +129,20 @@ impl Pulse {
     /// The manager, for its last words.
     pub(crate) fn manager(&self) -> &Manager {
         &self.manager
+    }
+}
+
+/// How long the manager may take to make room for a message: 5 s.
+const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
+/// Sends, and waits once while the manager's queue is full.
+fn patiently(socket: &UnixDatagram, send: impl Fn() -> Result<usize, Errno>) -> Result<(), Errno> {
+    match send() {
+        Err(Errno::AGAIN) => {
+            poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&PATIENCE))?;
+            send().map(drop)
+        }
+        done => done.map(drop),
     }
 }
 
@@ -143,6 +196,26 @@ mod tests {
         assert_eq!((heard(), pulse.next()), (None, Some(now + second)));
         pulse.beat(now + second * 3, || "late".to_owned());
         assert_eq!((heard().is_some(), pulse.next()), (true, Some(now + second * 4)));
+    }
+
+    #[test]
+    fn what_shall_be_kept_goes_with_its_name() {
+        let (ours, theirs) = UnixDatagram::pair().expect("a pair of sockets");
+        let manager = Manager { socket: Some(ours), beat: None };
+        let (_, writer) = std::io::pipe().expect("a pipe");
+        manager.keep(&[("map-a".to_owned(), writer.into())]);
+        let mut words = [0; 64];
+        let mut heard = || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = rustix::net::RecvAncillaryBuffer::new(&mut space);
+            let flags = rustix::net::RecvFlags::DONTWAIT;
+            let mut parts = [std::io::IoSliceMut::new(&mut words)];
+            let length = rustix::net::recvmsg(&theirs, &mut parts, &mut ancillary, flags).expect("a message").bytes;
+            (String::from_utf8_lossy(&words[..length]).into_owned(), ancillary.drain().count())
+        };
+        assert_eq!(heard(), ("FDSTOREREMOVE=1\nFDNAME=map-a".to_owned(), 0));
+        assert_eq!(heard(), ("FDSTORE=1\nFDNAME=map-a\nFDPOLL=0".to_owned(), 1));
+        Manager { socket: None, beat: None }.keep(&[]);
     }
 
     #[test]

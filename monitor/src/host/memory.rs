@@ -2,8 +2,16 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use rustix::mm::{MlockAllFlags, mlockall, munlockall};
 use tokio::{task::spawn_blocking, time::sleep};
+
+use super::pressure;
+
+/// How unwillingly the kernel shall kill the agent for want of memory, as in `deploy/systemd/defib.service`. Not −1000, never: an
+/// agent that takes all memory itself must not have the whole host killed before it.
+const OOM_SCORE_ADJ: i32 = -900;
+const OOM_SCORE_ADJ_FILE: &str = "/proc/self/oom_score_adj";
 
 /// All memory of the host, bytes.
 pub(crate) fn of_the_host() -> f64 {
@@ -17,17 +25,58 @@ const SETTLED: Duration = Duration::from_secs(20);
 /// Later there are pages that an operator looked at, reports, storms.
 const NOW_AND_THEN: Duration = Duration::from_secs(3600);
 
-/// Gives back what is not needed, once the agent has settled and each hour; never ends.
+/// Has the kernel look for other victims first. A service manager may have seen to it.
+///
+/// # Errors
+/// When it is not allowed.
+pub(crate) fn protect() -> Result<()> {
+    let now = fs::read_to_string(OOM_SCORE_ADJ_FILE).with_context(|| format!("cannot read {OOM_SCORE_ADJ_FILE}"))?;
+    if now.trim().parse::<i32>().is_ok_and(|now| now <= OOM_SCORE_ADJ) {
+        return Ok(());
+    }
+    fs::write(OOM_SCORE_ADJ_FILE, OOM_SCORE_ADJ.to_string())
+        .with_context(|| format!("cannot write {OOM_SCORE_ADJ_FILE}: it takes CAP_SYS_RESOURCE"))
+}
+
+/// Gives back what is not needed, once the agent has settled and each hour, and keeps the rest; never ends.
 ///
 /// # Errors
 /// None; it is a part of the agent like others.
 pub(crate) async fn give_back_now_and_then() -> Result<()> {
     sleep(SETTLED).await;
+    let mut was_said = false;
     loop {
-        // A failure would be a panic, and has been reported as such.
-        spawn_blocking(give_back).await.ok();
+        let locked = spawn_blocking(|| {
+            if is_calm() {
+                // Nothing can be given back that is locked; without a lock there is nothing to undo.
+                munlockall().ok();
+                give_back();
+            }
+            lock()
+        });
+        // A failure of the task would be a panic, and has been reported as such.
+        if let (Ok(Err(error)), false) = (locked.await, was_said) {
+            was_said = true;
+            tracing::info!("the agent may be paged out when the host has no memory: {error:#}");
+        }
         sleep(NOW_AND_THEN).await;
     }
+}
+
+/// Whether nobody waits for memory. A host that cannot tell is taken for one where nobody does.
+fn is_calm() -> bool {
+    let text = fs::read_to_string("/proc/pressure/memory").unwrap_or_default();
+    pressure::full_avg10(&text).is_none_or(|percent| percent == 0.0)
+}
+
+/// Keeps in memory what is used: program text above all, which a host that runs out of memory throws away first and has to read
+/// back from a busy disk for each death. What is never touched takes no memory by this.
+///
+/// # Errors
+/// When it is not allowed.
+fn lock() -> Result<()> {
+    mlockall(MlockAllFlags::CURRENT | MlockAllFlags::ONFAULT)
+        .context("cannot lock its memory: it takes CAP_IPC_LOCK, or 'ulimit -l unlimited'")
 }
 
 /// Gives back freed memory, which the allocator keeps otherwise, and lets go of program text. Start-up frees tens of megabytes

@@ -5,6 +5,7 @@ mod cgroup_memory;
 pub(crate) mod clock;
 pub(crate) mod containers;
 pub(crate) mod guarded;
+pub(crate) mod inherited;
 pub(crate) mod kmsg;
 pub(crate) mod last_words;
 pub(crate) mod manager;

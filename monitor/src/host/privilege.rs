@@ -38,7 +38,8 @@ const KEPT: CapabilitySet = CapabilitySet::BPF
     .union(CapabilitySet::SYSLOG)
     .union(CapabilitySet::KILL)
     .union(CapabilitySet::SYS_PTRACE)
-    .union(CapabilitySet::DAC_READ_SEARCH);
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::IPC_LOCK);
 /// Of those, what serves to see others, and what no service of ours gets unless its configuration says so.
 pub(crate) const EYES: [(&str, CapabilitySet); 4] = [
     ("CAP_BPF", CapabilitySet::BPF),

@@ -2,28 +2,30 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Btf, Ebpf, EbpfLoader, Endianness,
-    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::{BtfTracePoint, Program, ProgramError},
 };
 use aya_log::EbpfLogger;
 use monitor_common::counter::SLOTS;
 
 use super::{
+    about::{About, Remains},
     btf,
     diagnostics::{self, Diagnostics},
-    layout,
+    layout::{self, Function, Plan},
     ring::Reader,
+    set::{self, Facts, Set},
 };
-use crate::host::{cgroup::Hierarchy, privilege};
+use crate::host::{cgroup::Hierarchy, inherited::Named, privilege};
 
 /// Where the kernel shows its type information.
 pub(crate) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -63,22 +65,38 @@ pub(crate) enum LoadError {
     Capability(String),
 }
 
-/// The running programs. Dropping it detaches them.
+/// The running programs. Dropping it detaches them, unless somebody else holds their descriptors too.
 pub(crate) struct Kernel {
-    /// Holds the programs, their links and the maps that nobody took.
-    ebpf: Ebpf,
+    /// All that keeps them running, for the next agent.
+    set: Mutex<Set>,
     counters: PerCpuArray<MapData, u64>,
     watched: Mutex<HashMap<MapData, u64, u32>>,
     programs: Vec<&'static str>,
     missing: Vec<String>,
+    diagnostics: Option<Diagnostics>,
 }
 
-/// The two rings, each for one reader.
+/// The two rings, each for one reader, and how they came to be.
 pub(crate) struct Rings {
     /// OOM marks and watched services.
     pub(crate) critical: Reader,
     /// Other abnormal deaths.
     pub(crate) bulk: Reader,
+    /// Names the critical ring, on this boot.
+    pub(crate) id: u32,
+    /// Where they come from.
+    pub(crate) origin: Origin,
+}
+
+/// Where the running programs come from.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// Loaded by this agent, and nothing was handed over.
+    New,
+    /// Handed over by an agent with the same programs: they have run on meanwhile.
+    TakenOver,
+    /// Loaded by this agent, because those that were handed over are others.
+    Replaced(Remains),
 }
 
 /// What one attached program has cost; zero unless the kernel measures (`kernel.bpf_stats_enabled`).
@@ -106,11 +124,12 @@ pub(crate) fn permitted() -> Result<()> {
     Err(LoadError::Capability(names.join(" and ")).into())
 }
 
-/// Loads and attaches everything that fits this kernel.
+/// Loads and attaches everything that fits this kernel, or takes it over from an earlier agent if that has `handed_over` the
+/// same.
 ///
 /// # Errors
 /// [`LoadError`] for what an operator can mend; anything else names the step that failed.
-pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
+pub(crate) fn load(options: Options<'_>, handed_over: Vec<Named>) -> Result<(Kernel, Rings)> {
     permitted()?;
     let path = options.btf.unwrap_or(Path::new(VMLINUX));
     if !path.exists() {
@@ -127,9 +146,51 @@ pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
         };
         layout::plan(&types, host).context("this kernel cannot be watched")?
     };
-
-    let layout: &[u32] = bytemuck::cast_slice(std::slice::from_ref(&plan.layout));
     let log_level = diagnostics::level();
+    let about = About::of(&plan, log_level);
+    let mut old = Set::new(handed_over);
+    let is_first = old.is_empty();
+    if !is_first {
+        match about.compare(&old).and_then(|()| resume(&plan, &mut old)) {
+            Ok(programs) => return open(old, programs, plan, None, Origin::TakenOver),
+            Err(error) => tracing::info!("programs of an earlier agent run and are replaced: {error:#}"),
+        }
+    }
+    let (set, programs, diagnostics) = begin(&plan, path, log_level, &about)?;
+    // From here on the new ones see everything, so the old ones may go.
+    let origin = if is_first { Origin::New } else { Origin::Replaced(about.drain(old)) };
+    open(set, programs, plan, diagnostics, origin)
+}
+
+/// Checks that a set that was handed over has all that the plan wants, and attaches again what is loaded and not attached.
+/// Returns the names of its programs.
+fn resume(plan: &Plan, set: &mut Set) -> Result<Vec<&'static str>> {
+    let mut programs = Vec::new();
+    for function in &plan.functions {
+        let substitute = function.substitute.map(|(name, _)| name);
+        programs.extend([Some(function.program), substitute].into_iter().flatten().find(|name| set.has_program(name)));
+    }
+    for name in set::MAPS {
+        set.map(name)?;
+    }
+    for &(name, _) in &plan.programs {
+        ensure!(set.has_program(name), "the program {name} is not among them");
+        programs.push(name);
+    }
+    for name in &programs {
+        set.attach_again_if_detached(name).with_context(|| format!("cannot attach {name} again"))?;
+    }
+    Ok(programs)
+}
+
+/// Loads and attaches. The programs' other maps live as long as they do.
+fn begin(
+    plan: &Plan,
+    path: &Path,
+    log_level: u8,
+    about: &About,
+) -> Result<(Set, Vec<&'static str>, Option<Diagnostics>)> {
+    let layout: &[u32] = bytemuck::cast_slice(std::slice::from_ref(&plan.layout));
     let mut ebpf = EbpfLoader::new()
         .btf(None)
         .override_global("LAYOUT", layout, true)
@@ -137,65 +198,100 @@ pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
         .load(&OBJECT.0)
         .map_err(|error| explain(error.into()))
         .context("cannot load the kernel programs")?;
+    let (mut set, mut maps) = (Set::default(), Vec::new());
+    for (name, map) in [
+        (set::CRITICAL, "CRITICAL"),
+        (set::BULK, "BULK"),
+        (set::AWAKE, "AWAKE"),
+        (set::COUNTERS, "COUNTERS"),
+        (set::WATCHED, "WATCHED"),
+    ] {
+        let taken = ebpf.take_map(map).with_context(|| format!("the object has no map {map}"))?;
+        let (Map::RingBuf(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data)) = taken else {
+            bail!("the object's map {map} is of another kind");
+        };
+        let descriptor =
+            data.fd().as_fd().try_clone_to_owned().with_context(|| format!("cannot keep the map {map}"))?;
+        set.insert(name.to_owned(), descriptor);
+        // A program's load asks for the map, so it stays open until then.
+        maps.push(data);
+    }
 
     // The loader asks type information for one thing: the id of each tracepoint.
     let types = Btf::parse_file(path, Endianness::default())
         .with_context(|| format!("cannot read type information from {}", path.display()))?;
     let mut programs = Vec::new();
-    let mut missing = plan.missing;
     // What gives evidence is attached before what reports a death with it.
     let mut tracepoints = Vec::new();
-    for function in plan.functions {
-        match (attach_function(&mut ebpf, &types, &function), function.substitute) {
+    for function in &plan.functions {
+        match (attach_function(&mut ebpf, &types, function, &mut set), function.substitute) {
             (Ok(()), _) => programs.push(function.program),
             (Err(_), Some(substitute)) => tracepoints.push(substitute),
-            (Err(error), None) => missing.push(format!(
-                "{} (no program can be attached to {} here: {})",
-                function.evidence,
-                function.function,
-                error.root_cause()
-            )),
+            (Err(error), None) => tracing::debug!("{} cannot be attached: {error:#}", function.program),
         }
     }
-    tracepoints.extend(plan.programs);
+    tracepoints.extend(&plan.programs);
     for (name, tracepoint) in tracepoints {
         let program: &mut BtfTracePoint =
             ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?;
         program.load(tracepoint, &types).map_err(|error| explain(error.into())).with_context(|| {
             format!("the kernel refused the program {name} (DEFIB_LOG=debug shows the verifier's whole log)")
         })?;
-        program
-            .attach()
+        set.attach(name, program.fd()?)
             .map_err(|error| explain(error.into()))
             .with_context(|| format!("cannot attach {name} to {tracepoint}"))?;
         programs.push(name);
     }
-    drop(types);
-
-    let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
-    let awake = Arc::new(Mutex::new(Array::try_from(take("AWAKE")?)?));
-    let mut reader =
-        |name, slot| anyhow::Ok(Reader { ring: RingBuf::try_from(take(name)?)?, awake: Arc::clone(&awake), slot });
-    let rings = Rings { critical: reader("CRITICAL", 0)?, bulk: reader("BULK", 1)? };
-    let counters = take("COUNTERS")?.try_into()?;
-    let watched = Mutex::new(HashMap::try_from(take("WATCHED")?)?);
-    Ok((Kernel { ebpf, counters, watched, programs, missing }, rings))
+    drop(maps);
+    about.write(&mut set).context("cannot note the layout of the maps")?;
+    let diagnostics = match log_level {
+        0 => None,
+        _ => Some(EbpfLogger::init(&mut ebpf).context("cannot read the programs' diagnostics")?),
+    };
+    Ok((set, programs, diagnostics))
 }
 
-fn attach_function(ebpf: &mut Ebpf, types: &Btf, at: &layout::Function) -> Result<()> {
+/// Opens the maps of a whole set.
+fn open(
+    set: Set,
+    programs: Vec<&'static str>,
+    plan: Plan,
+    diagnostics: Option<Diagnostics>,
+    origin: Origin,
+) -> Result<(Kernel, Rings)> {
+    let awake = Arc::new(Mutex::new(Array::try_from(Map::from_map_data(set.map(set::AWAKE)?)?)?));
+    let reader = |name, slot| {
+        let (map, records) = set.ring(name)?;
+        anyhow::Ok(Reader { map, records, settled: None, awake: Arc::clone(&awake), slot })
+    };
+    let id = set.map(set::CRITICAL)?.info()?.id();
+    let rings = Rings { critical: reader(set::CRITICAL, 0)?, bulk: reader(set::BULK, 1)?, id, origin };
+    let counters = Map::from_map_data(set.map(set::COUNTERS)?)?.try_into()?;
+    let watched = Mutex::new(HashMap::try_from(Map::from_map_data(set.map(set::WATCHED)?)?)?);
+    let mut missing = plan.missing;
+    for Function { program, function, evidence, substitute } in plan.functions {
+        let has = |name: &str| programs.contains(&name);
+        if !has(program) && !substitute.is_some_and(|(name, _)| has(name)) {
+            missing.push(format!("{evidence} (no program can be attached to {function} here)"));
+        }
+    }
+    Ok((Kernel { set: Mutex::new(set), counters, watched, programs, missing, diagnostics }, rings))
+}
+
+fn attach_function(ebpf: &mut Ebpf, types: &Btf, at: &Function, set: &mut Set) -> Result<()> {
     let program = ebpf.program_mut(at.program).with_context(|| format!("the object has no program {}", at.program))?;
-    match program {
+    let descriptor = match program {
         Program::FEntry(program) => {
             program.load(at.function, types)?;
-            program.attach()?;
+            program.fd()?
         }
         Program::FExit(program) => {
             program.load(at.function, types)?;
-            program.attach()?;
+            program.fd()?
         }
         _ => bail!("{} is no program for a function", at.program),
-    }
-    Ok(())
+    };
+    Ok(set.attach(at.program, descriptor)?)
 }
 
 /// A refusal for want of privilege reads as such, however deep the loader wrapped it.
@@ -256,41 +352,88 @@ impl Kernel {
     /// Deaths that the kernel skipped the programs for, at most: a program that is preempted misses what happens on its
     /// processor meanwhile. Where a second copy of the exit program is attached, both must have missed it.
     pub(crate) fn skipped(&self) -> Result<u64> {
+        let set = self.set();
         let copies = self.programs.iter().filter(|name| name.starts_with("process_exit"));
-        let mut skipped = Vec::new();
-        for &name in copies {
-            let program: &BtfTracePoint =
-                self.ebpf.program(name).with_context(|| format!("the program {name} has gone"))?.try_into()?;
-            let path = format!("/proc/self/fdinfo/{}", program.fd()?.as_fd().as_raw_fd());
-            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-            // Kernels before 5.12 do not count, and do not skip.
-            skipped.extend(
-                text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse::<u64>().ok()),
-            );
-        }
+        let skipped: Vec<_> = copies.map(|name| Ok(set.facts(name)?.skipped)).collect::<Result<_>>()?;
         Ok(skipped.into_iter().min().unwrap_or(0))
     }
 
     /// What each program has cost so far.
     pub(crate) fn costs(&self) -> Result<Vec<Cost>> {
-        self.programs
-            .iter()
-            .map(|&name| {
-                let program = self.ebpf.program(name).with_context(|| format!("the program {name} has gone"))?;
-                let info = program.info().with_context(|| format!("cannot ask for the cost of {name}"))?;
-                Ok(Cost { name, runs: info.run_count(), time: info.run_time() })
-            })
-            .collect()
+        let set = self.set();
+        let cost = |&name: &&'static str| {
+            let Facts { runs, nanoseconds, .. } = set.facts(name)?;
+            Ok(Cost { name, runs, time: Duration::from_nanos(nanoseconds) })
+        };
+        self.programs.iter().map(cost).collect()
     }
 
     /// The ring of diagnostics from the programs, when they were asked for.
+    pub(crate) fn take_diagnostics(&mut self) -> Option<Diagnostics> {
+        self.diagnostics.take()
+    }
+
+    /// All that keeps the programs running, for whoever keeps it for the next agent.
     ///
     /// # Errors
-    /// When they were asked for and cannot be read.
-    pub(crate) fn take_diagnostics(&mut self) -> Result<Option<Diagnostics>> {
-        if diagnostics::level() == 0 {
-            return Ok(None);
+    /// When this process may open no more descriptors.
+    pub(crate) fn descriptors(&self) -> Result<Vec<Named>> {
+        self.set().copies()
+    }
+
+    /// What they are called.
+    pub(crate) fn descriptor_names(&self) -> Vec<String> {
+        self.set().names()
+    }
+
+    /// Attaches what is attached no longer; the names of these programs, each with what came of it.
+    pub(crate) fn attach_again(&self) -> Vec<(&'static str, Result<Named>)> {
+        let mut set = self.set();
+        let mended = self
+            .programs
+            .iter()
+            .filter_map(|&name| set.attach_again_if_detached(name).transpose().map(|link| (name, link)));
+        mended.collect()
+    }
+
+    fn set(&self) -> MutexGuard<'_, Set> {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use monitor_common::record::Record;
+
+    /// The code with which a process ends that nobody watches.
+    fn ends(rings: &mut Rings) -> bool {
+        let child = std::process::Command::new("/bin/sh").args(["-c", "exit 7"]).spawn().expect("a shell");
+        let pid = child.id();
+        drop(child.wait_with_output());
+        let mut found = false;
+        while let Some((_, bytes)) = rings.bulk.records.next() {
+            found |= matches!(Record::decode(bytes), Ok(Record::Exit(exit)) if exit.process.tgid == pid);
         }
-        EbpfLogger::init(&mut self.ebpf).map(Some).context("cannot read the programs' diagnostics")
+        found
+    }
+
+    #[test]
+    fn a_program_whose_link_has_gone_is_attached_again() {
+        let hierarchy = Hierarchy::detect().ok();
+        let options = Options {
+            btf: None,
+            hierarchy: hierarchy.as_ref(),
+            report_clean: false,
+            failed_allocations: layout::Watched::Never,
+        };
+        // Needs rights that not everybody who runs unit tests has.
+        let Ok((kernel, mut rings)) = load(options, Vec::new()) else { return };
+        assert!(ends(&mut rings) && kernel.attach_again().is_empty());
+        kernel.set().detach();
+        assert!(!ends(&mut rings), "nothing is attached");
+        let mended: Vec<_> = kernel.attach_again().into_iter().filter(|(_, link)| link.is_ok()).collect();
+        assert_eq!(mended.len(), kernel.programs().len());
+        assert!(ends(&mut rings) && kernel.attach_again().is_empty());
     }
 }

@@ -1,20 +1,30 @@
 //! The kernel side as the rest of the agent sees it: load and attach, then a stream of [`Event`]s and a few counters.
 //!
 //! * [`btf`] reads the kernel's types, [`layout`] turns them into the programs' constants
-//! * [`load`] loads and attaches; [`ring`] follows the rings
+//! * [`load`] loads and attaches, or takes over the [`set`] of an earlier agent when [`about`] says that it fits
+//! * [`ring`] follows the rings, whose memory is [`records`]
+//! * [`bpf`] has the few system calls that the loader does not offer, [`pins`] keeps a set in a bpffs
 //!
 //! Nothing here knows services, causes or actions.
 
+mod about;
+mod bpf;
 mod btf;
 mod diagnostics;
 mod layout;
 mod load;
+mod pins;
+mod records;
 mod ring;
+mod set;
 
+pub(crate) use about::Remains;
 pub(crate) use diagnostics::follow_diagnostics;
 pub(crate) use layout::Watched;
-pub(crate) use load::{Kernel, Options, VMLINUX, load, permitted};
-pub(crate) use ring::{Event, RingStats, follow};
+pub(crate) use load::{Kernel, Options, Origin, Rings, VMLINUX, load, permitted};
+pub(crate) use pins::Pins;
+pub(crate) use records::Span;
+pub(crate) use ring::{Event, RingStats, Settled, follow, follow_remains};
 #[cfg(any(test, fuzzing))]
 pub(crate) use {layout::fuzz as fuzz_btf, ring::fuzz as fuzz_record};
 

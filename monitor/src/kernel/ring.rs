@@ -3,9 +3,12 @@
 //! Being woken costs the program that submits a record more than the record itself. So a reader that was woken stays
 //! awake for a while and looks again by itself; it says so to the programs ([`Reader::awake`]), which then do not wake
 //! it. Before it sleeps it says that too and looks twice more, for a record whose program had read the old word.
+//!
+//! Of the critical ring, the room of a record is given back when what came of it is written down ([`Settled`]): what an agent
+//! had read when it was killed is read again by the next one.
 
 use std::{
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, MapData, RingBuf};
+use aya::maps::{Array, MapData};
 use monitor_common::record::Record;
 use tokio::{
     io::unix::AsyncFd,
@@ -22,6 +25,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use super::records::{Records, Span};
 use crate::host::clock;
 
 /// A record with the moment at which user space saw it.
@@ -29,6 +33,8 @@ use crate::host::clock;
 pub(crate) struct Event {
     /// CLOCK_BOOTTIME, nanoseconds.
     pub(crate) seen_ns: u64,
+    /// Where it lies in the critical ring, until it is settled; `None` when nobody waits for that.
+    pub(crate) span: Option<Span>,
     /// What happened.
     pub(crate) record: Record,
 }
@@ -37,12 +43,19 @@ pub(crate) struct Event {
 #[derive(Debug, Default)]
 pub(crate) struct RingStats {
     malformed: AtomicU64,
+    given_up: AtomicU64,
 }
 
 impl RingStats {
     /// Records that were not understood, and skipped.
     pub(crate) fn malformed(&self) -> u64 {
         self.malformed.load(Ordering::Relaxed)
+    }
+
+    /// Times that room was given back before what came of its records was written down: a disk that takes nothing must not
+    /// make us lose what comes.
+    pub(crate) fn given_up(&self) -> u64 {
+        self.given_up.load(Ordering::Relaxed)
     }
 
     /// Reads a record; `None` when it is malformed.
@@ -71,10 +84,21 @@ const LAST_LOOKS: u32 = 2;
 /// the word and submitting its record would leave that record lying.
 const SAFETY: Duration = Duration::from_secs(1);
 
+/// Up to where the critical ring's records are settled, as a position in it. Whoever settles them only ever raises it.
+pub(crate) type Settled = Arc<AtomicU64>;
+
+/// Bytes of a ring that may be held for what is not settled, of 512 KiB: routine records stand back at half, so this is reached
+/// by deaths alone, hundreds that nobody can write down.
+const HELD_MAX: u64 = 384 * 1024;
+
 /// One ring and the word that tells its programs whether to wake us.
 pub(crate) struct Reader {
-    /// The records.
-    pub(super) ring: RingBuf<MapData>,
+    /// The ring.
+    pub(super) map: OwnedFd,
+    /// Its records.
+    pub(super) records: Records,
+    /// Who says when their room can be given back; `None`: once they are read.
+    pub(super) settled: Option<Settled>,
     /// The word.
     pub(super) awake: Arc<Mutex<Array<MapData, u32>>>,
     /// Its slot.
@@ -83,14 +107,30 @@ pub(crate) struct Reader {
 
 impl AsRawFd for Reader {
     fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
+        self.map.as_raw_fd()
     }
 }
 
 impl Reader {
+    /// Has room given back only up to where records are settled.
+    pub(crate) fn settle_by(&mut self, settled: Settled) {
+        self.settled = Some(settled);
+    }
+
     fn awake(&self, awake: bool) -> Result<()> {
         let mut words = self.awake.lock().unwrap_or_else(PoisonError::into_inner);
         words.set(self.slot, u32::from(awake), 0).context("cannot tell the kernel programs whether to wake the reader")
+    }
+
+    /// Gives back the room of what needs it no longer.
+    fn give_back(&mut self, stats: &RingStats) {
+        let end = self.records.end();
+        let settled = self.settled.as_ref().map_or(end, |settled| settled.load(Ordering::Acquire));
+        self.records.release(settled);
+        if end.saturating_sub(self.records.begin()) > HELD_MAX {
+            self.records.release(end);
+            stats.given_up.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -102,6 +142,11 @@ impl Reader {
 pub(crate) async fn follow(reader: Reader, events: mpsc::Sender<Event>, stats: &RingStats) -> Result<()> {
     // SAFETY: the reader owns its map's descriptor, keeps it open and never exchanges it while it is registered.
     let mut reader = unsafe { AsyncFd::register(reader) }.context("cannot wait for a ring of the kernel programs")?;
+    // The reader before us may have been killed while it was awake.
+    reader.get_ref().awake(false)?;
+    if drain(reader.get_mut(), &events, stats).await.is_none() {
+        return Ok(());
+    }
     loop {
         if let Ok(ready) = timeout(SAFETY, reader.readable_mut()).await {
             ready.context("cannot wait for a ring of the kernel programs")?.clear_ready();
@@ -109,7 +154,7 @@ pub(crate) async fn follow(reader: Reader, events: mpsc::Sender<Event>, stats: &
         let mut quiet = 0;
         let mut awake = false;
         while quiet < QUIET_LOOKS + LAST_LOOKS {
-            match drain(&mut reader.get_mut().ring, &events, stats).await {
+            match drain(reader.get_mut(), &events, stats).await {
                 None => return Ok(()),
                 // Woken by the clock, and there was nothing: back to sleep.
                 Some(0) if !awake && quiet == 0 => break,
@@ -126,17 +171,35 @@ pub(crate) async fn follow(reader: Reader, events: mpsc::Sender<Event>, stats: &
     }
 }
 
-/// Sends on what the ring holds now; the number of records, or `None` when nobody receives.
-async fn drain(ring: &mut RingBuf<MapData>, events: &mpsc::Sender<Event>, stats: &RingStats) -> Option<usize> {
-    let mut seen = 0;
-    // The item is released before the channel is waited for: until then it occupies its room in the ring.
-    while let Some(record) = ring.next().map(|item| stats.read(&item)) {
-        seen += 1;
-        if let Some(record) = record {
-            events.send(Event { seen_ns: clock::boot_ns(), record }).await.ok()?;
+/// Sends on records that were left in rings whose programs have gone.
+///
+/// # Errors
+/// Never; it ends with the agent.
+pub(crate) async fn follow_remains(records: Vec<Record>, events: mpsc::Sender<Event>) -> Result<()> {
+    for record in records {
+        if events.send(Event { seen_ns: clock::boot_ns(), span: None, record }).await.is_err() {
+            return Ok(());
         }
     }
-    Some(seen)
+    drop(events);
+    std::future::pending().await
+}
+
+/// Sends on what the ring holds now; the number of records, or `None` when nobody receives.
+async fn drain(reader: &mut Reader, events: &mpsc::Sender<Event>, stats: &RingStats) -> Option<usize> {
+    let mut seen = 0;
+    loop {
+        // Before each record: the channel may hold us back for long.
+        reader.give_back(stats);
+        let Some((span, record)) = reader.records.next().map(|(span, bytes)| (span, stats.read(bytes))) else {
+            return Some(seen);
+        };
+        seen += 1;
+        if let Some(record) = record {
+            let span = reader.settled.as_ref().map(|_| span);
+            events.send(Event { seen_ns: clock::boot_ns(), span, record }).await.ok()?;
+        }
+    }
 }
 
 /// Takes any bytes for a record.

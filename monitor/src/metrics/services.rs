@@ -81,7 +81,12 @@ fn families() -> Vec<Family> {
     let labelled = |family: Family, label, values: Vec<&'static str>| Family { label: Some((label, values)), ..family };
     vec![
         labelled(
-            counter(Of::OomKills, "defib_oom_kills_total", All, "Processes killed by the kernel for want of memory."),
+            counter(
+                Of::OomKills,
+                "defib_oom_kills_total",
+                All,
+                "Processes killed by the kernel for want of memory; goes on over restarts of the agent.",
+            ),
             "scope",
             Scope::LABELS.to_vec(),
         ),
@@ -319,12 +324,20 @@ impl Table {
         self.count_with(row, of, "");
     }
 
-    /// Counts one with a label.
-    pub(super) fn count_with(&self, row: &Row, of: Of, label: &str) {
+    /// Counts one with a label; the total.
+    pub(super) fn count_with(&self, row: &Row, of: Of, label: &str) -> u64 {
+        let at = self.at(of, label);
+        debug_assert!(matches!(at, At::Counter(_)), "{of:?} is set, not counted");
+        let At::Counter(at) = at else { return 0 };
+        u64::from(self.counts(row).counters[at].fetch_add(1, Ordering::Relaxed)) + 1
+    }
+
+    /// Goes on with what an earlier agent has counted.
+    pub(super) fn count_from(&self, row: &Row, of: Of, label: &str, total: u64) {
         let at = self.at(of, label);
         debug_assert!(matches!(at, At::Counter(_)), "{of:?} is set, not counted");
         if let At::Counter(at) = at {
-            self.counts(row).counters[at].fetch_add(1, Ordering::Relaxed);
+            self.counts(row).counters[at].store(u32::try_from(total).unwrap_or(u32::MAX), Ordering::Relaxed);
         }
     }
 

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Result;
 use jiff::Timestamp;
+use tokio::time::sleep;
 
 use super::{Steward, Word};
 use crate::{
@@ -25,6 +26,10 @@ use crate::{
     text::Clean,
     timeline::What,
 };
+
+/// Within this, the rings that were taken over are read, and the verdicts on what they tell have come: a second, for some
+/// thousand records at most.
+const RECORD_OF_DEATH: Duration = Duration::from_secs(1);
 
 impl Steward {
     /// Adopts the command services, reads what exists, watches what is configured, and finds out which services live.
@@ -64,6 +69,9 @@ impl Steward {
         }
         for (id, place) in self.observer.scan(now)? {
             self.appeared(id, &place);
+        }
+        for (id, path, service) in mem::take(&mut self.cgroups) {
+            self.observer.recall(id, &path, &service.as_str().into());
         }
         for (service, supervisor) in &commands {
             match supervisor.main_process() {
@@ -119,7 +127,7 @@ impl Steward {
         self.left = HashMap::new();
         self.followers.shrink_to_fit();
         self.pools.forget_spare_room();
-        self.keep_incidents();
+        self.write_down();
     }
 
     /// Holds what an earlier agent knew of a service against the main process that it has. Once, when it is first seen: later,
@@ -131,15 +139,33 @@ impl Steward {
             && !found.is_some_and(|found| found.matches(believed))
             && !process::is_alive(believed)
         {
-            self.say(now, service, What::Died);
-            self.say(now, service, What::Verdict("unknown: it died while no agent was watching".to_owned()));
-            // Whoever stops a service while no agent runs must not find it started by the next one.
-            let intent = Intent::Likely("it ended while no agent was watching".to_owned());
-            self.step(service, Input::Died { process: believed, at_ns: now, intent }, now);
+            if self.took_over_ns.is_some() {
+                self.expect_death(service, believed, now);
+            } else {
+                self.found_dead(service, believed, now);
+            }
         }
         if let Some(found) = found {
             self.introduce(service, found, now);
         }
+    }
+
+    /// It died while no agent ran, and the rings tell of it; if not, it is found dead.
+    fn expect_death(&mut self, service: &Arc<str>, believed: Identity, now: u64) {
+        let (words, service) = (self.words.0.clone(), Arc::clone(service));
+        self.tasks.spawn(async move {
+            sleep(RECORD_OF_DEATH).await;
+            // Nobody receives only when the agent stops.
+            words.send(Word::Lost(service, believed, now)).await.ok();
+        });
+    }
+
+    fn found_dead(&mut self, service: &Arc<str>, believed: Identity, now: u64) {
+        self.say(now, service, What::Died);
+        self.say(now, service, What::Verdict("unknown: it died while no agent was watching".to_owned()));
+        // Whoever stops a service while no agent runs must not find it started by the next one.
+        let intent = Intent::Likely("it ended while no agent was watching".to_owned());
+        self.step(service, Input::Died { process: believed, at_ns: now, intent }, now);
     }
 
     fn systemd_supervisor(&self, unit: &str) -> Arc<dyn Supervisor> {
@@ -227,6 +253,7 @@ impl Steward {
             };
             self.manage(Arc::clone(&place.service), &rule, supervisor, Arc::clone(&place.path));
         }
+        self.draft.settling.cgroups.insert(id, (Arc::clone(&place.path), Arc::clone(&place.service)));
         if let Err(error) = self.kernel.watch(id) {
             tracing::error!(service = %Clean(&place.service), "its deaths may be lost in a storm: {error:#}");
         }

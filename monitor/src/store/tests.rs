@@ -23,14 +23,15 @@ fn memory() -> Memory {
     }
 }
 
+fn draft(incidents: Vec<Incident>) -> Draft {
+    Draft { services: [("web".into(), memory())].into(), incidents, ..Draft::default() }
+}
+
 async fn written(directory: &Path, count: usize) {
     let (store, left) = Store::open(directory).expect("a store");
     assert_eq!((left.next_id, left.trouble), (1, None));
-    store.keep_service(&"web".into(), memory());
+    store.keep(draft(incidents(count)));
     store.keep_follower(&"web".into(), Follower::new(Pace::default()));
-    for incident in incidents(count) {
-        store.keep_incident(incident);
-    }
     store.close().await;
 }
 
@@ -81,7 +82,7 @@ async fn an_alert_is_kept_until_it_is_over_and_told() {
 async fn a_kill_after_the_flush_loses_nothing() {
     let directory = tempfile::tempdir().expect("a directory");
     let (store, _) = Store::open(directory.path()).expect("a store");
-    store.keep_service(&"web".into(), memory());
+    store.keep(draft(Vec::new()));
     store.flush().await;
     // Not closed: another process would find the same.
     let copy = tempfile::tempdir().expect("a directory");
@@ -98,7 +99,7 @@ async fn a_corrupt_file_is_set_aside_and_said() {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(directory.path().join(FILE), broken).expect("written");
         let (store, left) = Store::open(directory.path()).expect("a store");
-        store.keep_service(&"web".into(), memory());
+        store.keep(draft(Vec::new()));
         store.close().await;
         let aside = fs::read_dir(directory.path())
             .expect("listed")
@@ -134,7 +135,7 @@ async fn without_a_directory_the_agent_goes_on_from_memory() {
     fs::write(&file, "").expect("written");
     let (store, left) = Store::open(&file.join("below")).expect("a store");
     assert!(left.trouble.is_some_and(|trouble| trouble.contains("memory only")));
-    store.keep_service(&"web".into(), memory());
+    store.keep(draft(Vec::new()));
     store.flush().await;
     assert!(store.trouble().is_some(), "still said after a write");
 }
@@ -177,7 +178,7 @@ fn old_incidents_go_and_open_ones_stay() {
 fn what_waits_for_a_full_disk_is_bounded_and_counted() {
     let store = Store { shared: Arc::default() };
     for incident in incidents(MAX_WAITING + 5) {
-        store.keep_incident(incident);
+        store.keep(draft(vec![incident]));
     }
     assert_eq!(lock(&store.shared.waiting).incidents.len(), MAX_WAITING);
     assert_eq!(store.losses(), (0, 5));

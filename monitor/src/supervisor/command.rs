@@ -8,16 +8,22 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _},
-    os::unix::{
-        fs::{DirBuilderExt as _, OpenOptionsExt as _},
-        process::CommandExt as _,
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::{
+            fs::{DirBuilderExt as _, OpenOptionsExt as _},
+            process::CommandExt as _,
+        },
     },
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result, ensure};
-use rustix::process::setsid;
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::setsid,
+};
 use tokio::{sync::Mutex, task::spawn_blocking};
 
 use super::{Answer, End, Permit, Supervisor, fence};
@@ -26,7 +32,7 @@ use crate::{
     healing::Plan,
     host::{
         cgroup::Hierarchy,
-        privilege,
+        inherited, privilege,
         process::{self, Identity},
     },
 };
@@ -35,8 +41,17 @@ use crate::{
 const OUTPUT_MAX: u64 = 1024 * 1024;
 
 /// What a service manager tells the agent, and must not tell the agent's services.
-const OF_THE_AGENT: [&str; 7] =
-    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "INVOCATION_ID"];
+const OF_THE_AGENT: [&str; 9] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "FDSTORE",
+    "INVOCATION_ID",
+    inherited::VARIABLE,
+];
 
 /// Keeps one command service.
 #[derive(Clone, Debug)]
@@ -190,6 +205,8 @@ impl Supervisor for CommandSupervisor {
     }
 }
 
+const WIDOWED: &str = "the agent that asked for it has gone";
+
 /// What `defib launch` does, in the process that becomes the service.
 #[derive(Clone, Debug)]
 pub(crate) struct Launch {
@@ -209,7 +226,7 @@ impl Launch {
     pub(crate) fn exec(&self) -> Result<()> {
         let agent = rustix::io::dup(rustix::stdio::stdin()).context("there is no standard input")?;
         rustix::io::fcntl_setfd(&agent, rustix::io::FdFlags::CLOEXEC).context("cannot keep the agent's pipe")?;
-        let refused = self.become_program();
+        let refused = self.become_program(agent.as_fd());
         if let Err(error) = &refused {
             // Without a reader there is nobody to tell.
             rustix::io::write(&agent, format!("{error:#}").as_bytes()).ok();
@@ -217,12 +234,19 @@ impl Launch {
         refused
     }
 
-    fn become_program(&self) -> Result<()> {
+    fn become_program(&self, agent: BorrowedFd<'_>) -> Result<()> {
         let nothing = File::open("/dev/null").context("cannot open /dev/null")?;
         rustix::stdio::dup2_stdin(&nothing).context("cannot replace standard input")?;
         let file = self.cgroup.join("cgroup.procs");
+        ensure!(!is_widowed(agent), WIDOWED);
         // 0: the writing process.
         fs::write(&file, "0").with_context(|| format!("cannot enter the cgroup through {}", file.display()))?;
+        // The next agent looks for what lives in the cgroup; whoever enters it after its agent is gone would be a second one.
+        if is_widowed(agent) {
+            // Its end is not the service's. Where it cannot leave, that is told as a start that failed.
+            self.cgroup.parent().map(|parent| fs::write(parent.join("cgroup.procs"), "0"));
+            bail!(WIDOWED);
+        }
         setsid().context("cannot begin a session")?;
         // The agent may be protected from the OOM killer; its services must not inherit that.
         fs::write("/proc/self/oom_score_adj", "0").context("cannot reset /proc/self/oom_score_adj")?;
@@ -231,4 +255,10 @@ impl Launch {
         let error = std::process::Command::new(program).args(arguments).exec();
         Err(error).with_context(|| format!("cannot start {program}"))
     }
+}
+
+/// Whether nobody reads the other end of this pipe any more.
+fn is_widowed(pipe: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(&pipe, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec::default())).is_ok() && polled[0].revents().contains(PollFlags::ERR)
 }

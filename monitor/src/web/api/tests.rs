@@ -4,7 +4,7 @@ use serde_json::Value;
 use super::*;
 use crate::{
     incident::{Before, Book},
-    store::Store,
+    store::{Draft, Store},
     timeline::Timeline,
 };
 
@@ -34,9 +34,7 @@ async fn kept(services: &[&str]) -> (tempfile::TempDir, Api, mpsc::Receiver<Comm
     for service in services {
         book.open(&Arc::from(*service), jiff::Timestamp::now(), Before::default());
     }
-    for incident in book.take_changed() {
-        store.keep_incident(incident);
-    }
+    store.keep(Draft { incidents: book.take_changed(), ..Draft::default() });
     store.close().await;
     let (commands_in, commands) = mpsc::channel(1);
     let api = Api::new(commands_in, directory.path().to_owned(), Timeline::new());

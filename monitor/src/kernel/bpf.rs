@@ -1,0 +1,88 @@
+//! The calls of bpf(2) that outlive a process: attach a program that was loaded by somebody else, pin, and take what is pinned.
+//! The loader offers them for what it has loaded itself only.
+
+use std::{
+    ffi::{CString, c_int},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+/// `enum bpf_cmd` (uapi bpf.h).
+const MAP_CREATE: c_int = 0;
+const OBJ_PIN: c_int = 6;
+const OBJ_GET: c_int = 7;
+const RAW_TRACEPOINT_OPEN: c_int = 17;
+
+/// `BPF_MAP_TYPE_ARRAY` (uapi bpf.h).
+const ARRAY: u32 = 2;
+
+/// What `BPF_MAP_CREATE` reads of `union bpf_attr`.
+#[repr(C)]
+struct Map {
+    kind: u32,
+    key_bytes: u32,
+    value_bytes: u32,
+    entries: u32,
+    flags: u32,
+}
+
+/// What `BPF_OBJ_*` read of `union bpf_attr`.
+#[repr(C)]
+struct Object {
+    path: u64,
+    descriptor: u32,
+    flags: u32,
+}
+
+/// What `BPF_RAW_TRACEPOINT_OPEN` reads of it.
+#[repr(C)]
+struct RawTracepoint {
+    name: u64,
+    program: u32,
+    zero: u32,
+}
+
+/// Attaches a loaded program to the tracepoint or function that it was loaded for, until the returned link is closed.
+pub(super) fn attach(program: impl AsFd) -> io::Result<OwnedFd> {
+    let attributes = RawTracepoint { name: 0, program: number(program), zero: 0 };
+    owned(call(RAW_TRACEPOINT_OPEN, &attributes)?)
+}
+
+/// A new array of 64-bit numbers that no program knows.
+pub(super) fn numbers(entries: u32) -> io::Result<OwnedFd> {
+    owned(call(MAP_CREATE, &Map { kind: ARRAY, key_bytes: 4, value_bytes: 8, entries, flags: 0 })?)
+}
+
+/// Gives a map, program or link a name in a mounted bpffs, which keeps it alive.
+pub(super) fn pin(descriptor: impl AsFd, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attributes = Object { path: path.as_ptr() as u64, descriptor: number(descriptor), flags: 0 };
+    call(OBJ_PIN, &attributes).map(drop)
+}
+
+/// Opens what is pinned there.
+pub(super) fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    owned(call(OBJ_GET, &Object { path: path.as_ptr() as u64, descriptor: 0, flags: 0 })?)
+}
+
+fn number(descriptor: impl AsFd) -> u32 {
+    // One that is open is not negative.
+    descriptor.as_fd().as_raw_fd() as u32
+}
+
+fn call<T>(command: c_int, attributes: &T) -> io::Result<c_int> {
+    // SAFETY: `attributes` has the layout that the command reads, and it and the path that it may point to outlive the call. Of
+    // these commands none writes.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as c_int) }
+}
+
+fn owned(descriptor: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel has just opened it for us, and nobody else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}

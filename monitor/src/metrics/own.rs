@@ -1,0 +1,64 @@
+//! What the agent finds when it looks at itself.
+
+use anyhow::Result;
+use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+
+use super::{counters, register};
+
+/// See the module.
+pub(crate) struct OwnMetrics {
+    attached: IntGaugeVec,
+    detached: IntCounterVec,
+    unpinned: IntCounter,
+    clock_steps: IntCounter,
+}
+
+impl OwnMetrics {
+    /// Registers everything.
+    pub(super) fn new(registry: &Registry) -> Result<Self> {
+        let counter = |name, help| register(registry, IntCounter::new(name, help)?);
+        let attached =
+            Opts::new("defib_bpf_attached", "1 while a kernel program is attached, by the look each ten seconds.");
+        Ok(Self {
+            attached: register(registry, IntGaugeVec::new(attached, &["program"])?)?,
+            detached: counters(
+                registry,
+                "defib_bpf_detached_total",
+                "Times that a kernel program was found detached by somebody else; each is attached again.",
+                &["program"],
+            )?,
+            unpinned: counter(
+                "defib_bpf_unpinned_total",
+                "Times that pins of the kernel programs were found removed by somebody else; each is made again.",
+            )?,
+            clock_steps: counter(
+                "defib_clock_steps_total",
+                "Times that the wall clock was found set by half a second or more.",
+            )?,
+        })
+    }
+
+    /// These programs are attached.
+    pub(crate) fn attached(&self, programs: &[&'static str]) {
+        for program in programs {
+            self.attached.with_label_values(&[program]).set(1);
+            self.detached.with_label_values(&[program]);
+        }
+    }
+
+    /// One was found detached, and `is_mended` or not.
+    pub(crate) fn detached(&self, program: &str, is_mended: bool) {
+        self.attached.with_label_values(&[program]).set(i64::from(is_mended));
+        self.detached.with_label_values(&[program]).inc();
+    }
+
+    /// Pins were found removed.
+    pub(crate) fn unpinned(&self) {
+        self.unpinned.inc();
+    }
+
+    /// The wall clock was found set.
+    pub(crate) fn clock_stepped(&self) {
+        self.clock_steps.inc();
+    }
+}
