@@ -262,6 +262,18 @@ fn a_configuration_that_others_could_change_is_refused() {
     // As /tmp is: what belongs to root there, nobody else can replace.
     mode(&open, 0o1777);
     assert!(check().status.success());
+    // As Kubernetes mounts a ConfigMap: its modes say that everybody may write, and nobody can.
+    mode(&open, 0o777);
+    let mount = |options: &str| {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", options]).arg(&open).arg(&open).status().expect("mount runs").success()
+    };
+    assert!(mount("bind") && mount("remount,bind,ro"));
+    let (read_only, other) = (check(), fs::write(&file, "").is_err());
+    assert!(Command::new("umount").arg(&open).status().expect("umount runs").success());
+    assert!(read_only.status.success() && other, "{read_only:?}");
+    says(&check(), 2, &["open can be written by everybody"]);
+    mode(&open, 0o1777);
     let link = place.path().join("link.toml");
     let theirs = open.join("theirs.toml");
     fs::write(&theirs, "").expect("written");
