@@ -293,7 +293,8 @@ struct SmallDisk<'a>(&'a Path);
 
 impl<'a> SmallDisk<'a> {
     fn mount(at: &'a Path) -> Self {
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "defib-test"]).arg(at).status();
+        let status =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=0700", "defib-test"]).arg(at).status();
         assert!(status.expect("mount starts").success(), "a file system at {}", at.display());
         Self(at)
     }

@@ -4,12 +4,12 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink},
     path::Path,
-    process::{Command, Output},
+    process::{Child, Command, Output},
 };
 
 use tests::{
     cgroup::Cgroup,
-    defib::{Agent, request, run, scratch},
+    defib::{Agent, free_address, get, request, run, scratch},
     eventually, live,
     victim::binary,
 };
@@ -19,6 +19,7 @@ const CHOWN: u64 = 1;
 const DAC_OVERRIDE: u64 = 1 << 1;
 const DAC_READ_SEARCH: u64 = 1 << 2;
 const KILL: u64 = 1 << 5;
+const SETUID: u64 = 1 << 7;
 const SYS_PTRACE: u64 = 1 << 19;
 const SYSLOG: u64 = 1 << 34;
 const PERFMON: u64 = 1 << 38;
@@ -126,6 +127,56 @@ fn a_service_has_none_of_the_agent_s_eyes_but_those_that_it_is_granted() {
     says(&run(&["check", text(&file)]), 2, &["defib.toml:4", "CAP_CHOWN", "CAP_SYS_PTRACE"]);
 }
 
+/// An agent within bounds such as those of the packaged unit, ended when dropped.
+struct Bounded(Child);
+
+impl Drop for Bounded {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn where_no_rights_can_be_gained_a_service_has_what_the_agent_was_given_and_a_reload_works() {
+    if !live::can_run("where_no_rights_can_be_gained_a_service_has_what_the_agent_was_given_and_a_reload_works") {
+        return;
+    }
+    let (cgroup, place, address) = (Cgroup::new(None), scratch(), free_address());
+    let file = place.path().join("defib.toml");
+    let show = ["/bin/sh", "-c", "cat /proc/self/status; exec sleep 1000"];
+    fs::write(&file, service(&cgroup, "bounded", "", &show)).expect("written");
+    // What the unit gives, and its drop-in for command services.
+    let bounds = "--bounding-set=-all,+bpf,+perfmon,+syslog,+kill,+sys_ptrace,+dac_override,+setuid";
+    let agent = Command::new("setpriv")
+        .args([bounds, "--no-new-privs"])
+        .arg(binary("defib"))
+        .args(["run", "--listen", &address.to_string(), "--config", text(&file), "--state-dir", text(place.path())])
+        .args(["--control-socket", text(&place.path().join("control.sock"))])
+        .stderr(fs::File::create(place.path().join("agent.log")).expect("made"))
+        .spawn()
+        .expect("setpriv runs");
+    let agent = Bounded(agent);
+    let ready =
+        || get(address, "/metrics").is_some_and(|(_, text)| text.contains("defib_service_up{service=\"bounded\"} 1"));
+    eventually("the service", || ready().then_some(()));
+    let output = place.path().join("output/bounded.log");
+    let status = eventually("its rights", || fs::read_to_string(&output).ok().filter(|text| text.contains("CapAmb")));
+    assert_eq!(set(&status, "CapEff"), KILL | DAC_OVERRIDE | SETUID, "not the agent's eyes, and all the rest");
+    let effective = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", agent.0.id())).expect("it lives");
+        set(&status, "CapEff")
+    };
+    let kept = BPF | PERFMON | SYSLOG | KILL | SYS_PTRACE | DAC_OVERRIDE;
+    assert_eq!(effective(), kept);
+    let pid = i32::try_from(agent.0.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("it lives");
+    let log = || fs::read_to_string(place.path().join("agent.log")).unwrap_or_default();
+    eventually("the next agent in its place", || (log().matches(" watching ").count() == 2).then_some(()));
+    assert_eq!(effective(), kept);
+    eventually("the service, still", || ready().then_some(()));
+}
+
 #[test]
 fn the_control_socket_takes_no_orders_from_others_even_when_it_is_open_to_them() {
     if !live::can_run("the_control_socket_takes_no_orders_from_others_even_when_it_is_open_to_them") {
@@ -211,6 +262,18 @@ fn a_configuration_that_others_could_change_is_refused() {
     // As /tmp is: what belongs to root there, nobody else can replace.
     mode(&open, 0o1777);
     assert!(check().status.success());
+    // As Kubernetes mounts a ConfigMap: its modes say that everybody may write, and nobody can.
+    mode(&open, 0o777);
+    let mount = |options: &str| {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", options]).arg(&open).arg(&open).status().expect("mount runs").success()
+    };
+    assert!(mount("bind") && mount("remount,bind,ro"));
+    let (read_only, other) = (check(), fs::write(&file, "").is_err());
+    assert!(Command::new("umount").arg(&open).status().expect("umount runs").success());
+    assert!(read_only.status.success() && other, "{read_only:?}");
+    says(&check(), 2, &["open can be written by everybody"]);
+    mode(&open, 0o1777);
     let link = place.path().join("link.toml");
     let theirs = open.join("theirs.toml");
     fs::write(&theirs, "").expect("written");

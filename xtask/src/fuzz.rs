@@ -81,6 +81,8 @@ fn fuzz(what: &str) -> Command {
     command.arg(workspace::target().join("fuzz"));
     // What cargo has set for its own toolchain would go to the other one.
     command.env_remove("CARGO").env("RUSTUP_TOOLCHAIN", "nightly").env("CARGO_PROFILE_RELEASE_LTO", "off");
+    // Of an error, which is no finding, nobody needs to know the way; it costs ten times the reading.
+    command.env("RUST_LIB_BACKTRACE", "0");
     command
 }
 

@@ -59,6 +59,7 @@ enum Command {
     Bench(bench::Args),
     Dist(dist::Args),
     Fuzz(fuzz::Args),
+    Soak(bench::soak::Args),
 }
 
 impl Command {
@@ -73,6 +74,7 @@ impl Command {
             Self::Bench(args) => bench::execute(&args),
             Self::Dist(args) => dist::execute(&args),
             Self::Fuzz(args) => fuzz::execute(&args),
+            Self::Soak(args) => bench::soak::execute(&args),
         }
     }
 }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::{fs::OFlags, process::geteuid};
+use rustix::{
+    fs::{OFlags, StatVfsMountFlags, statvfs},
+    process::geteuid,
+};
 
 /// Group and others may write (inode(7)).
 const GROUP_WRITES: u32 = 0o020;
@@ -95,10 +98,16 @@ fn look_at(path: &Path) -> Result<Option<Metadata>> {
 
 /// `itself`: not only a directory on the way.
 fn ensure_one(path: &Path, metadata: &Metadata, itself: bool) -> Result<()> {
-    if let Some((fault, mend)) = fault(metadata.uid(), metadata.gid(), metadata.mode(), metadata.is_symlink(), itself) {
+    let mode = if is_read_only(path) { metadata.mode() & !(GROUP_WRITES | OTHERS_WRITE) } else { metadata.mode() };
+    if let Some((fault, mend)) = fault(metadata.uid(), metadata.gid(), mode, metadata.is_symlink(), itself) {
         bail!("{0} {fault}, who could have this agent do anything as root: '{mend} {0}'", path.display());
     }
     Ok(())
+}
+
+/// Where nothing can be written, modes say nothing: Kubernetes gives the directory of a ConfigMap 0777, and mounts it so.
+fn is_read_only(path: &Path) -> bool {
+    statvfs(path).is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 /// What is wrong, and the command that mends it.

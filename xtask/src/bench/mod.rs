@@ -7,6 +7,7 @@
 //! * [`recovery`]: from death to serving again, beside other supervisors
 //! * [`footprint`]: resident memory and CPU of an idle agent
 //! * [`scale`]: the same with many services to look after
+//! * [`soak`]: hours of service life, in which nothing may grow; a command of its own
 //! * [`forecast`]: how many leaks are found, and how many that are none, on simulated services; a command of its own
 //!
 //! The run writes its tables to `docs/performance.md`; no figure there is typed by hand.
@@ -23,6 +24,7 @@ mod recovery;
 mod report;
 mod scale;
 mod sleepers;
+pub(crate) mod soak;
 mod stats;
 mod workload;
 

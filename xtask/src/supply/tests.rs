@@ -68,6 +68,35 @@ fn what_is_unsafe_is_in_the_files_that_the_table_names_and_in_no_other() {
     assert_eq!(found, listed);
 }
 
+#[test]
+fn every_test_that_holds_a_claim_exists() {
+    let document = read("docs/security.md");
+    let tables = document.split("held by |").skip(1).filter_map(|text| text.split_once("\n\n"));
+    let held =
+        tables.flat_map(|(table, _)| table.lines()).filter_map(|line| line.trim_end_matches(" |").rsplit(" | ").next());
+    let names: BTreeSet<_> =
+        held.flat_map(|cell| cell.split('`').skip(1).step_by(2)).filter(|name| !name.contains(' ')).collect();
+    assert!(names.len() > 15, "{names:?}");
+    let mut sources = String::new();
+    for package in PACKAGES {
+        gather(&workspace::root().join(package), &mut sources);
+    }
+    for name in names {
+        assert!(sources.contains(&format!("fn {name}()")), "there is no test {name}");
+    }
+}
+
+fn gather(directory: &Path, all: &mut String) {
+    for entry in fs::read_dir(directory).expect("a directory").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            gather(&path, all);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            all.push_str(&fs::read_to_string(&path).expect("text"));
+        }
+    }
+}
+
 fn look_into(directory: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(directory).expect("a directory").flatten() {
         let path = entry.path();
