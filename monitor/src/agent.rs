@@ -292,8 +292,7 @@ fn reading(rings: &Rings, left: Option<Account>, begun: Audit) -> (Reading, Vec<
         Origin::Replaced(Remains { id, records, unread }) => {
             let known = is_of(*id);
             let is_new = |span: &Option<Span>| !span.zip(known).is_some_and(|(span, account)| account.has(span.begin));
-            let records: Vec<_> =
-                records.iter().filter(|(span, _)| is_new(span)).map(|(_, record)| *record).collect();
+            let records: Vec<_> = records.iter().filter(|(span, _)| is_new(span)).map(|(_, record)| *record).collect();
             tracing::info!(records = records.len(), unread, "what the earlier programs had left is read first");
             (known, records)
         }

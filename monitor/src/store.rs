@@ -27,14 +27,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
 use crate::{
-    alert,
-    healing::Memory,
-    host::clock,
-    incident::Incident,
-    kernel::Settled,
-    memory::Follower,
-    pool,
-    progress::Account,
+    alert, healing::Memory, host::clock, incident::Incident, kernel::Settled, memory::Follower, pool, progress::Account,
 };
 pub(crate) use settling::Draft;
 use settling::Settling;

@@ -120,7 +120,10 @@ impl Drop for Host {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let output = Command::new("journalctl").args(["-u", AGENT, "-n", "80", "--no-pager"]).output();
-            println!("{}", output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default());
+            println!(
+                "{}",
+                output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+            );
         }
         Command::new("systemctl").args(["stop", AGENT, SERVICE]).output().ok();
         for unit in [AGENT, SERVICE] {
@@ -135,7 +138,9 @@ impl Drop for Host {
 /// Maps, programs and links that systemd itself holds.
 fn kept_by_systemd() -> usize {
     let all = fs::read_dir("/proc/1/fd").expect("readable").flatten();
-    all.filter_map(|entry| fs::read_link(entry.path()).ok()).filter(|file| file.to_string_lossy().contains("bpf")).count()
+    all.filter_map(|entry| fs::read_link(entry.path()).ok())
+        .filter(|file| file.to_string_lossy().contains("bpf"))
+        .count()
 }
 
 fn journal() -> String {
@@ -207,16 +212,20 @@ fn on_a_host_without_memory_the_agent_lives_and_tells_of_every_kill() {
     let agent = main_process(AGENT);
     let resident = || {
         let status = fs::read_to_string(format!("/proc/{agent}/status")).expect("it lives");
-        let kib = |key| status.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        let kib = |key| {
+            status.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        };
         (kib("VmRSS:").expect("its size"), kib("VmLck:").expect("what is locked"))
     };
     assert_eq!(fs::read_to_string(format!("/proc/{agent}/oom_score_adj")).expect("it lives").trim(), "-900");
     assert!(resident().1 > 0, "its memory is locked");
-    let (before, kills, seen) = (resident().0, oom_kills(), host.metrics().expect("metrics").sum("defib_oom_kills_total"));
+    let (before, kills, seen) =
+        (resident().0, oom_kills(), host.metrics().expect("metrics").sum("defib_oom_kills_total"));
     // They are killed for want of memory, and started again by stress-ng itself; it must not be killed first.
     let status = Command::new("systemd-run")
         .args(["--wait", "--collect", "-q", "-p", "OOMScoreAdjust=-500", "-p", "OOMPolicy=continue", "stress-ng"])
-        .args(["--vm", "4", "--vm-bytes", "60%", "--vm-keep", "--timeout", &seconds])
+        .args(["--vm", "1", "--vm-bytes", "60%", "--vm-keep"])
+        .args(["--bigheap", "3", "--bigheap-growth", "16M", "--timeout", &seconds])
         .status()
         .expect("systemd-run starts");
     println!("stress-ng: {status}");
@@ -232,6 +241,9 @@ fn on_a_host_without_memory_the_agent_lives_and_tells_of_every_kill() {
     assert_eq!(metrics.get("defib_oom_audit_missed_total"), Some(0.0));
     assert_eq!(metrics.get("defib_events_lost_total{ring=\"critical\"}"), Some(0.0));
     assert_eq!((main_process(AGENT), show(AGENT, "NRestarts")), (agent, "0".to_owned()), "the same agent");
-    println!("MEASURED {killed} kills in {seconds} s, all told; the agent: {before} KiB before, {} KiB after", resident().0);
+    println!(
+        "MEASURED {killed} kills in {seconds} s, all told; the agent: {before} KiB before, {} KiB after",
+        resident().0
+    );
     assert!(resident().0 < before + 16 * 1024, "{} KiB, {before} before", resident().0);
 }

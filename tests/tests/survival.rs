@@ -14,13 +14,7 @@ use std::{
 };
 
 use serde_json::Value;
-use tests::{
-    bpffs::BpfFs,
-    cgroup::Cgroup,
-    defib::Agent,
-    eventually, live,
-    victim::binary,
-};
+use tests::{bpffs::BpfFs, cgroup::Cgroup, defib::Agent, eventually, live, victim::binary};
 
 /// Services that die and are brought back, and what each dies of when it is told to.
 const SERVICES: usize = 6;
@@ -156,7 +150,8 @@ fn whenever_it_is_killed_each_death_is_accounted_for_once_and_answered_once() {
         let (services, over, deaths, ooms) = (&services, &over, &mut deaths, &mut ooms);
         scope.spawn(move || {
             while !over.load(Ordering::Relaxed) {
-                let (which, end) = (choices.below(SERVICES as u64) as usize, ENDS[choices.below(ENDS.len() as u64) as usize]);
+                let (which, end) =
+                    (choices.below(SERVICES as u64) as usize, ENDS[choices.below(ENDS.len() as u64) as usize]);
                 // One that was told to die may still have the pipe open.
                 if services[which].started() == deaths[which] + 1 && services[which].order(end) {
                     deaths[which] += 1;
@@ -183,7 +178,9 @@ fn whenever_it_is_killed_each_death_is_accounted_for_once_and_answered_once() {
         over.store(true, Ordering::Relaxed);
         state
     });
-    println!("killed {kills} times, {unready} of them before it was ready; {deaths:?} deaths, {ooms:?} of want of memory");
+    println!(
+        "killed {kills} times, {unready} of them before it was ready; {deaths:?} deaths, {ooms:?} of want of memory"
+    );
 
     let agent = Agent::start_in(state, &config);
     let begin = Instant::now();

@@ -150,7 +150,8 @@ impl Stage {
         config.http.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let timeline = Timeline::new();
         let moments = timeline.listen();
-        let options = agent::Options { config, btf: None, timeline, log_lines_lost, reloads: None, inherited: Vec::new() };
+        let options =
+            agent::Options { config, btf: None, timeline, log_lines_lost, reloads: None, inherited: Vec::new() };
         tokio::select! {
             ended = agent::run(options, std::future::pending()) => {
                 ended?;

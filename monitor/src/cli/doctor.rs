@@ -202,8 +202,7 @@ fn kernel_log() -> Finding {
 
 /// Loads and attaches for a moment: the only honest answer.
 fn programs(btf: Option<&Path>, hierarchy: Option<&Hierarchy>) -> Vec<Finding> {
-    let options =
-        kernel::Options { btf, hierarchy, report_clean: false, failed_allocations: Watched::Auto };
+    let options = kernel::Options { btf, hierarchy, report_clean: false, failed_allocations: Watched::Auto };
     match kernel::load(options, Vec::new()) {
         Ok((kernel, _rings)) => {
             let mut findings = vec![ok(

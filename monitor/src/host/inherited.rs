@@ -27,10 +27,9 @@ pub(crate) fn take() -> Vec<Named> {
     let variable = |name| env::var(name).ok();
     let listed = match variable(VARIABLE) {
         Some(left) => parse(&left),
-        None => passed(
-            [variable("LISTEN_FDS"), variable("LISTEN_PID"), variable("LISTEN_FDNAMES")],
-            std::process::id(),
-        ),
+        None => {
+            passed([variable("LISTEN_FDS"), variable("LISTEN_PID"), variable("LISTEN_FDNAMES")], std::process::id())
+        }
     };
     listed.into_iter().filter_map(|(name, number)| Some((name, own(number)?))).collect()
 }

@@ -80,7 +80,9 @@ impl Manager {
 
     fn keep_one(&self, (name, descriptor): &Named) -> Result<(), Errno> {
         let Some(socket) = &self.socket else { return Ok(()) };
-        patiently(socket, || rustix::net::send(socket, format!("FDSTOREREMOVE=1\nFDNAME={name}").as_bytes(), SendFlags::empty()))?;
+        patiently(socket, || {
+            rustix::net::send(socket, format!("FDSTOREREMOVE=1\nFDNAME={name}").as_bytes(), SendFlags::empty())
+        })?;
         // It would watch them for an error otherwise, and a map always says that it has one.
         let words = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0");
         let descriptors = [descriptor.as_fd()];

@@ -210,7 +210,8 @@ fn begin(
         let (Map::RingBuf(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data)) = taken else {
             bail!("the object's map {map} is of another kind");
         };
-        let descriptor = data.fd().as_fd().try_clone_to_owned().with_context(|| format!("cannot keep the map {map}"))?;
+        let descriptor =
+            data.fd().as_fd().try_clone_to_owned().with_context(|| format!("cannot keep the map {map}"))?;
         set.insert(name.to_owned(), descriptor);
         // A program's load asks for the map, so it stays open until then.
         maps.push(data);
@@ -388,7 +389,10 @@ impl Kernel {
     /// Attaches what is attached no longer; the names of these programs, each with what came of it.
     pub(crate) fn attach_again(&self) -> Vec<(&'static str, Result<Named>)> {
         let mut set = self.set();
-        let mended = self.programs.iter().filter_map(|&name| set.attach_again_if_detached(name).transpose().map(|link| (name, link)));
+        let mended = self
+            .programs
+            .iter()
+            .filter_map(|&name| set.attach_again_if_detached(name).transpose().map(|link| (name, link)));
         mended.collect()
     }
 

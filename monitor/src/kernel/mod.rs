@@ -18,9 +18,9 @@ mod records;
 mod ring;
 mod set;
 
+pub(crate) use about::Remains;
 pub(crate) use diagnostics::follow_diagnostics;
 pub(crate) use layout::Watched;
-pub(crate) use about::Remains;
 pub(crate) use load::{Kernel, Options, Origin, Rings, VMLINUX, load, permitted};
 pub(crate) use pins::Pins;
 pub(crate) use records::Span;

@@ -34,7 +34,10 @@ impl Pins {
             return Err(error).with_context(|| format!("cannot make {shown}"));
         }
         let is_bpffs = statfs(directory).is_ok_and(|found| found.f_type == BPF_FS);
-        ensure!(is_bpffs, "{shown} is not in a bpffs: mount one ('mount -t bpf bpf /sys/fs/bpf'), or give a directory in it");
+        ensure!(
+            is_bpffs,
+            "{shown} is not in a bpffs: mount one ('mount -t bpf bpf /sys/fs/bpf'), or give a directory in it"
+        );
         let found = fs::symlink_metadata(directory).with_context(|| format!("cannot look at {shown}"))?;
         ensure!(
             found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0,

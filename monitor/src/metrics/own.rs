@@ -17,7 +17,8 @@ impl OwnMetrics {
     /// Registers everything.
     pub(super) fn new(registry: &Registry) -> Result<Self> {
         let counter = |name, help| register(registry, IntCounter::new(name, help)?);
-        let attached = Opts::new("defib_bpf_attached", "1 while a kernel program is attached, by the look each ten seconds.");
+        let attached =
+            Opts::new("defib_bpf_attached", "1 while a kernel program is attached, by the look each ten seconds.");
         Ok(Self {
             attached: register(registry, IntGaugeVec::new(attached, &["program"])?)?,
             detached: counters(
@@ -30,7 +31,10 @@ impl OwnMetrics {
                 "defib_bpf_unpinned_total",
                 "Times that pins of the kernel programs were found removed by somebody else; each is made again.",
             )?,
-            clock_steps: counter("defib_clock_steps_total", "Times that the wall clock was found set by half a second or more.")?,
+            clock_steps: counter(
+                "defib_clock_steps_total",
+                "Times that the wall clock was found set by half a second or more.",
+            )?,
         })
     }
 

@@ -98,8 +98,10 @@ impl Settling {
         }
         if !self.cgroups.is_empty() {
             transaction
-                .prepare_cached("DELETE FROM cgroup WHERE boot_id != ?2 OR \
-                     id NOT IN (SELECT id FROM cgroup ORDER BY id DESC LIMIT ?1)")?
+                .prepare_cached(
+                    "DELETE FROM cgroup WHERE boot_id != ?2 OR \
+                     id NOT IN (SELECT id FROM cgroup ORDER BY id DESC LIMIT ?1)",
+                )?
                 .execute(params![CGROUPS, clock::boot_id()])?;
         }
         if let Some(account) = &self.account {
