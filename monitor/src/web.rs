@@ -139,7 +139,7 @@ pub(crate) async fn serve(
         .route("/pool/{*service}", get(standing))
         .with_state(web);
     let router = open.merge(guarded).layer(from_fn_with_state(Arc::clone(&gate), gate::dress));
-    serve::serve(listener, gate, router, shutdown).await.context("the HTTP server stopped")
+    serve::apart(listener, gate, router, shutdown).await.context("the HTTP server stopped")
 }
 
 async fn metrics(State(web): State<Arc<Web>>) -> Response {

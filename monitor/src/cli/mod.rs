@@ -184,7 +184,7 @@ fn dispatch(command: Command) -> Result<()> {
     }
 }
 
-/// Two workers: one may be busy with a scrape while the other takes a death.
+/// Two workers: one may be busy while the other takes a death. HTTP has a thread of its own beside them.
 fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         // A signal of ours is told by the name of the thread that sent it.

@@ -106,7 +106,7 @@ pub(crate) fn foreseen(incident: &Incident, foretold: &Foretold) -> String {
         };
     };
     let mut text =
-        format!("Yes: since {since}, {} before it died.", offset(since, incident.began).trim_start_matches('+'));
+        format!("Yes: since {since:.0}, {} before it died.", offset(since, incident.began).trim_start_matches('+'));
     if let Some(growth) = foretold.growth_bytes_per_hour {
         // Writing to a string does not fail.
         write!(text, " Its memory grew by {:.1} MiB an hour of uptime.", growth / f64::from(1 << 20)).ok();
@@ -136,8 +136,9 @@ fn after(incident: &Incident, what: &str) -> String {
 /// The time between the two, with its sign.
 pub(crate) fn offset(began: Timestamp, at: Timestamp) -> String {
     let span = at.duration_since(began);
-    let sign = if span.is_negative() { '-' } else { '+' };
     let rounded = span.abs();
+    // Not of what is shown as nothing.
+    let sign = if span.is_negative() && rounded.as_micros() >= 500 { '-' } else { '+' };
     if rounded.as_secs() < 60 {
         return format!("{sign}{:.3} s", rounded.as_secs_f64());
     }
@@ -154,6 +155,7 @@ pub(crate) fn is_over(incident: &Incident) -> bool {
 /// What became of it.
 pub(crate) fn outcome(incident: &Incident) -> &'static str {
     match incident.outcome {
+        Some(Outcome::Restarted) if !is_over(incident) => "Defib restarted it, and it is not healthy yet",
         Some(Outcome::Restarted) => "Defib restarted it",
         Some(Outcome::Respawned) => "somebody else brought it back",
         Some(Outcome::LeftAlone) if incident.kind == Kind::PlannedRestart => "called off",

@@ -1,7 +1,8 @@
 //! Connections: taken, bounded, and handed to the pages. Whoever is slow loses its place: in the handshake, with its request,
-//! between two requests, and in taking what was answered.
+//! between two requests, and in taking what was answered. All of it happens on a thread of its own: what strangers have it
+//! compute, as in a crowd of handshakes, is no delay of a restart.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{future::Future, io, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use axum::Router;
@@ -14,7 +15,8 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    runtime,
+    sync::{Semaphore, oneshot},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -35,11 +37,31 @@ const HEAD_BYTES: usize = 64 << 10;
 /// After the system had no descriptor for a connection.
 const BREATH: Duration = Duration::from_millis(200);
 
-/// Serves until `shutdown` completes.
+/// Serves until `shutdown` completes, on a thread of its own.
 ///
 /// # Errors
-/// When the listener fails.
-pub(super) async fn serve(
+/// When there is no thread, or it fails.
+pub(super) async fn apart(
+    listener: TcpListener,
+    gate: Arc<Gate>,
+    router: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    // What it is told by belongs to the runtime that it was made in.
+    let listener = listener.into_std().context("the listener cannot be handed over")?;
+    let (end, ended) = oneshot::channel();
+    let work = async move { serve(TcpListener::from_std(listener)?, gate, router, shutdown).await };
+    let thread = thread::Builder::new().name("defib-http".to_owned());
+    let thread = thread.spawn(move || {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime");
+        // Nobody may be there any more to hear of its end.
+        end.send(runtime.and_then(|runtime| runtime.block_on(work))).ok();
+    });
+    thread.context("cannot start a thread")?;
+    ended.await.context("its thread failed")?
+}
+
+async fn serve(
     listener: TcpListener,
     gate: Arc<Gate>,
     router: Router,

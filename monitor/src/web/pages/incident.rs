@@ -61,8 +61,10 @@ fn summary(incident: &Incident) -> Markup {
             }
             dt { "Outcome" }
             dd { (report::outcome(incident)) }
-            dt { "Deaths, restarts asked" }
-            dd { (incident.deaths) ", " (incident.restarts) }
+            dt { "Deaths" }
+            dd { (incident.deaths) }
+            dt { "Restarts asked" }
+            dd { (incident.restarts) }
         }
     }
 }
@@ -97,7 +99,7 @@ fn evidence(incident: &Incident) -> Markup {
         h2 { "Evidence" }
         @if items.is_empty() && missing.is_empty() { p { "None was kept." } } @else {
             ul {
-                @for item in items { li { strong { (text(item, "source")) } ": " (text(item, "finding")) } }
+                @for item in items { li { strong { (text(item, "source").replace('_', " ")) } ": " (text(item, "finding")) } }
                 @if !missing.is_empty() { li { "not there in time: " (bounded(&missing.join(", "), TEXT)) } }
             }
         }

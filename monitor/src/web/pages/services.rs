@@ -93,7 +93,7 @@ fn row(status: &Status, samples: &[Sample], past: Option<&Past<'_>>, now: Timest
             th scope="row" { (bounded(&status.service, NAME)) }
             td data-label="State" {
                 @if down { strong { "▼ down: " } }
-                (status.state)
+                (status.state.replace('_', " "))
                 @if let Some(at) = status.down_since.or(status.started) { " for " (since(at, now)) }
                 @if let Some(id) = status.incident { br; a href={ "incidents/" (id) } { "open incident " (id) } }
                 @if let Some(until) = status.paused_until { br; "paused until " (time(until)) }
