@@ -22,6 +22,8 @@ mod audit;
 pub mod cli;
 mod config;
 mod control;
+#[cfg(test)]
+mod counted;
 mod diagnosis;
 mod enquiry;
 mod figures;
@@ -39,6 +41,7 @@ mod overview;
 mod pool;
 mod recent;
 mod roster;
+mod shared;
 mod steward;
 mod store;
 mod supervisor;

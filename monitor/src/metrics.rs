@@ -18,7 +18,7 @@ use crate::{
     attribution::{Origin, Place},
     diagnosis::{Cause, Scope},
     healing::{Outcome, renewal::Renewal},
-    kernel::{Kernel, SOURCES},
+    kernel::{Kernel, RingStats, SOURCES},
     memory::forecast::{Forecast, Verdict},
     observer::Death,
     pool::State,
@@ -249,6 +249,7 @@ impl Metrics {
 /// What the kernel counts, brought up to date before each scrape.
 pub(crate) struct KernelMetrics {
     exits: IntCounterVec,
+    records: IntCounterVec,
     lost: IntCounterVec,
     run_seconds: CounterVec,
     runs: IntCounterVec,
@@ -270,6 +271,12 @@ impl KernelMetrics {
                 "defib_process_exits_total",
                 "Processes ended on this host since the agent started, counted in the kernel.",
                 &["outcome"],
+            )?,
+            records: counters(
+                registry,
+                "defib_records_read_total",
+                "Records that came through each ring: critical (OOM kills and watched services), bulk (other abnormal deaths).",
+                &["ring"],
             )?,
             lost: counters(
                 registry,
@@ -302,8 +309,8 @@ impl KernelMetrics {
         Ok(metrics)
     }
 
-    /// Reads the kernel's counters.
-    pub(crate) fn refresh(&self, kernel: &Kernel, malformed: u64, log_lines_lost: u64) -> Result<()> {
+    /// Reads the kernel's counters, and those of the readers of both rings, the critical one first.
+    pub(crate) fn refresh(&self, kernel: &Kernel, rings: [&RingStats; 2], log_lines_lost: u64) -> Result<()> {
         let _alone = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         self.log_lines_lost.inc_by(log_lines_lost.saturating_sub(self.log_lines_lost.get()));
         let now = kernel.counters()?;
@@ -319,7 +326,10 @@ impl KernelMetrics {
         raise(&self.lost, "critical", at(counter::LOST_CRITICAL));
         raise(&self.lost, "bulk", at(counter::LOST_BULK));
         raise(&self.lost, "routine", at(counter::LOST_ROUTINE));
-        raise(&self.lost, "malformed", malformed);
+        raise(&self.lost, "malformed", rings.iter().map(|ring| ring.malformed()).sum());
+        for (label, ring) in ["critical", "bulk"].into_iter().zip(rings) {
+            raise(&self.records, label, ring.records());
+        }
         raise(&self.lost, "preempted", kernel.skipped()?);
         for program in kernel.costs()? {
             raise(&self.runs, program.name, program.runs);

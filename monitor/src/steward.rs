@@ -34,7 +34,7 @@ use crate::{
     diagnosis::{Cause, Question, Reply},
     enquiry::Enquiry,
     fleet::{self, Fleet},
-    healing::{Action, Input, Intent, Memory, Outcome},
+    healing::{Action, Input, Intent, Memory, Outcome, Policy},
     health::{self, Unproven},
     host::{
         cgroup::Hierarchy,
@@ -52,6 +52,7 @@ use crate::{
     observer::{Death, Observer, Sight},
     pool::{Board, Input as PoolInput, State},
     roster::{Managed, Roster},
+    shared::Shared,
     store::{Left, Store},
     supervisor::{End, Permit},
     text::Clean,
@@ -107,6 +108,7 @@ pub(crate) struct Steward {
     /// Those of units and containers, which may come at any time.
     rules: Vec<Service>,
     roster: Roster,
+    policies: Shared<Policy>,
     words: (mpsc::Sender<Word>, mpsc::Receiver<Word>),
     tasks: JoinSet<()>,
     audit: Audit,
@@ -146,6 +148,7 @@ impl Steward {
             mode: config.agent.mode,
             rules: config.services(),
             roster: Roster::new(config.host_budget()),
+            policies: Shared::default(),
             words: mpsc::channel(WORDS),
             tasks: JoinSet::new(),
             audit,
@@ -337,7 +340,7 @@ impl Steward {
     fn ask(&mut self, process: Identity, question: Question) {
         let output = match &question {
             Question::LastWords { place, .. } => {
-                self.roster.get(&place.service).and_then(|managed| managed.supervisor.output()).map(ToOwned::to_owned)
+                self.roster.get(&place.service).and_then(|managed| managed.supervisor.output())
             }
             Question::Systemd { .. } => None,
         };
