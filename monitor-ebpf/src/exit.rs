@@ -126,11 +126,14 @@ fn wait_status(task: Kernel, signal: Kernel) -> u32 {
     status & 0xffff
 }
 
+/// Sends what is known of the end.
+///
+/// The verifier walks what follows a branch once for each way into it, unless the ways look the same to it. So the long straight
+/// part comes first, the branches after it, and nothing that a way is chosen by is kept in a variable over it: the ring is told
+/// from the record again.
 #[inline(always)]
 fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, oom_victim: bool) {
     let identity = task::identity(task);
-    let signals = SIGNALS.get_ptr(identity);
-    let refused = REFUSED.get_ptr(identity);
     let kernel_ns = task::now_ns();
     let mut flags = 0;
     if watched {
@@ -138,9 +141,6 @@ fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, 
     }
     if oom_victim {
         flags |= EXIT_OOM_VICTIM;
-    }
-    if signals.is_some() {
-        flags |= EXIT_SENDER;
     }
     let Some(mut entry) = lane.reserve::<Exit>() else { return };
     let exit = entry.as_mut_ptr();
@@ -150,35 +150,52 @@ fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, 
         (*exit).header = Header { kind: KIND_EXIT, flags, kernel_ns };
         task::describe(task, &raw mut (*exit).process);
         (*exit).status = status;
-        let (refusals, refused_ns, refused_bytes) = match refused {
-            Some(refused) => ((*refused).count as u32, (*refused).kernel_ns, (*refused).bytes),
-            None => (0, 0, 0),
-        };
-        (*exit).refusals = refusals;
-        (*exit).refused_ns = refused_ns;
-        (*exit).refused_bytes = refused_bytes;
         (*exit).max_rss_pages = field!(signal, signal_maxrss: u64, else 0);
         let limits = offset!(signal_rlim);
         let limit = |at| if limits == ABSENT { 0 } else { task::read::<u64>(signal, limits + at) };
         (*exit).address_space_limit = limit(ADDRESS_SPACE_NOW);
         (*exit).cpu_limit = limit(CPU_MAX);
-        match signals {
+        // What was found is removed. Room for others: on a machine with many processors an LRU map evicts long before it is
+        // full.
+        match REFUSED.get_ptr(identity) {
+            Some(refused) => {
+                (*exit).refusals = (*refused).count as u32;
+                (*exit).refused_ns = (*refused).kernel_ns;
+                (*exit).refused_bytes = (*refused).bytes;
+                REFUSED.remove(identity).ok();
+            }
+            None => {
+                (*exit).refusals = 0;
+                (*exit).refused_ns = 0;
+                (*exit).refused_bytes = 0;
+            }
+        }
+        match SIGNALS.get_ptr(identity) {
             Some(signals) => {
+                (*exit).header.flags |= EXIT_SENDER;
                 (*exit).sender = (*signals).last;
                 (*exit).before = (*signals).before;
+                SIGNALS.remove(identity).ok();
             }
             None => {
                 (*exit).sender = Sender::NONE;
                 (*exit).before = Sender::NONE;
             }
         }
+        lane_of(&raw const *exit).submit(entry);
     }
-    // Room for others: on a machine with many processors an LRU map evicts long before it is full.
-    if signals.is_some() {
-        SIGNALS.remove(identity).ok();
-    }
-    if refused.is_some() {
-        REFUSED.remove(identity).ok();
-    }
-    lane.submit(entry);
+}
+
+/// The ring that a record of an exit is on; which lane of the critical one makes no difference any more.
+///
+/// # Safety
+/// `exit` must be readable, its flags and status filled.
+#[inline(always)]
+unsafe fn lane_of(exit: *const Exit) -> Lane {
+    // SAFETY: the caller vouches for it. Volatile, or the compiler would keep what was written.
+    let (flags, status) = unsafe {
+        (core::ptr::read_volatile(&raw const (*exit).header.flags), core::ptr::read_volatile(&raw const (*exit).status))
+    };
+    let is_oom = Outcome::of(status, flags & EXIT_OOM_VICTIM != 0) == Outcome::Oom;
+    if is_oom || flags & EXIT_WATCHED != 0 { Lane::Critical } else { Lane::Bulk }
 }

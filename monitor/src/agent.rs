@@ -146,7 +146,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = Aft
         Box::new(move || {
             store_metrics.refresh(&store);
             alert_metrics.refresh(&alerts);
-            attached.get().map_or(Ok(()), |kernel| metrics.refresh(kernel, &stats, log_lines_lost()))
+            attached.get().map_or(Ok(()), |kernel| metrics.refresh(kernel, [&*stats[0], &*stats[1]], log_lines_lost()))
         })
     };
     let (stop_web, web_stopped) = oneshot::channel::<()>();

@@ -11,6 +11,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -267,7 +268,7 @@ pub(crate) struct Command {
     pub(crate) start: Vec<String>,
     /// Its cgroup, below the root of the hierarchy.
     #[serde(deserialize_with = "cgroup_path")]
-    pub(crate) cgroup: String,
+    pub(crate) cgroup: Arc<str>,
     /// From SIGTERM to SIGKILL, when it is ended for a planned restart.
     #[serde(default = "stop_timeout", deserialize_with = "stop_time")]
     pub(crate) stop_timeout: Duration,

@@ -22,6 +22,8 @@ mod audit;
 pub mod cli;
 mod config;
 mod control;
+#[cfg(test)]
+mod counted;
 mod diagnosis;
 mod enquiry;
 mod figures;
@@ -43,6 +45,7 @@ mod pool;
 mod progress;
 mod recent;
 mod roster;
+mod shared;
 mod steward;
 mod store;
 mod supervisor;

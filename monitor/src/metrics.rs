@@ -274,6 +274,7 @@ impl Metrics {
 /// What the kernel counts, brought up to date before each scrape.
 pub(crate) struct KernelMetrics {
     exits: IntCounterVec,
+    records: IntCounterVec,
     lost: IntCounterVec,
     run_seconds: CounterVec,
     runs: IntCounterVec,
@@ -296,6 +297,12 @@ impl KernelMetrics {
                 "defib_process_exits_total",
                 "Processes ended on this host since the agent started, counted in the kernel.",
                 &["outcome"],
+            )?,
+            records: counters(
+                registry,
+                "defib_records_read_total",
+                "Records that came through each ring: critical (OOM kills and watched services), bulk (other abnormal deaths).",
+                &["ring"],
             )?,
             lost: counters(
                 registry,
@@ -335,8 +342,8 @@ impl KernelMetrics {
         Ok(metrics)
     }
 
-    /// Reads the kernel's counters.
-    pub(crate) fn refresh(&self, kernel: &Kernel, stats: &[Arc<RingStats>], log_lines_lost: u64) -> Result<()> {
+    /// Reads the kernel's counters, and those of the readers of both rings, the critical one first.
+    pub(crate) fn refresh(&self, kernel: &Kernel, rings: [&RingStats; 2], log_lines_lost: u64) -> Result<()> {
         let _alone = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         self.log_lines_lost.inc_by(log_lines_lost.saturating_sub(self.log_lines_lost.get()));
         let now = kernel.counters()?;
@@ -352,9 +359,12 @@ impl KernelMetrics {
         raise(&self.lost, "critical", at(counter::LOST_CRITICAL));
         raise(&self.lost, "bulk", at(counter::LOST_BULK));
         raise(&self.lost, "routine", at(counter::LOST_ROUTINE));
-        let sum = |of: fn(&RingStats) -> u64| stats.iter().map(|stats| of(stats)).sum::<u64>();
-        raise(&self.lost, "malformed", sum(RingStats::malformed));
-        self.unsettled.inc_by(sum(RingStats::given_up).saturating_sub(self.unsettled.get()));
+        raise(&self.lost, "malformed", rings.iter().map(|ring| ring.malformed()).sum());
+        for (label, ring) in ["critical", "bulk"].into_iter().zip(rings) {
+            raise(&self.records, label, ring.records());
+        }
+        let given_up: u64 = rings.iter().map(|ring| ring.given_up()).sum();
+        self.unsettled.inc_by(given_up.saturating_sub(self.unsettled.get()));
         raise(&self.lost, "preempted", kernel.skipped()?);
         for program in kernel.costs()? {
             raise(&self.runs, program.name, program.runs);

@@ -35,7 +35,7 @@ use crate::{
     enquiry::Enquiry,
     fleet::{self, Fleet},
     handover::Handover,
-    healing::{Action, Input, Intent, Memory, Outcome},
+    healing::{Action, Input, Intent, Memory, Outcome, Policy},
     health::{self, Unproven},
     host::{
         cgroup::Hierarchy,
@@ -54,6 +54,7 @@ use crate::{
     pool::{Board, Input as PoolInput, State},
     progress::Progress,
     roster::{Managed, Roster},
+    shared::Shared,
     store::{Draft, Left, Store},
     supervisor::{End, Permit},
     text::Clean,
@@ -123,6 +124,7 @@ pub(crate) struct Steward {
     /// Those of units and containers, which may come at any time.
     rules: Vec<Service>,
     roster: Roster,
+    policies: Shared<Policy>,
     words: (mpsc::Sender<Word>, mpsc::Receiver<Word>),
     tasks: JoinSet<()>,
     /// The round of measurements that was last begun.
@@ -179,6 +181,7 @@ impl Steward {
             mode: config.agent.mode,
             rules: config.services(),
             roster: Roster::new(config.host_budget()),
+            policies: Shared::default(),
             words: mpsc::channel(WORDS),
             tasks: JoinSet::new(),
             measuring: None,
@@ -427,7 +430,7 @@ impl Steward {
     fn ask(&mut self, process: Identity, question: Question) {
         let output = match &question {
             Question::LastWords { place, .. } => {
-                self.roster.get(&place.service).and_then(|managed| managed.supervisor.output()).map(ToOwned::to_owned)
+                self.roster.get(&place.service).and_then(|managed| managed.supervisor.output())
             }
             Question::Systemd { .. } => None,
         };

@@ -75,6 +75,12 @@ pub(crate) fn live_test(name: &str) -> Result<Executable> {
     built.with_context(|| format!("cargo built no test named `{name}`"))
 }
 
+/// The agent's binary as it is packaged: smaller than the one of the tests, and minutes longer in the making.
+pub(crate) fn packaged() -> Result<PathBuf> {
+    let built = build(workspace::cargo().args(["build", "--profile", "dist", "--locked", "--package", "monitor"]))?;
+    program(&built, "defib").map(Path::to_path_buf)
+}
+
 /// The agent's optimised binary, built now if it is not up to date.
 pub(crate) fn defib() -> Result<PathBuf> {
     let built = build(workspace::cargo().args(["build", "--release", "--locked", "--package", "monitor"]))?;

@@ -112,12 +112,16 @@ impl Stage {
                 "demo-service".to_owned(),
                 format!("--port={}", address.port()),
             ],
-            cgroup: format!("/{name}"),
+            cgroup: format!("/{name}").into(),
             stop_timeout: crate::config::stop_timeout(),
             capabilities: Vec::new(),
         };
-        let supervisor =
-            CommandSupervisor::new(SERVICE.into(), command.clone(), Arc::new(hierarchy.clone()), &directory);
+        let supervisor = CommandSupervisor::new(
+            SERVICE.into(),
+            command.clone(),
+            Arc::new(hierarchy.clone()),
+            directory.as_path().into(),
+        );
         Ok(Self { directory, hierarchy, supervisor, command, address })
     }
 

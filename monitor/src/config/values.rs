@@ -1,6 +1,6 @@
 //! The values of a configuration: each checks itself while it is read, so an error has a place in the file.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use globset::{Glob, GlobMatcher};
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -108,7 +108,7 @@ pub(super) fn rights<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<S
     }
 }
 
-pub(super) fn cgroup_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+pub(super) fn cgroup_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::Error> {
     let path = String::deserialize(deserializer)?;
     let mut names = path.split('/').skip(1);
     // What a service manager owns is not ours to clear before a restart.
@@ -117,7 +117,7 @@ pub(super) fn cgroup_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
         !name.is_empty() && name != "." && name != ".." && !foreign.iter().any(|kind| name.ends_with(kind))
     };
     if path.starts_with('/') && names.all(fine) {
-        Ok(path)
+        Ok(path.into())
     } else {
         Err(D::Error::custom(format!(
             "cgroup {path:?}: allowed is a path like /batch, for this service alone: not the root, without . or .., and \

@@ -20,7 +20,7 @@
 //! A planned restart ([`super::renewal`]) goes from Running by Renewing to Proving. The end that it asks for is no outage;
 //! one that leads to no healthy incarnation is, from that end on, and goes on as every other.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -50,8 +50,8 @@ const BUSY_MIN_NS: u64 = 20_000_000;
 /// Doubling stops here; 2^16 times the initial back-off is beyond any maximum.
 const MAX_DOUBLINGS: u32 = 16;
 
-/// The rules for one service.
-#[derive(Clone, Debug)]
+/// The rules for one service, or for many.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Policy {
     /// How much the agent may do.
     pub(crate) mode: Mode,
@@ -63,8 +63,6 @@ pub(crate) struct Policy {
     pub(crate) backoff: Backoff,
     /// Restarts in a window.
     pub(crate) budget: Budget,
-    /// Varies the jitter from service to service.
-    pub(crate) seed: u64,
 }
 
 /// Whether a service was meant to end.
@@ -335,7 +333,9 @@ impl Memory {
 /// One service.
 #[derive(Clone, Debug)]
 pub(crate) struct Engine {
-    policy: Policy,
+    policy: Arc<Policy>,
+    /// Varies the jitter from service to service.
+    seed: u64,
     state: State,
     ledger: Ledger,
     /// Restarts in a row that did not lead to lasting health.
@@ -370,10 +370,12 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// A service of which nothing is known yet.
-    pub(crate) fn new(policy: Policy) -> Self {
+    pub(crate) fn new(policy: impl Into<Arc<Policy>>, seed: u64) -> Self {
+        let policy = policy.into();
         let ledger = Ledger::new(policy.budget);
         Self {
             policy,
+            seed,
             state: State::Unknown,
             ledger,
             attempts: 0,
@@ -949,7 +951,7 @@ impl Engine {
         let Backoff { initial, max, jitter, .. } = self.policy.backoff;
         let plain = initial.saturating_mul(1 << doublings.min(MAX_DOUBLINGS)).min(max);
         // SplitMix64's finalizer: every bit of seed and attempt reaches the result.
-        let mut mixed = self.policy.seed ^ u64::from(self.attempts).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.seed ^ u64::from(self.attempts).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         let unit = (mixed >> 11) as f64 / (1u64 << 53) as f64;

@@ -171,8 +171,8 @@ impl Hierarchy {
     pub(crate) fn main_process(&self, path: &str) -> Result<Option<Identity>> {
         let members: HashSet<u32> = self.processes(path)?.into_iter().collect();
         let outside =
-            members.iter().filter(|&&pid| process::parent(pid).is_some_and(|parent| !members.contains(&parent)));
-        Ok(outside.filter_map(|&pid| process::identity(pid).ok().flatten()).min_by_key(|process| process.start_ns))
+            members.iter().filter_map(|&pid| process::descent(pid)).filter(|(parent, _)| !members.contains(parent));
+        Ok(outside.map(|(_, process)| process).min_by_key(|process| process.start_ns))
     }
 
     /// How many processes the OOM killer has killed in a cgroup, and how often a whole group (v2). v2 counts those in

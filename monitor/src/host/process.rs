@@ -3,7 +3,7 @@
 use std::{
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    io,
+    io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
 };
 
@@ -39,25 +39,39 @@ impl Identity {
 /// # Errors
 /// When `/proc/PID/stat` exists and cannot be read or understood.
 pub(crate) fn identity(tgid: u32) -> Result<Option<Identity>> {
-    let path = format!("/proc/{tgid}/stat");
-    let stat = match fs::read(&path) {
+    let stat = match stat(tgid) {
         Ok(stat) => stat,
         Err(error) if gone(&error) => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {path}")),
+        Err(error) => return Err(error).with_context(|| format!("cannot read /proc/{tgid}/stat")),
     };
-    let ticks = start_ticks(&stat).with_context(|| format!("{path} has no start time"))?;
-    Ok(Some(Identity { tgid, start_ns: ticks * TICK_NS }))
+    started(tgid, &stat).with_context(|| format!("/proc/{tgid}/stat has no start time")).map(Some)
 }
 
 /// True when the process exists and has not ended.
 pub(crate) fn is_alive(process: Identity) -> bool {
-    matches!(identity(process.tgid), Ok(Some(now)) if now.matches(process)) && !is_zombie(process.tgid)
+    stat(process.tgid)
+        .is_ok_and(|stat| started(process.tgid, &stat).is_some_and(|now| now.matches(process)) && !has_ended(&stat))
 }
 
 /// True for a process that has ended and was not reaped yet. One whose first thread has left while others run shows the
 /// same letter, and more than one thread.
 pub(crate) fn is_zombie(tgid: u32) -> bool {
-    fs::read(format!("/proc/{tgid}/stat")).is_ok_and(|stat| has_ended(&stat))
+    stat(tgid).is_ok_and(|stat| has_ended(&stat))
+}
+
+/// Room for all of proc_pid_stat(5): some fifty numbers and a name.
+const STAT: usize = 2048;
+
+/// Thousands of these are read in a row, so each in one piece: `fs::read` would ask for a size that /proc does not have, and
+/// begin with 32 bytes.
+fn stat(tgid: u32) -> io::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(STAT);
+    fs::File::open(format!("/proc/{tgid}/stat"))?.take(STAT as u64).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+fn started(tgid: u32, stat: &[u8]) -> Option<Identity> {
+    Some(Identity { tgid, start_ns: start_ticks(stat)? * TICK_NS })
 }
 
 /// Fields 3 (state) and 20 (threads) of proc_pid_stat(5).
@@ -68,10 +82,10 @@ fn has_ended(stat: &[u8]) -> bool {
     })
 }
 
-/// Parent of a process; `None` when it has gone.
-pub(crate) fn parent(tgid: u32) -> Option<u32> {
-    let stat = fs::read(format!("/proc/{tgid}/stat")).ok()?;
-    fields(&stat)?.get(1)?.parse().ok()
+/// Parent of a process, and who it is; `None` when it has gone.
+pub(crate) fn descent(tgid: u32) -> Option<(u32, Identity)> {
+    let stat = stat(tgid).ok()?;
+    Some((fields(&stat)?.get(1)?.parse().ok()?, started(tgid, &stat)?))
 }
 
 /// Memory of a process that no reclaim frees, swap included, bytes; `None` when it has gone, and for kernel threads.

@@ -42,11 +42,17 @@ pub(crate) struct Event {
 /// What the reader of one ring has met.
 #[derive(Debug, Default)]
 pub(crate) struct RingStats {
+    read: AtomicU64,
     malformed: AtomicU64,
     given_up: AtomicU64,
 }
 
 impl RingStats {
+    /// Records that came, the malformed ones among them.
+    pub(crate) fn records(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
     /// Records that were not understood, and skipped.
     pub(crate) fn malformed(&self) -> u64 {
         self.malformed.load(Ordering::Relaxed)
@@ -60,6 +66,7 @@ impl RingStats {
 
     /// Reads a record; `None` when it is malformed.
     fn read(&self, bytes: &[u8]) -> Option<Record> {
+        self.read.fetch_add(1, Ordering::Relaxed);
         Record::decode(bytes)
             .inspect_err(|error| {
                 // One line for the first: a flood of them would be a flood of log.

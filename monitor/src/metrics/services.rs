@@ -25,6 +25,8 @@ use crate::{
 const OUTAGE_BOUNDS: [f64; 13] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 660.0, 1800.0];
 /// Rows in one part of the text: some hundred kilobytes at a time, however many services there are.
 const PART: usize = 500;
+/// Of a flag, that it was set once; the flag itself is 32 bits below.
+const KNOWN: u64 = 1 << 32;
 /// A value that was never set. No value that is set has these bits.
 const ABSENT: u64 = u64::MAX;
 
@@ -50,6 +52,22 @@ pub(super) enum Of {
     PoolMoves,
     PoolKept,
     Renewals,
+}
+
+impl Of {
+    /// Its values are 0 and 1.
+    fn is_flag(self) -> bool {
+        matches!(
+            self,
+            Self::Up
+                | Self::IncidentsOpen
+                | Self::CircuitOpen
+                | Self::Paused
+                | Self::Covered
+                | Self::Leak
+                | Self::PoolState
+        )
+    }
 }
 
 /// Whose series exist.
@@ -209,7 +227,10 @@ struct Series {
 /// Where a value is in a row.
 #[derive(Clone, Copy, Debug)]
 enum At {
-    Gauge(usize),
+    /// Of those that are 0 or 1.
+    Flag(u32),
+    Number(usize),
+    /// Of those that are counted seldom.
     Counter(usize),
 }
 
@@ -226,8 +247,10 @@ pub(super) struct Row {
     /// As it is written.
     label: Box<str>,
     is_managed: AtomicBool,
+    /// In the lower half the flags that are set, in the upper half those that are known.
+    flags: AtomicU64,
     /// The bits of doubles.
-    gauges: Box<[AtomicU64]>,
+    numbers: Box<[AtomicU64]>,
     /// `None`: nothing has been counted.
     counts: OnceLock<Box<Counts>>,
 }
@@ -243,23 +266,34 @@ struct Counts {
 /// All of them. Rows are made and written by one owner; whoever scrapes reads beside it.
 pub(crate) struct Table {
     families: Vec<Laid>,
-    gauges: usize,
+    numbers: usize,
     counters: usize,
+    /// The flags of a service of which nothing is known yet.
+    flags: u64,
     rows: RwLock<Vec<Arc<Row>>>,
 }
 
 impl Table {
     /// Nobody yet.
     pub(super) fn new() -> Self {
-        let (mut gauges, mut counters) = (0, 0);
-        let lay = |Family { of: _, name, help, kind, whose, label }| {
+        let (mut flags, mut numbers, mut counters, mut known) = (0, 0, 0, 0);
+        let lay = |Family { of, name, help, kind, whose, label }| {
             // Labels in the order of their names, as a registry has them.
             let (label, values) = label.unwrap_or(("", vec![""]));
             let series = values.iter().map(|value| {
-                let (next, at): (_, fn(usize) -> At) =
-                    if kind == "counter" { (&mut counters, At::Counter) } else { (&mut gauges, At::Gauge) };
-                let at = at(*next);
-                *next += 1;
+                let next = |count: &mut usize| std::mem::replace(count, *count + 1);
+                let at = match (kind, of) {
+                    // Everybody moves, if only into its pool.
+                    (_, Of::PoolMoves) => At::Number(next(&mut numbers)),
+                    ("counter", _) => At::Counter(next(&mut counters)),
+                    _ if of.is_flag() => At::Flag(next(&mut flags) as u32),
+                    _ => At::Number(next(&mut numbers)),
+                };
+                if let At::Flag(at) = at
+                    && whose != Whose::Known
+                {
+                    known |= KNOWN << at;
+                }
                 let (before, after) = match label {
                     "" => (format!("{name}{{service=\""), "\"} ".to_owned()),
                     label if label < "service" => {
@@ -275,22 +309,23 @@ impl Table {
         let mut families = families();
         families.sort_by_key(|family| family.of);
         let families = families.into_iter().map(lay).collect();
-        Self { families, gauges, counters, rows: RwLock::default() }
+        Self { families, numbers, counters, flags: known, rows: RwLock::default() }
     }
 
     /// A new service.
     pub(super) fn add(&self, service: &str) -> Arc<Row> {
         let known_later = self.families.iter().filter(|family| family.whose == Whose::Known);
-        let gauges: Box<[AtomicU64]> = (0..self.gauges).map(|_| AtomicU64::new(0)).collect();
+        let numbers: Box<[AtomicU64]> = (0..self.numbers).map(|_| AtomicU64::new(0)).collect();
         for series in known_later.flat_map(|family| &family.series) {
-            if let At::Gauge(at) = series.at {
-                gauges[at].store(ABSENT, Ordering::Relaxed);
+            if let At::Number(at) = series.at {
+                numbers[at].store(ABSENT, Ordering::Relaxed);
             }
         }
         let row = Arc::new(Row {
             label: escaped(service),
             is_managed: AtomicBool::new(false),
-            gauges,
+            flags: AtomicU64::new(self.flags),
+            numbers,
             counts: OnceLock::new(),
         });
         self.rows.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&row));
@@ -312,10 +347,17 @@ impl Table {
 
     /// Sets a gauge with a label.
     pub(super) fn set_with(&self, row: &Row, of: Of, label: &str, value: f64) {
-        let at = self.at(of, label);
-        debug_assert!(matches!(at, At::Gauge(_)), "{of:?} is counted, not set");
-        if let At::Gauge(at) = at {
-            row.gauges[at].store(value.to_bits(), Ordering::Relaxed);
+        match self.at(of, label) {
+            // One owner sets.
+            At::Flag(at) if value == 0.0 => {
+                row.flags.fetch_and(!(1 << at), Ordering::Relaxed);
+                row.flags.fetch_or(KNOWN << at, Ordering::Relaxed);
+            }
+            At::Flag(at) => {
+                row.flags.fetch_or((KNOWN | 1) << at, Ordering::Relaxed);
+            }
+            At::Number(at) => row.numbers[at].store(value.to_bits(), Ordering::Relaxed),
+            At::Counter(_) => debug_assert!(false, "{of:?} is counted, not set"),
         }
     }
 
@@ -326,18 +368,28 @@ impl Table {
 
     /// Counts one with a label; the total.
     pub(super) fn count_with(&self, row: &Row, of: Of, label: &str) -> u64 {
-        let at = self.at(of, label);
-        debug_assert!(matches!(at, At::Counter(_)), "{of:?} is set, not counted");
-        let At::Counter(at) = at else { return 0 };
-        u64::from(self.counts(row).counters[at].fetch_add(1, Ordering::Relaxed)) + 1
+        match self.at(of, label) {
+            At::Counter(at) => u64::from(self.counts(row).counters[at].fetch_add(1, Ordering::Relaxed)) + 1,
+            // One owner counts.
+            At::Number(at) => {
+                let count = f64::from_bits(row.numbers[at].load(Ordering::Relaxed)) + 1.0;
+                row.numbers[at].store(count.to_bits(), Ordering::Relaxed);
+                count as u64
+            }
+            At::Flag(_) => {
+                debug_assert!(false, "{of:?} is set, not counted");
+                0
+            }
+        }
     }
 
     /// Goes on with what an earlier agent has counted.
     pub(super) fn count_from(&self, row: &Row, of: Of, label: &str, total: u64) {
-        let at = self.at(of, label);
-        debug_assert!(matches!(at, At::Counter(_)), "{of:?} is set, not counted");
-        if let At::Counter(at) = at {
-            self.counts(row).counters[at].store(u32::try_from(total).unwrap_or(u32::MAX), Ordering::Relaxed);
+        match self.at(of, label) {
+            At::Counter(at) => {
+                self.counts(row).counters[at].store(u32::try_from(total).unwrap_or(u32::MAX), Ordering::Relaxed);
+            }
+            _ => debug_assert!(false, "{of:?} is not counted seldom"),
         }
     }
 
@@ -386,8 +438,13 @@ impl Row {
     /// The value at a place; `None`: it was never set.
     fn value(&self, at: At) -> Option<f64> {
         match at {
-            At::Gauge(at) => {
-                Some(self.gauges[at].load(Ordering::Relaxed)).filter(|&bits| bits != ABSENT).map(f64::from_bits)
+            At::Flag(at) => {
+                let flags = self.flags.load(Ordering::Relaxed) >> at;
+                (flags & KNOWN != 0).then_some((flags & 1) as f64)
+            }
+            At::Number(at) => {
+                let bits = self.numbers[at].load(Ordering::Relaxed);
+                (bits != ABSENT).then(|| f64::from_bits(bits))
             }
             At::Counter(at) => {
                 let count = self.counts.get().map_or(0, |counts| counts.counters[at].load(Ordering::Relaxed));

@@ -14,7 +14,7 @@
 //! one that can serve. The way back is slower each time that it was taken too early: the settling time doubles with every
 //! return that did not last.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,8 +46,8 @@ const HALF: u8 = 50;
 /// Doubling of the settling time stops here.
 const MAX_DOUBLINGS: u32 = 16;
 
-/// The rules for one service.
-#[derive(Clone, Debug)]
+/// The rules for one service, or for many.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Policy {
     /// Share of its memory limit at which it drains; `None`: memory does not make it drain.
     pub(crate) drain_at: Option<f64>,
@@ -173,7 +173,7 @@ struct Probe {
 /// See the module.
 #[derive(Clone, Debug)]
 pub(crate) struct Member {
-    policy: Policy,
+    policy: Arc<Policy>,
     phase: Phase,
     cause: Cause,
     /// What was told last; `None`: nothing yet.
@@ -202,9 +202,9 @@ pub(crate) struct Member {
 
 impl Member {
     /// A service of which only that is known what an earlier agent left.
-    pub(crate) fn new(policy: Policy, left: Option<Memory>, now_ns: u64) -> Self {
+    pub(crate) fn new(policy: impl Into<Arc<Policy>>, left: Option<Memory>, now_ns: u64) -> Self {
         Self {
-            policy,
+            policy: policy.into(),
             phase: Phase::Unseen { until_ns: now_ns.saturating_add(UNSEEN_NS) },
             cause: Cause::NotRunning,
             told: None,

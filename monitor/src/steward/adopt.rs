@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     mem,
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -44,6 +45,7 @@ impl Steward {
             .into_iter()
             .partition::<Vec<_>, _>(|rule| matches!(rule.target, Target::Command { .. }));
         self.rules = patterns;
+        let state_dir: Arc<Path> = config.agent.state_dir.as_path().into();
         for rule in &fixed {
             let Target::Command { name, command } = &rule.target else { continue };
             let Some(hierarchy) = self.hierarchy.clone() else {
@@ -53,10 +55,10 @@ impl Steward {
             let service: Arc<str> = name.as_str().into();
             self.observer.name(&command.cgroup, &service);
             let supervisor =
-                CommandSupervisor::new(Arc::clone(&service), command.clone(), hierarchy, &config.agent.state_dir);
+                CommandSupervisor::new(Arc::clone(&service), command.clone(), hierarchy, Arc::clone(&state_dir));
             let supervisor = Arc::new(supervisor);
-            let cgroup = command.cgroup.as_str().into();
-            self.manage(Arc::clone(&service), rule, Arc::clone(&supervisor) as Arc<dyn Supervisor>, cgroup);
+            let starter = Arc::clone(&supervisor) as Arc<dyn Supervisor>;
+            self.manage(Arc::clone(&service), rule, starter, Arc::clone(&command.cgroup));
             commands.push((service, supervisor));
         }
         let now = clock::boot_ns();
@@ -175,20 +177,20 @@ impl Steward {
     fn manage(&mut self, service: Arc<str>, rule: &Service, supervisor: Arc<dyn Supervisor>, cgroup: Arc<str>) {
         let mut hasher = DefaultHasher::new();
         service.hash(&mut hasher);
-        let policy = Policy {
+        let seed = hasher.finish();
+        let policy = self.policies.share(Policy {
             mode: self.mode,
             restart: rule.restart && can_be_started(&service, &rule.target),
             grace: rule.grace,
             backoff: rule.backoff,
             budget: rule.budget,
-            seed: hasher.finish(),
-        };
+        });
         self.metrics.add_managed(&service);
-        let follower = self.follower(&service).staggered(policy.seed);
+        let follower = self.follower(&service).staggered(seed);
         let forecast = follower.forecast();
         self.metrics.forecast(&service, &forecast);
         self.alerts.foresees(&service, &forecast);
-        let managed = Managed::new(Engine::new(policy), rule.health.clone(), supervisor, cgroup, follower);
+        let managed = Managed::new(Engine::new(policy, seed), rule.health.clone(), supervisor, cgroup, follower);
         self.roster.add(Arc::clone(&service), managed);
         self.pools.add(&service, rule, self.mode, clock::boot_ns());
         if can_be_started(&service, &rule.target) {

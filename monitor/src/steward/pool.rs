@@ -16,6 +16,7 @@ use crate::{
     memory::{Measured, forecast::Forecast},
     pool::{self, Board, Member, Order, Policy, Standing, State},
     roster::Managed,
+    shared::Shared,
     timeline::What,
 };
 
@@ -28,6 +29,7 @@ pub(crate) struct Pools {
     mains: HashMap<u32, (Identity, Arc<str>)>,
     board: Arc<Board>,
     config: PoolConfig,
+    policies: Shared<Policy>,
     /// What an earlier agent knew of services that have not been met yet.
     left: HashMap<String, pool::Memory>,
 }
@@ -45,12 +47,12 @@ impl Pools {
     /// Nobody yet.
     pub(crate) fn new(config: PoolConfig, board: Arc<Board>, left: HashMap<String, pool::Memory>) -> Self {
         let (slots, deadlines, mains) = (HashMap::new(), BTreeSet::new(), HashMap::new());
-        Self { slots, deadlines, mains, board, config, left }
+        Self { slots, deadlines, mains, board, config, policies: Shared::default(), left }
     }
 
     /// A service that is looked after.
     pub(super) fn add(&mut self, service: &Arc<str>, rule: &Service, mode: Mode, now: u64) {
-        let policy = Policy {
+        let policy = self.policies.share(Policy {
             drain_at: rule.drain_at,
             may_drain: mode == Mode::Act,
             // Who has no place in a pool is not asked every second how it is.
@@ -58,7 +60,7 @@ impl Pools {
             settle: self.config.settle,
             settle_max: self.config.settle_max,
             lasting: rule.backoff.reset_after,
-        };
+        });
         self.board.add(service, rule.pool.as_ref());
         let member = Member::new(policy, self.left.remove(&**service), now);
         self.deadlines.extend(member.deadline().map(|deadline| (deadline, Arc::clone(service))));

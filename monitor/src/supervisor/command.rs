@@ -59,16 +59,20 @@ pub(crate) struct CommandSupervisor {
     name: Arc<str>,
     command: Command,
     hierarchy: Arc<Hierarchy>,
-    output: PathBuf,
+    state_dir: Arc<Path>,
     /// One start at a time: a second would take the first one's process for a left-over.
     starting: Arc<Mutex<()>>,
 }
 
 impl CommandSupervisor {
     /// A supervisor whose service's output goes below `state_dir`.
-    pub(crate) fn new(name: Arc<str>, command: Command, hierarchy: Arc<Hierarchy>, state_dir: &Path) -> Self {
-        let output = state_dir.join("output").join(format!("{name}.log"));
-        Self { name, command, hierarchy, output, starting: Arc::default() }
+    pub(crate) fn new(name: Arc<str>, command: Command, hierarchy: Arc<Hierarchy>, state_dir: Arc<Path>) -> Self {
+        Self { name, command, hierarchy, state_dir, starting: Arc::default() }
+    }
+
+    /// Where the service's output goes.
+    fn output_file(&self) -> PathBuf {
+        self.state_dir.join("output").join(format!("{}.log", self.name))
     }
 
     /// The cgroup of the service.
@@ -83,6 +87,9 @@ impl CommandSupervisor {
 
     /// Makes the cgroup when it is missing; its id.
     pub(crate) fn prepare(&self) -> Result<u64> {
+        if let Some(id) = self.cgroup_id()? {
+            return Ok(id);
+        }
         self.hierarchy.create(&self.command.cgroup)?;
         self.hierarchy
             .id_of(&self.command.cgroup)?
@@ -156,14 +163,14 @@ impl CommandSupervisor {
     }
 
     fn open_output(&self) -> Result<File> {
-        let shown = self.output.display();
-        if let Some(directory) = self.output.parent() {
+        let output = self.output_file();
+        let shown = output.display();
+        if let Some(directory) = output.parent() {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
             made.with_context(|| format!("cannot make {}", directory.display()))?;
         }
-        if fs::symlink_metadata(&self.output).is_ok_and(|metadata| metadata.len() > OUTPUT_MAX) {
-            fs::rename(&self.output, self.output.with_extension("log.1"))
-                .with_context(|| format!("cannot set {shown} aside"))?;
+        if fs::symlink_metadata(&output).is_ok_and(|metadata| metadata.len() > OUTPUT_MAX) {
+            fs::rename(&output, output.with_extension("log.1")).with_context(|| format!("cannot set {shown} aside"))?;
         }
         // What a service says may be secret, and a link in the file's place would be written through.
         let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
@@ -172,7 +179,7 @@ impl CommandSupervisor {
             .append(true)
             .mode(0o600)
             .custom_flags(no_follow)
-            .open(&self.output)
+            .open(&output)
             .with_context(|| format!("cannot open {shown}"))
     }
 }
@@ -200,8 +207,8 @@ impl Supervisor for CommandSupervisor {
         None
     }
 
-    fn output(&self) -> Option<&Path> {
-        Some(&self.output)
+    fn output(&self) -> Option<PathBuf> {
+        Some(self.output_file())
     }
 }
 

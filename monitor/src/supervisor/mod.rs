@@ -9,7 +9,7 @@ mod container;
 mod fence;
 mod systemd;
 
-use std::{fmt, path::Path, pin::Pin};
+use std::{fmt, path::PathBuf, pin::Pin};
 
 use anyhow::{Context as _, Result};
 
@@ -55,7 +55,7 @@ pub(crate) trait Supervisor: fmt::Debug + Send + Sync {
     fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>>;
 
     /// The file in which it keeps what the service writes, if it does.
-    fn output(&self) -> Option<&Path> {
+    fn output(&self) -> Option<PathBuf> {
         None
     }
 }

@@ -34,6 +34,7 @@ pub(super) type Metrics = BTreeMap<String, f64>;
 pub(super) struct Agent {
     child: Running,
     address: SocketAddr,
+    attached: Duration,
     ready: Duration,
 }
 
@@ -60,13 +61,25 @@ impl Agent {
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start defib run")?;
-        let mut agent = Self { child: Running(child), address, ready: Duration::ZERO };
-        while agent.get("/readyz").map_or(true, |text| text.split(' ').nth(1) != Some("200")) {
+        let mut agent = Self { child: Running(child), address, attached: Duration::ZERO, ready: Duration::ZERO };
+        loop {
+            let answer = agent.get("/readyz").unwrap_or_default();
+            if agent.attached.is_zero() && !answer.is_empty() && !answer.contains("kernel programs") {
+                agent.attached = begin.elapsed();
+            }
+            if answer.split(' ').nth(1) == Some("200") {
+                break;
+            }
             ensure!(begin.elapsed() < Duration::from_secs(60), "the agent did not become ready");
             sleep(Duration::from_millis(2));
         }
         agent.ready = begin.elapsed();
         Ok(agent)
+    }
+
+    /// From its start until it said that its programs are attached.
+    pub(super) fn attached_after(&self) -> Duration {
+        self.attached
     }
 
     /// From its start until it said that its programs are attached and what runs is known.

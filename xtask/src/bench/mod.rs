@@ -50,9 +50,27 @@ pub(crate) struct Args {
     /// Print the tables without writing docs/performance.md
     #[arg(long)]
     print: bool,
+    /// Measure only these, and leave the other tables as they are
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Arm>,
     /// Rounds of each arm; arms take turns, and medians are shown
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Arm {
+    /// Run time of the kernel programs
+    Kernel,
+    /// What they cost whoever forks and exits
+    Workload,
+    /// Kernel hook to user space, idle and in a flood of exits
+    Detection,
+    /// From death to serving again
+    Recovery,
+    /// Resident memory, CPU, start and scrape, with no services and with many
+    Footprint,
 }
 
 #[derive(clap::Subcommand)]
@@ -65,24 +83,31 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         return forecast::execute(args);
     }
     ensure!(privilege::is_root(), "cargo xtask bench needs root, to load the kernel programs and have them measured");
-    let built = artifacts::release()?;
     let programs = Programs {
-        defib: artifacts::program(&built, "defib")?.to_path_buf(),
-        victim: artifacts::program(&built, "victim")?.to_path_buf(),
+        defib: artifacts::packaged()?,
+        victim: artifacts::program(&artifacts::release()?, "victim")?.to_path_buf(),
     };
-    let tables = report::Tables {
-        kernel: kernel::measure(&programs, args.rounds)?,
-        workload: workload::measure(&programs)?,
-        detection: detection::measure(&programs)?,
-        flood: flood::measure(&programs)?,
-        recovery: recovery::measure(&programs)?,
-        footprint: footprint::measure(&programs)?,
-        scale: scale::measure(&programs)?,
-    };
-    let text = tables.to_string();
+    let wanted = |arm| args.only.is_empty() || args.only.contains(&arm);
+    let mut tables = report::Tables::default();
+    if wanted(Arm::Kernel) {
+        tables.kernel = Some(kernel::measure(&programs, args.rounds)?);
+    }
+    if wanted(Arm::Workload) {
+        tables.workload = Some(workload::measure(&programs)?);
+    }
+    if wanted(Arm::Detection) {
+        tables.detection = Some((detection::measure(&programs)?, flood::measure(&programs)?));
+    }
+    if wanted(Arm::Recovery) {
+        tables.recovery = Some(recovery::measure(&programs)?);
+    }
+    if wanted(Arm::Footprint) {
+        tables.footprint = Some((footprint::measure(&programs)?, scale::measure(&programs)?));
+    }
+    let path = workspace::root().join("docs/performance.md");
+    let text = tables.text(&std::fs::read_to_string(&path)?)?;
     say::line(&text);
     if !args.print {
-        let path = workspace::root().join("docs/performance.md");
         std::fs::write(&path, &text)?;
         say::line(format_args!("written to {}", path.display()));
     }

@@ -1,6 +1,9 @@
 //! The tables, as Markdown.
 
-use std::{fmt, fs};
+use std::{
+    fmt::{self, Write as _},
+    fs,
+};
 
 use super::{
     detection::Detection,
@@ -12,33 +15,73 @@ use super::{
     workload::{self, Workload},
 };
 
-/// All that was measured; shown, it is the text of `docs/performance.md`.
+/// All that was measured in this run.
+#[derive(Default)]
 pub(super) struct Tables {
-    pub(super) kernel: Kernel,
-    pub(super) workload: Workload,
-    pub(super) detection: Detection,
-    pub(super) flood: Flood,
-    pub(super) recovery: Vec<Recovery>,
-    pub(super) footprint: Footprint,
-    pub(super) scale: Vec<Scale>,
+    pub(super) kernel: Option<Kernel>,
+    pub(super) workload: Option<Workload>,
+    pub(super) detection: Option<(Detection, Flood)>,
+    pub(super) recovery: Option<Vec<Recovery>>,
+    pub(super) footprint: Option<(Footprint, Vec<Scale>)>,
 }
 
-impl fmt::Display for Tables {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(out, "# Measured cost and speed\n")?;
-        writeln!(out, "Written by `cargo xtask bench`; no figure is typed by hand. Arms take turns.\n")?;
-        writeln!(out, "Machine: {}.\n", machine())?;
-        kernel_table(out, &self.kernel)?;
-        workload_table(out, &self.workload)?;
-        detection_table(out, &self.detection, &self.flood)?;
-        flood_table(out, &self.flood)?;
-        recovery_table(out, &self.recovery)?;
-        footprint_table(out, &self.footprint, &self.scale)
+impl Tables {
+    /// The text of `docs/performance.md`; what was not measured is as it was `before`.
+    pub(super) fn text(&self, before: &str) -> Result<String, fmt::Error> {
+        let mut text = format!(
+            "# Measured cost and speed\n\nWritten by `cargo xtask bench`; no figure is typed by hand. Arms take turns.\n\n\
+             Machine: {}.\n\n",
+            machine()
+        );
+        let out = &mut text;
+        match &self.kernel {
+            Some(kernel) => kernel_table(out, kernel)?,
+            None => keep(out, before, &[KERNEL]),
+        }
+        match &self.workload {
+            Some(workload) => workload_table(out, workload)?,
+            None => keep(out, before, &[WORKLOAD]),
+        }
+        match &self.detection {
+            Some((idle, flood)) => {
+                detection_table(out, idle, flood)?;
+                flood_table(out, flood)?;
+            }
+            None => keep(out, before, &[DETECTION, FLOOD]),
+        }
+        match &self.recovery {
+            Some(recovery) => recovery_table(out, recovery)?,
+            None => keep(out, before, &[RECOVERY]),
+        }
+        match &self.footprint {
+            Some((footprint, scale)) => footprint_table(out, footprint, scale)?,
+            None => keep(out, before, &[IDLE, SCALE]),
+        }
+        Ok(format!("{}\n", text.trim_end()))
     }
 }
 
-fn kernel_table(out: &mut fmt::Formatter<'_>, kernel: &Kernel) -> fmt::Result {
-    writeln!(out, "## In the kernel, nanoseconds a run\n")?;
+const KERNEL: &str = "In the kernel, nanoseconds a run";
+const WORKLOAD: &str = "What it costs the workload";
+const DETECTION: &str = "Kernel hook to user space, microseconds";
+const FLOOD: &str = "A flood of exits";
+const RECOVERY: &str = "From death to serving again, milliseconds";
+const IDLE: &str = "An idle agent";
+const SCALE: &str = "An agent that looks after services whose memory it follows";
+
+/// Takes over sections of the text as it was, each from its heading to the next.
+fn keep(out: &mut String, before: &str, headings: &[&str]) {
+    for section in before.split("\n## ").skip(1) {
+        if headings.iter().any(|heading| section.starts_with(&format!("{heading}\n"))) {
+            out.push_str("## ");
+            out.push_str(section.trim_end());
+            out.push_str("\n\n");
+        }
+    }
+}
+
+fn kernel_table(out: &mut String, kernel: &Kernel) -> fmt::Result {
+    writeln!(out, "## {KERNEL}\n")?;
     writeln!(
         out,
         "{} processes that fork and exit one after the other on one processor, for each cell of each round; medians of {} \
@@ -75,8 +118,8 @@ fn kernel_table(out: &mut fmt::Formatter<'_>, kernel: &Kernel) -> fmt::Result {
     )
 }
 
-fn workload_table(out: &mut fmt::Formatter<'_>, workload: &Workload) -> fmt::Result {
-    writeln!(out, "## What it costs the workload\n")?;
+fn workload_table(out: &mut String, workload: &Workload) -> fmt::Result {
+    writeln!(out, "## {WORKLOAD}\n")?;
     writeln!(
         out,
         "{} processes that fork and exit on one processor, {:.0} a second with nothing attached. Time against that of the same \
@@ -102,8 +145,8 @@ fn workload_table(out: &mut fmt::Formatter<'_>, workload: &Workload) -> fmt::Res
     writeln!(out)
 }
 
-fn detection_table(out: &mut fmt::Formatter<'_>, idle: &Detection, flood: &Flood) -> fmt::Result {
-    writeln!(out, "## Kernel hook to user space, microseconds\n")?;
+fn detection_table(out: &mut String, idle: &Detection, flood: &Flood) -> fmt::Result {
+    writeln!(out, "## {DETECTION}\n")?;
     writeln!(out, "| | deaths | p50 | p99 | largest |")?;
     writeln!(out, "|---|---:|---:|---:|---:|")?;
     writeln!(
@@ -121,8 +164,8 @@ fn detection_table(out: &mut fmt::Formatter<'_>, idle: &Detection, flood: &Flood
     writeln!(out, "| wanted, in a storm | | | 10000 | |\n")
 }
 
-fn flood_table(out: &mut fmt::Formatter<'_>, flood: &Flood) -> fmt::Result {
-    writeln!(out, "## A flood of exits\n")?;
+fn flood_table(out: &mut String, flood: &Flood) -> fmt::Result {
+    writeln!(out, "## {FLOOD}\n")?;
     writeln!(
         out,
         "Failing exits on all processors at once, as fast as the machine makes them, for {:.0} s; between them, deaths that must \
@@ -151,8 +194,8 @@ fn flood_table(out: &mut fmt::Formatter<'_>, flood: &Flood) -> fmt::Result {
     writeln!(out, "| HTTP answers, p50, largest | {:.1}, {:.1} ms | 50 ms |\n", flood.answer_p50, flood.answer_max)
 }
 
-fn recovery_table(out: &mut fmt::Formatter<'_>, recovery: &[Recovery]) -> fmt::Result {
-    writeln!(out, "## From death to serving again, milliseconds\n")?;
+fn recovery_table(out: &mut String, recovery: &[Recovery]) -> fmt::Result {
+    writeln!(out, "## {RECOVERY}\n")?;
     writeln!(
         out,
         "The same small web server, killed with SIGKILL, until it accepts connections again. Systemd as a service manager of a \
@@ -184,8 +227,8 @@ fn recovery_table(out: &mut fmt::Formatter<'_>, recovery: &[Recovery]) -> fmt::R
     writeln!(out)
 }
 
-fn footprint_table(out: &mut fmt::Formatter<'_>, footprint: &Footprint, scale: &[Scale]) -> fmt::Result {
-    writeln!(out, "## An idle agent\n")?;
+fn footprint_table(out: &mut String, footprint: &Footprint, scale: &[Scale]) -> fmt::Result {
+    writeln!(out, "## {IDLE}\n")?;
     writeln!(out, "| | measured | limit |")?;
     writeln!(out, "|---|---:|---:|")?;
     writeln!(out, "| resident memory | {:.1} MiB | 16 MiB |", footprint.resident_kib as f64 / 1024.0)?;
@@ -195,18 +238,21 @@ fn footprint_table(out: &mut fmt::Formatter<'_>, footprint: &Footprint, scale: &
         footprint.peak_kib as f64 / 1024.0
     )?;
     writeln!(out, "| CPU, share of one core | {:.3} % | 0.2 % |", footprint.cpu * 100.0)?;
-    writeln!(out, "\n## An agent that looks after services whose memory it follows\n")?;
+    writeln!(out, "\n## {SCALE}\n")?;
     writeln!(
         out,
         "Wanted: 12 MiB at 100 services and 40 MiB at 10,000; 0.5 % of a core at 1,000; a scrape within 20 ms at 1,000 and \
-         100 ms at 10,000; ready within 300 ms.\n"
+         100 ms at 10,000; attached within 300 ms.\n"
     )?;
-    writeln!(out, "| services | ready after | resident memory | CPU, share of one core | a scrape | its size |")?;
-    writeln!(out, "|---:|---:|---:|---:|---:|---:|")?;
-    for Scale { services, ready_ms, resident_kib, cpu, scrape_ms, scrape_bytes } in scale {
+    writeln!(
+        out,
+        "| services | attached after | ready after | resident memory | CPU, share of one core | a scrape | its size |"
+    )?;
+    writeln!(out, "|---:|---:|---:|---:|---:|---:|---:|")?;
+    for Scale { services, attached_ms, ready_ms, resident_kib, cpu, scrape_ms, scrape_bytes } in scale {
         writeln!(
             out,
-            "| {services} | {ready_ms:.0} ms | {:.1} MiB | {:.3} % | {scrape_ms:.1} ms | {} KiB |",
+            "| {services} | {attached_ms:.0} ms | {ready_ms:.0} ms | {:.1} MiB | {:.3} % | {scrape_ms:.1} ms | {} KiB |",
             *resident_kib as f64 / 1024.0,
             cpu * 100.0,
             scrape_bytes / 1024
@@ -222,4 +268,19 @@ fn machine() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
     format!("{}, {cpus} processors, Linux {release}", model.trim_start_matches([' ', '\t', ':']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_measured_stays_as_it_was() {
+        let before =
+            format!("# Measured\n\nMachine: old.\n\n## {KERNEL}\n\na\n\n## {FLOOD}\n\nb\nc\n\n## {IDLE}\n\nd\n");
+        let text = Tables::default().text(&before).expect("text");
+        let sections: Vec<_> = text.split("\n## ").skip(1).collect();
+        assert_eq!(sections, [format!("{KERNEL}\n\na\n"), format!("{FLOOD}\n\nb\nc\n"), format!("{IDLE}\n\nd\n")]);
+        assert!(!text.contains("old"));
+    }
 }

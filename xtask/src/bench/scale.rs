@@ -21,6 +21,8 @@ const SCRAPES: usize = 21;
 pub(super) struct Scale {
     pub(super) services: usize,
     pub(super) resident_kib: u64,
+    /// From its start until its programs are attached, milliseconds.
+    pub(super) attached_ms: f64,
     /// From its start until its programs are attached and what runs is known, milliseconds.
     pub(super) ready_ms: f64,
     /// Share of one core.
@@ -58,6 +60,15 @@ fn arm(programs: &Programs, services: usize) -> Result<Scale> {
         scrape_bytes = agent.get("/metrics")?.len();
         scrapes.push(begin.elapsed().as_secs_f64() * 1e3);
     }
+    let attached_ms = agent.attached_after().as_secs_f64() * 1e3;
     let ready_ms = agent.ready_after().as_secs_f64() * 1e3;
-    Ok(Scale { services, resident_kib, ready_ms, cpu, scrape_ms: stats::quantile(&mut scrapes, 0.5), scrape_bytes })
+    Ok(Scale {
+        services,
+        resident_kib,
+        attached_ms,
+        ready_ms,
+        cpu,
+        scrape_ms: stats::quantile(&mut scrapes, 0.5),
+        scrape_bytes,
+    })
 }

@@ -42,7 +42,7 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     let needs: Vec<_> = setup::c_compiler().into_iter().chain(dpkg_deb()).collect();
     needs::provide(&needs, !args.no_install)?;
-    let package = package(&artifacts::defib()?, args.revision)?;
+    let package = package(&artifacts::packaged()?, args.revision)?;
     say::line(format_args!("{}", package.display()));
     Ok(ExitCode::SUCCESS)
 }

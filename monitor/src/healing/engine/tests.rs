@@ -10,7 +10,6 @@ fn policy() -> Policy {
         grace: Duration::from_secs(2),
         backoff: Backoff { jitter: 0.0, max: Duration::from_secs(60), ..Backoff::default() },
         budget: Budget { count: 3, window: Duration::from_secs(600) },
-        seed: 1,
     }
 }
 
@@ -42,7 +41,7 @@ struct Bench {
 
 impl Bench {
     fn new(policy: Policy) -> Self {
-        Self { engine: Engine::new(policy), host: host() }
+        Self { engine: Engine::new(policy, 1), host: host() }
     }
 
     /// A service that lives as process 1.
@@ -518,8 +517,8 @@ proptest! {
 
     #[test]
     fn whatever_comes_the_promises_hold(steps in prop::collection::vec((word(), 0u64..5 * S), 1..300)) {
-        let (mut engine, mut host) = (Engine::new(policy()), host());
-        let (mut replay, mut replay_host) = (Engine::new(policy()), self::host());
+        let (mut engine, mut host) = (Engine::new(policy(), 1), host());
+        let (mut replay, mut replay_host) = (Engine::new(policy(), 1), self::host());
         let mut now = 1000 * S;
         let mut restarts: Vec<u64> = Vec::new();
         let (mut open, mut paused_until, mut pending) = (false, 0, 0i32);
@@ -547,7 +546,7 @@ proptest! {
                     // Killed and started again: what it kept is all that it knows.
                     for engine in [&mut engine, &mut replay] {
                         let (memory, question) = (engine.memory(), engine.question);
-                        *engine = Engine::new(policy());
+                        *engine = Engine::new(policy(), 1);
                         engine.remember(memory, now);
                         engine.question = question;
                     }

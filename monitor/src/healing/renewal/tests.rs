@@ -322,11 +322,10 @@ proptest! {
             grace: Duration::ZERO,
             backoff: Backoff { jitter: 0.0, max: Duration::from_secs(60), ..Backoff::default() },
             budget: budget(BUDGET),
-            seed: 1,
         };
         let mut world = World {
             renewals: Renewals::new(policy(), false),
-            engine: Engine::new(engine),
+            engine: Engine::new(engine, 1),
             host: Ledger::new(budget(100)),
             facts: Facts { place: Some(Place::In), others: Some(1), minute: 180, ..Facts::default() },
             now: 1000 * S,
