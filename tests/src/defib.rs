@@ -37,13 +37,17 @@ impl Watch {
     /// # Panics
     /// When the watcher does not start.
     pub fn start_with(variables: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let mut child = Command::new(binary("defib"))
-            .envs(variables.iter().copied())
-            .args(["watch", "--json"])
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("defib starts");
+        let mut command = Command::new(binary("defib"));
+        command.envs(variables.iter().copied()).args(["watch", "--json"]).args(arguments);
+        Self::of(command)
+    }
+
+    /// Likewise, started by this command.
+    ///
+    /// # Panics
+    /// When the watcher does not start.
+    pub fn of(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the watcher starts");
         let out = BufReader::new(child.stdout.take().expect("piped"));
         let (send, lines) = channel();
         std::thread::spawn(move || {

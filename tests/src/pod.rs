@@ -188,12 +188,11 @@ impl Container {
         container
     }
 
-    /// Runs a program in it; what that said.
-    ///
-    /// # Panics
-    /// When it fails.
-    pub fn exec(&self, words: &[&str]) -> String {
-        self.ctr(&[&["tasks", "exec", "--exec-id", "operator", CONTAINER], words].concat())
+    /// A program in it, known by this word.
+    pub fn command(&self, word: &str, words: &[&str]) -> Command {
+        let mut command = self.client();
+        command.args(["tasks", "exec", "--exec-id", word, CONTAINER]).args(words);
+        command
     }
 
     /// What it has logged.

@@ -24,12 +24,18 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::gate::Gate;
 
-/// Connections at a time; the next waits with the kernel until one has ended.
-const CONNECTIONS: usize = 256;
-/// For a TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// For the head of a request, and between two of them.
-const HEAD: Duration = Duration::from_secs(30);
+/// What those who come may use up.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// Connections at a time; the next waits with the kernel until one has ended.
+    connections: usize,
+    /// For a TLS handshake.
+    handshake: Duration,
+    /// For the head of a request, and between two of them.
+    head: Duration,
+}
+
+const USUAL: Bounds = Bounds { connections: 256, handshake: Duration::from_secs(10), head: Duration::from_secs(30) };
 /// What was sent must be taken within this time, or the kernel ends the connection; ms (tcp(7), TCP_USER_TIMEOUT).
 const TAKEN_MS: u32 = 30_000;
 /// Bytes of a request's head.
@@ -50,7 +56,7 @@ pub(super) async fn apart(
     // What it is told by belongs to the runtime that it was made in.
     let listener = listener.into_std().context("the listener cannot be handed over")?;
     let (end, ended) = oneshot::channel();
-    let work = async move { serve(TcpListener::from_std(listener)?, gate, router, shutdown).await };
+    let work = async move { serve(TcpListener::from_std(listener)?, gate, router, USUAL, shutdown).await };
     let thread = thread::Builder::new().name("defib-http".to_owned());
     let thread = thread.spawn(move || {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime");
@@ -65,11 +71,12 @@ async fn serve(
     listener: TcpListener,
     gate: Arc<Gate>,
     router: Router,
+    bounds: Bounds,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     // Dropped, and so ended, with this future.
     let mut connections = JoinSet::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Semaphore::new(bounds.connections));
     let take = async {
         loop {
             let place = Arc::clone(&places).acquire_owned().await.context("no more places")?;
@@ -87,7 +94,7 @@ async fn serve(
             connections.spawn(async move {
                 let _counted = gate.metrics.connected();
                 // Its end concerns nobody else.
-                if let Err(error) = attend(stream, &gate, router).await {
+                if let Err(error) = attend(stream, &gate, router, bounds).await {
                     tracing::debug!("a connection ended: {error:#}");
                 }
                 drop(place);
@@ -100,13 +107,13 @@ async fn serve(
     }
 }
 
-async fn attend(stream: TcpStream, gate: &Gate, router: Router) -> Result<()> {
+async fn attend(stream: TcpStream, gate: &Gate, router: Router, bounds: Bounds) -> Result<()> {
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_tcp_user_timeout(&stream, TAKEN_MS)?;
     match gate.terms().tls.clone() {
-        None => converse(stream, router).await,
-        Some(tls) => match timeout(HANDSHAKE, handshake(stream, tls)).await {
-            Ok(Ok(stream)) => converse(stream, router).await,
+        None => converse(stream, router, bounds).await,
+        Some(tls) => match timeout(bounds.handshake, handshake(stream, tls)).await {
+            Ok(Ok(stream)) => converse(stream, router, bounds).await,
             Ok(Err(error)) => {
                 gate.metrics.refused_handshake();
                 Err(error).context("TLS handshake")
@@ -135,12 +142,83 @@ async fn handshake(mut stream: TcpStream, tls: Arc<ServerConfig>) -> io::Result<
     TlsAcceptor::from(tls).accept(stream).await
 }
 
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) -> Result<()> {
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    bounds: Bounds,
+) -> Result<()> {
     http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
+        .header_read_timeout(bounds.head)
         .max_buf_size(HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .await
         .map_err(Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path};
+
+    use axum::routing::get;
+    use prometheus::Registry;
+
+    use super::*;
+    use crate::web::WebMetrics;
+
+    /// Room for one, and little patience with it.
+    const NARROW: Bounds =
+        Bounds { connections: 1, handshake: Duration::from_millis(200), head: Duration::from_millis(200) };
+
+    /// A server that says `here`, behind a gate with this file.
+    async fn server(file: Option<&Path>, registry: &Registry) -> (SocketAddr, tokio::task::JoinHandle<Result<()>>) {
+        let gate = Gate::open(file.map(Path::to_owned), WebMetrics::new(registry).expect("registered")).expect("right");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let router = Router::new().route("/", get(|| async { "here" }));
+        (address, tokio::spawn(serve(listener, gate, router, NARROW, std::future::pending())))
+    }
+
+    async fn ask(address: SocketAddr) -> String {
+        let mut stream = TcpStream::connect(address).await.expect("connected");
+        stream.write_all(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n").await.expect("sent");
+        let mut text = String::new();
+        timeout(Duration::from_secs(30), stream.read_to_string(&mut text)).await.expect("in time").expect("an answer");
+        text
+    }
+
+    #[tokio::test]
+    async fn whoever_sends_nothing_or_asks_nothing_more_makes_room_for_the_next() {
+        let (address, server) = server(None, &Registry::new()).await;
+        let silent = TcpStream::connect(address).await.expect("connected");
+        assert!(ask(address).await.ends_with("here"));
+        let mut kept = TcpStream::connect(address).await.expect("connected");
+        kept.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+        assert!(kept.read(&mut [0; 512]).await.expect("an answer") > 0);
+        let mut half = TcpStream::connect(address).await.expect("connected");
+        half.write_all(b"GET / HTTP/1.1\r\nHo").await.expect("sent");
+        assert!(ask(address).await.ends_with("here"));
+        drop((silent, kept, half));
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn a_handshake_that_does_not_come_makes_room_and_plain_http_is_told() {
+        let home = tempfile::tempdir().expect("a directory");
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let yml = "tls_server_config: { cert_file: crt, key_file: key }\n".to_owned();
+        for (name, text) in [("crt", made.cert.pem()), ("key", made.signing_key.serialize_pem()), ("yml", yml)] {
+            fs::write(home.path().join(name), text).expect("written");
+            fs::set_permissions(home.path().join(name), fs::Permissions::from_mode(0o600)).expect("set");
+        }
+        let registry = Registry::new();
+        let (address, server) = server(Some(&home.path().join("yml")), &registry).await;
+        let silent = TcpStream::connect(address).await.expect("connected");
+        let told = ask(address).await;
+        assert!(told.starts_with("HTTP/1.0 400 ") && told.ends_with("https://\n"), "{told}");
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+        assert!(text.contains("defib_http_refused_total{reason=\"handshake\"} 2\n"), "{text}");
+        drop(silent);
+        server.abort();
+    }
 }

@@ -83,3 +83,21 @@ fn copy_all(from: &Path, to: &Path) -> Result<()> {
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).with_context(|| format!("{} to {}", from.display(), to.display())).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shipped_is_there_and_a_script_can_be_run() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        for (from, to) in FILES {
+            copy_all(&workspace::root().join(from), &root.path().join(to))?;
+        }
+        let mode = |path: &str| fs::metadata(root.path().join(path)).map(|found| found.permissions().mode() & 0o777);
+        assert_eq!(mode("usr/share/defib/nginx/defib-upstream")?, 0o755);
+        assert_eq!(mode("usr/share/defib/kubernetes/daemonset.yaml")?, 0o644);
+        assert_eq!(mode("etc/defib/defib.toml")?, 0o644);
+        Ok(())
+    }
+}
