@@ -7,14 +7,11 @@ use anyhow::Result;
 
 use crate::{
     host::{
-        inherited::{self, Named},
+        inherited::{self, Named, PINNED},
         manager::Manager,
     },
     kernel::{Kernel, Origin, Pins},
 };
-
-/// Tells an agent that begins again where the one before had its pins.
-const PINNED: &str = "DEFIB_PINNED";
 
 /// See the module.
 pub(crate) struct Handover {

@@ -295,7 +295,7 @@ impl KernelMetrics {
             exits: counters(
                 registry,
                 "defib_process_exits_total",
-                "Processes ended on this host since the agent started, counted in the kernel.",
+                "Processes ended on this host since the kernel programs were loaded, counted there.",
                 &["outcome"],
             )?,
             records: counters(

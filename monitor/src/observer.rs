@@ -266,6 +266,11 @@ impl Observer {
         self.docket.has_taken(span)
     }
 
+    /// Where a cgroup is, when that is known.
+    pub(crate) fn known_place(&self, id: u64) -> Option<&Place> {
+        self.table.get(id)
+    }
+
     /// An earlier agent watched this cgroup. Should it be gone, its deaths may still be in the rings.
     pub(crate) fn recall(&mut self, id: u64, path: &str, service: &Arc<str>) {
         self.table.recall(id, path, service);

@@ -8,7 +8,8 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::Command,
-    thread::sleep,
+    sync::atomic::{AtomicBool, Ordering},
+    thread::{scope, sleep},
     time::{Duration, Instant},
 };
 
@@ -17,7 +18,7 @@ use serde_json::Value;
 use tests::{
     defib::{Metrics, free_address, get},
     eventually, live,
-    victim::binary,
+    victim::{Victim, binary},
 };
 
 /// The unit of the package.
@@ -226,12 +227,21 @@ fn on_a_host_without_memory_the_agent_lives_and_tells_of_every_kill() {
     assert!(resident().1 > 0, "its memory is locked");
     let (before, kills, seen) =
         (resident().0, oom_kills(), host.metrics().expect("metrics").sum("defib_oom_kills_total"));
-    // They are killed for want of memory, and started again by stress-ng itself; it must not be killed first.
-    let status = Command::new("systemd-run")
-        .args(["--wait", "--collect", "-q", "-p", "OOMScoreAdjust=-500", "-p", "OOMPolicy=continue", "stress-ng"])
-        .args(["--vm", "4", "--vm-bytes", "240%", "--vm-populate", "--vm-method", "write64", "--timeout", &seconds])
-        .status()
-        .expect("systemd-run starts");
+    // What stress-ng has taken is thrashed and now and then killed; what we add is killed each time that it has taken the rest.
+    let over = AtomicBool::new(false);
+    let status = scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                Victim::start(None, &["--oom-score-adj", "1000", "leak"]).wait();
+            }
+        });
+        let status = Command::new("systemd-run")
+            .args(["--wait", "--collect", "-q", "-p", "OOMScoreAdjust=-500", "-p", "OOMPolicy=continue", "stress-ng"])
+            .args(["--vm", "2", "--vm-bytes", "80%", "--vm-keep", "--timeout", &seconds])
+            .status();
+        over.store(true, Ordering::Relaxed);
+        status.expect("systemd-run starts")
+    });
     println!("stress-ng: {status}");
     let killed = oom_kills() - kills;
     assert!(killed > 0, "the host ran out of memory");

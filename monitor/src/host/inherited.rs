@@ -14,8 +14,10 @@ use rustix::io::{FdFlags, fcntl_setfd};
 pub(crate) const VARIABLE: &str = "DEFIB_HANDOVER";
 /// The first descriptor that a service manager passes (`SD_LISTEN_FDS_START`, sd-daemon.h).
 const FIRST: i32 = 3;
-/// What the kernel calls maps, programs and links (kernel/bpf/syscall.c); links have brackets before 6.17.
-const OURS: [&str; 3] = ["bpf-", "bpf_link", "[bpf_link]"];
+/// Tells an agent that begins again where the one before had its pins.
+pub(crate) const PINNED: &str = "DEFIB_PINNED";
+/// How the names of maps, programs and links begin (anon_inode_getfile in kernel/bpf/syscall.c), brackets aside.
+const OURS: &str = "bpf";
 /// What the manager's protocol says of them.
 const OF_THE_MANAGER: [&str; 3] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
@@ -53,7 +55,7 @@ fn passed([count, pid, names]: [Option<String>; 3], own: u32) -> Vec<(String, i3
 fn own(number: i32) -> Option<OwnedFd> {
     let target = std::fs::read_link(format!("/proc/self/fd/{number}")).ok()?;
     let kind = target.to_string_lossy();
-    if number < FIRST || !OURS.iter().any(|ours| kind.trim_start_matches("anon_inode:").starts_with(ours)) {
+    if number < FIRST || !kind.trim_start_matches("anon_inode:").trim_start_matches('[').starts_with(OURS) {
         return None;
     }
     // SAFETY: it is open, and whoever started us has opened it for us, which is said once.

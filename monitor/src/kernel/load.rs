@@ -350,6 +350,23 @@ impl Kernel {
             .with_context(|| format!("cannot watch the cgroup with id {cgroup}"))
     }
 
+    /// The cgroups that are watched.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub(crate) fn watched(&self) -> Result<Vec<u64>> {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.keys().collect::<Result<_, _>>().context("cannot list the cgroups that are watched")
+    }
+
+    /// Watches a cgroup no longer, if it is watched.
+    pub(crate) fn unwatch(&self, cgroup: u64) {
+        let gone = self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&cgroup);
+        if let Err(error) = gone {
+            tracing::debug!("the cgroup with id {cgroup} was not watched: {error}");
+        }
+    }
+
     /// Names of the attached programs.
     pub(crate) fn programs(&self) -> &[&'static str] {
         &self.programs

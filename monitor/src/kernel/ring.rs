@@ -94,9 +94,9 @@ const SAFETY: Duration = Duration::from_secs(1);
 /// Up to where the critical ring's records are settled, as a position in it. Whoever settles them only ever raises it.
 pub(crate) type Settled = Arc<AtomicU64>;
 
-/// Bytes of a ring that may be held for what is not settled, of 512 KiB: routine records stand back at half, so this is reached
-/// by deaths alone, hundreds that nobody can write down.
-const HELD_MAX: u64 = 384 * 1024;
+/// Bytes of the critical ring, of 512 KiB, that may be held for what is not settled: some 700 deaths, or 400 OOM kills. Routine
+/// records stand back at half, and to see what comes goes before surviving a kill right then.
+const HELD_MAX: u64 = 192 * 1024;
 
 /// One ring and the word that tells its programs whether to wake us.
 pub(crate) struct Reader {

@@ -83,12 +83,26 @@ impl Steward {
             self.step(service, Input::Missing, now);
         }
         self.meet_the_dead();
+        if self.took_over_ns.is_some() {
+            self.unwatch_the_unwanted()?;
+        }
         let services: Vec<_> = self.roster.iter().map(|(service, _)| Arc::clone(service)).collect();
         for service in services {
             self.stands(&service, now);
         }
         self.alerts.settle();
         Ok(failures)
+    }
+
+    /// An earlier agent may have watched what is not configured any more. A cgroup that is not known was made just now.
+    fn unwatch_the_unwanted(&self) -> Result<()> {
+        for id in self.kernel.watched()? {
+            let place = self.observer.known_place(id);
+            if place.is_some_and(|place| self.roster.get(&place.service).is_none()) {
+                self.kernel.unwatch(id);
+            }
+        }
+        Ok(())
     }
 
     /// Goes on with services that an earlier agent knew and that have no cgroup now.

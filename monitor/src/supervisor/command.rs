@@ -41,7 +41,7 @@ use crate::{
 const OUTPUT_MAX: u64 = 1024 * 1024;
 
 /// What a service manager tells the agent, and must not tell the agent's services.
-const OF_THE_AGENT: [&str; 9] = [
+const OF_THE_AGENT: [&str; 10] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
@@ -51,6 +51,7 @@ const OF_THE_AGENT: [&str; 9] = [
     "FDSTORE",
     "INVOCATION_ID",
     inherited::VARIABLE,
+    inherited::PINNED,
 ];
 
 /// Keeps one command service.
