@@ -89,7 +89,7 @@ pub(crate) fn plan(btf: &Btf, host: Host<'_>) -> Result<Plan> {
     if let (Some(table), Some(memory)) =
         (btf.offset_of("css_set", "subsys")?, btf.enum_value("cgroup_subsys_id", "memory_cgrp_id")?)
     {
-        layout.css_set_memory = table + 8 * memory;
+        layout.css_set_memory = inside(table, memory.checked_mul(POINTER))?;
     }
     if let Some(size) = btf.size_of("k_sigaction")? {
         layout.sigaction_size = size;
@@ -158,10 +158,18 @@ pub(crate) fn plan(btf: &Btf, host: Host<'_>) -> Result<Plan> {
 fn resident_counters(btf: &Btf) -> Result<Option<(u32, u32)>> {
     let Some(stat) = btf.offset_of("mm_struct", "rss_stat")? else { return Ok(None) };
     if let Some(plain) = btf.offset_of("mm_rss_stat", "count")? {
-        return Ok(Some((stat + plain, 8)));
+        return Ok(Some((inside(stat, Some(plain))?, 8)));
     }
     let (count, size) = (btf.offset_of("percpu_counter", "count")?, btf.size_of("percpu_counter")?);
-    Ok(count.zip(size).map(|(count, size)| (stat + count, size)))
+    count.zip(size).map(|(count, size)| Ok((inside(stat, Some(count))?, size))).transpose()
+}
+
+/// Bytes of a pointer on the architectures that there are programs for.
+const POINTER: u32 = 8;
+
+/// The offset of what lies in a field; type information that says more than an offset can be is not this kernel's.
+fn inside(field: u32, at: Option<u32>) -> Result<u32> {
+    at.and_then(|at| field.checked_add(at)).context("the kernel's type information has an offset that is none")
 }
 
 /// The programs at functions. Not every kernel lets one in there, so each has its substitute or its loss.
@@ -215,5 +223,19 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         let host = Host { hierarchy: Some(&hierarchy), may_probe: true, report_clean: false, failed_allocations };
         // An error names what this kernel lacks; a panic would keep the agent from its start.
         drop(plan(&types, host));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_that_no_number_holds_is_an_error() {
+        assert_eq!(inside(16, 3_u32.checked_mul(POINTER)).expect("fits"), 40);
+        for (field, at) in [(16, (1_u32 << 29).checked_mul(POINTER)), (u32::MAX, Some(1))] {
+            let error = inside(field, at).expect_err("too large").to_string();
+            assert!(error.contains("offset"), "{error}");
+        }
     }
 }

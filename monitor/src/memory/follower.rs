@@ -118,10 +118,10 @@ impl Follower {
     /// True when the trend wants a sample of this process: the first of each at once.
     pub(crate) fn is_due(&self, process: Identity, now_ns: u64) -> bool {
         // Half a period of tolerance: measurements come in steps.
-        let period = Duration::from_secs_f64(self.pace.sample_seconds.max(0.0)).as_nanos() as u64;
-        self.last
-            .filter(|last| last.process == process)
-            .is_none_or(|last| now_ns.saturating_sub(last.at_ns) + period / 20 >= period)
+        let period = Duration::try_from_secs_f64(self.pace.sample_seconds.max(0.0)).unwrap_or(Duration::MAX);
+        let period = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
+        let since = |last: Last| now_ns.saturating_sub(last.at_ns).saturating_add(period / 20);
+        self.last.filter(|last| last.process == process).is_none_or(|last| since(last) >= period)
     }
 
     /// Takes a whole measurement; one that is not whole tells nothing.
@@ -307,5 +307,14 @@ mod tests {
         let partial = Measured { service: "web".into(), process, at_ns: 1, bytes: 1, limit: None, whole: None };
         let now = Timestamp::UNIX_EPOCH;
         assert_eq!(follower.take(&partial, Clocks { began: now, now, boot_id: "" }), News::default());
+    }
+
+    #[test]
+    fn a_period_that_no_time_holds_is_never_due_again() {
+        let pace = Pace { sample_seconds: 1e300 };
+        let mut follower = Follower::new(pace);
+        assert!(follower.is_due(1), "the first is");
+        follower.last = Some(Last { process: Identity { tgid: 1, start_ns: 1 }, at_ns: 1, cpu_seconds: None });
+        assert!(!follower.is_due(u64::MAX / 2));
     }
 }
