@@ -5,11 +5,10 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader, Endianness,
     maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
@@ -117,13 +116,8 @@ pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
     if !path.exists() {
         return Err(LoadError::NoBtf(path.to_owned()).into());
     }
-    let (plan, mut loader) = thread::scope(|scope| {
-        // The library reads all type information at this point, needed or not; beside our own reading that costs no time.
-        let loader = scope.spawn(|| {
-            let mut loader = EbpfLoader::new();
-            loader.btf(None);
-            loader
-        });
+    // The index is dropped before the loader needs memory of its own.
+    let plan = {
         let types = btf::Btf::read(path)?;
         let host = layout::Host {
             hierarchy: options.hierarchy,
@@ -131,15 +125,13 @@ pub(crate) fn load(options: Options<'_>) -> Result<(Kernel, Rings)> {
             report_clean: options.report_clean,
             failed_allocations: options.failed_allocations,
         };
-        let plan = layout::plan(&types, host).context("this kernel cannot be watched")?;
-        // The index is dropped before the loader needs memory of its own.
-        drop(types);
-        anyhow::Ok((plan, loader.join().map_err(|_| anyhow!("the loader cannot be prepared"))?))
-    })?;
+        layout::plan(&types, host).context("this kernel cannot be watched")?
+    };
 
     let layout: &[u32] = bytemuck::cast_slice(std::slice::from_ref(&plan.layout));
     let log_level = diagnostics::level();
-    let mut ebpf = loader
+    let mut ebpf = EbpfLoader::new()
+        .btf(None)
         .override_global("LAYOUT", layout, true)
         .override_global(aya_log::LEVEL, &log_level, false)
         .load(&OBJECT.0)

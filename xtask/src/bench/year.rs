@@ -63,7 +63,7 @@ pub(super) fn measure(programs: &Programs) -> Result<Year> {
         cgroups.0.push(mount.join(name));
     }
     let agent = Agent::start(programs, &config)?;
-    let mut lives = begun(&cgroups.0, &vec![0; SERVICES])?;
+    let mut lives = begun(&cgroups.0, &[0; SERVICES])?;
     sleep(LIVED);
     let before = size(agent.state())?;
     for _ in 0..ROUNDS {
