@@ -117,8 +117,11 @@ fn a_configuration_that_is_read_again_counts_if_it_is_right() {
     // A wrong one changes nothing, and where it is wrong is said.
     agent.reload(&format!("{first}[[service]]\nnam = \"other\"\n"));
     eventually("the refusal", || (ok(&agent) == Some(0.0)).then_some(()));
-    let log = agent.log();
-    assert!(log.contains("the configuration is wrong, and the old one stays") && log.contains("defib.toml:8"), "{log}");
+    eventually("the reason in the log", || {
+        let log = agent.log();
+        (log.contains("the configuration is wrong, and the old one stays") && log.contains("defib.toml:8"))
+            .then_some(())
+    });
     kill(patient);
     let again =
         eventually("another incarnation", || cgroups[0].members().first().copied().filter(|&pid| pid != patient));

@@ -21,6 +21,7 @@ const DAC_READ_SEARCH: u64 = 1 << 2;
 const KILL: u64 = 1 << 5;
 const SETUID: u64 = 1 << 7;
 const SYS_PTRACE: u64 = 1 << 19;
+const IPC_LOCK: u64 = 1 << 14;
 const SYSLOG: u64 = 1 << 34;
 const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
@@ -71,7 +72,7 @@ fn every_thread_of_an_agent_has_the_rights_that_it_needs_and_no_more() {
     if !live::can_run("every_thread_of_an_agent_has_the_rights_that_it_needs_and_no_more") {
         return;
     }
-    let seeing = BPF | PERFMON | SYSLOG | KILL | SYS_PTRACE | DAC_READ_SEARCH;
+    let seeing = BPF | PERFMON | SYSLOG | KILL | SYS_PTRACE | DAC_READ_SEARCH | IPC_LOCK;
     let agent = Agent::start("");
     let threads = fs::read_dir(format!("/proc/{}/task", agent.pid())).expect("it lives");
     for thread in threads.flatten() {

@@ -5,11 +5,10 @@ use std::{
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Btf, Ebpf, EbpfLoader, Endianness,
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
@@ -136,13 +135,8 @@ pub(crate) fn load(options: Options<'_>, handed_over: Vec<Named>) -> Result<(Ker
     if !path.exists() {
         return Err(LoadError::NoBtf(path.to_owned()).into());
     }
-    let (plan, loader) = thread::scope(|scope| {
-        // The library reads all type information at this point, needed or not; beside our own reading that costs no time.
-        let loader = scope.spawn(|| {
-            let mut loader = EbpfLoader::new();
-            loader.btf(None);
-            loader
-        });
+    // The index is dropped before the loader needs memory of its own.
+    let plan = {
         let types = btf::Btf::read(path)?;
         let host = layout::Host {
             hierarchy: options.hierarchy,
@@ -150,11 +144,8 @@ pub(crate) fn load(options: Options<'_>, handed_over: Vec<Named>) -> Result<(Ker
             report_clean: options.report_clean,
             failed_allocations: options.failed_allocations,
         };
-        let plan = layout::plan(&types, host).context("this kernel cannot be watched")?;
-        // The index is dropped before the loader needs memory of its own.
-        drop(types);
-        anyhow::Ok((plan, loader.join().map_err(|_| anyhow!("the loader cannot be prepared"))?))
-    })?;
+        layout::plan(&types, host).context("this kernel cannot be watched")?
+    };
     let log_level = diagnostics::level();
     let about = About::of(&plan, log_level);
     let mut old = Set::new(handed_over);
@@ -165,7 +156,7 @@ pub(crate) fn load(options: Options<'_>, handed_over: Vec<Named>) -> Result<(Ker
             Err(error) => tracing::info!("programs of an earlier agent run and are replaced: {error:#}"),
         }
     }
-    let (set, programs, diagnostics) = begin(loader, &plan, path, log_level, &about)?;
+    let (set, programs, diagnostics) = begin(&plan, path, log_level, &about)?;
     // From here on the new ones see everything, so the old ones may go.
     let origin = if is_first { Origin::New } else { Origin::Replaced(about.drain(old)) };
     open(set, programs, plan, diagnostics, origin)
@@ -194,16 +185,14 @@ fn resume(plan: &Plan, set: &mut Set) -> Result<Vec<&'static str>> {
 
 /// Loads and attaches. The programs' other maps live as long as they do.
 fn begin(
-    loader: EbpfLoader<'static>,
     plan: &Plan,
     path: &Path,
     log_level: u8,
     about: &About,
 ) -> Result<(Set, Vec<&'static str>, Option<Diagnostics>)> {
     let layout: &[u32] = bytemuck::cast_slice(std::slice::from_ref(&plan.layout));
-    // Dropped before what it borrows from here on.
-    let mut loader: EbpfLoader<'_> = loader;
-    let mut ebpf = loader
+    let mut ebpf = EbpfLoader::new()
+        .btf(None)
         .override_global("LAYOUT", layout, true)
         .override_global(aya_log::LEVEL, &log_level, false)
         .load(&OBJECT.0)

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -34,6 +35,7 @@ pub(super) type Metrics = BTreeMap<String, f64>;
 pub(super) struct Agent {
     child: Running,
     address: SocketAddr,
+    state: PathBuf,
     attached: Duration,
     ready: Duration,
 }
@@ -61,7 +63,7 @@ impl Agent {
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start defib run")?;
-        let mut agent = Self { child: Running(child), address, attached: Duration::ZERO, ready: Duration::ZERO };
+        let mut agent = Self { child: Running(child), address, state, attached: Duration::ZERO, ready: Duration::ZERO };
         loop {
             let answer = agent.get("/readyz").unwrap_or_default();
             if agent.attached.is_zero() && !answer.is_empty() && !answer.contains("kernel programs") {
@@ -85,6 +87,16 @@ impl Agent {
     /// From its start until it said that its programs are attached and what runs is known.
     pub(super) fn ready_after(&self) -> Duration {
         self.ready
+    }
+
+    /// Where it keeps its state.
+    pub(super) fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Where its HTTP server listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(super) fn pid(&self) -> u32 {

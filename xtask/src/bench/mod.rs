@@ -3,16 +3,19 @@
 //! * [`kernel`]: run time of the kernel programs under a storm of exits, beside a peer and an empty program
 //! * [`workload`]: what that costs whoever forks and exits
 //! * [`detection`]: kernel hook to user space on an otherwise idle machine
+//! * [`beside_kmsg`]: who hears of an OOM kill first, beside a reader of the kernel's log
 //! * [`flood`]: a minute of exits as fast as they can be made, with deaths in it that must not be lost
 //! * [`recovery`]: from death to serving again, beside other supervisors
 //! * [`footprint`]: resident memory and CPU of an idle agent
 //! * [`scale`]: the same with many services to look after
 //! * [`soak`]: hours of service life, in which nothing may grow; a command of its own
+//! * [`year`]: what a year of incidents takes on disk
 //! * [`forecast`]: how many leaks are found, and how many that are none, on simulated services; a command of its own
 //!
 //! The run writes its tables to `docs/performance.md`; no figure there is typed by hand.
 
 mod agent;
+mod beside_kmsg;
 mod detection;
 mod empty;
 mod flood;
@@ -27,6 +30,7 @@ mod sleepers;
 pub(crate) mod soak;
 mod stats;
 mod workload;
+mod year;
 
 use std::{
     path::Path,
@@ -71,6 +75,8 @@ enum Arm {
     Recovery,
     /// Resident memory, CPU, start and scrape, with no services and with many
     Footprint,
+    /// What a year of incidents takes on disk
+    Year,
 }
 
 #[derive(clap::Subcommand)]
@@ -96,13 +102,18 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         tables.workload = Some(workload::measure(&programs)?);
     }
     if wanted(Arm::Detection) {
-        tables.detection = Some((detection::measure(&programs)?, flood::measure(&programs)?));
+        let idle = detection::measure(&programs)?;
+        let beside = beside_kmsg::measure(&programs)?;
+        tables.detection = Some((idle, beside, flood::measure(&programs)?));
     }
     if wanted(Arm::Recovery) {
         tables.recovery = Some(recovery::measure(&programs)?);
     }
     if wanted(Arm::Footprint) {
         tables.footprint = Some((footprint::measure(&programs)?, scale::measure(&programs)?));
+    }
+    if wanted(Arm::Year) {
+        tables.year = Some(year::measure(&programs)?);
     }
     let path = workspace::root().join("docs/performance.md");
     let text = tables.text(&std::fs::read_to_string(&path)?)?;

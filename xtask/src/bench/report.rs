@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    beside_kmsg::Beside,
     detection::Detection,
     flood::Flood,
     footprint::Footprint,
@@ -13,6 +14,7 @@ use super::{
     recovery::Recovery,
     scale::Scale,
     workload::{self, Workload},
+    year::Year,
 };
 
 /// All that was measured in this run.
@@ -20,9 +22,10 @@ use super::{
 pub(super) struct Tables {
     pub(super) kernel: Option<Kernel>,
     pub(super) workload: Option<Workload>,
-    pub(super) detection: Option<(Detection, Flood)>,
+    pub(super) detection: Option<(Detection, Beside, Flood)>,
     pub(super) recovery: Option<Vec<Recovery>>,
     pub(super) footprint: Option<(Footprint, Vec<Scale>)>,
+    pub(super) year: Option<Year>,
 }
 
 impl Tables {
@@ -43,8 +46,8 @@ impl Tables {
             None => keep(out, before, &[WORKLOAD]),
         }
         match &self.detection {
-            Some((idle, flood)) => {
-                detection_table(out, idle, flood)?;
+            Some((idle, beside, flood)) => {
+                detection_table(out, idle, beside, flood)?;
                 flood_table(out, flood)?;
             }
             None => keep(out, before, &[DETECTION, FLOOD]),
@@ -57,6 +60,10 @@ impl Tables {
             Some((footprint, scale)) => footprint_table(out, footprint, scale)?,
             None => keep(out, before, &[IDLE, SCALE]),
         }
+        match &self.year {
+            Some(year) => year_table(out, year)?,
+            None => keep(out, before, &[YEAR]),
+        }
         Ok(format!("{}\n", text.trim_end()))
     }
 }
@@ -68,6 +75,8 @@ const FLOOD: &str = "A flood of exits";
 const RECOVERY: &str = "From death to serving again, milliseconds";
 const IDLE: &str = "An idle agent";
 const SCALE: &str = "An agent that looks after services whose memory it follows";
+
+const YEAR: &str = "A year of incidents on disk";
 
 /// Takes over sections of the text as it was, each from its heading to the next.
 fn keep(out: &mut String, before: &str, headings: &[&str]) {
@@ -145,7 +154,7 @@ fn workload_table(out: &mut String, workload: &Workload) -> fmt::Result {
     writeln!(out)
 }
 
-fn detection_table(out: &mut String, idle: &Detection, flood: &Flood) -> fmt::Result {
+fn detection_table(out: &mut String, idle: &Detection, beside: &Beside, flood: &Flood) -> fmt::Result {
     writeln!(out, "## {DETECTION}\n")?;
     writeln!(out, "| | deaths | p50 | p99 | largest |")?;
     writeln!(out, "|---|---:|---:|---:|---:|")?;
@@ -161,7 +170,14 @@ fn detection_table(out: &mut String, idle: &Detection, flood: &Flood) -> fmt::Re
         flood.seen,
         flood.detection_p99_ms * 1e3
     )?;
-    writeln!(out, "| wanted, in a storm | | | 10000 | |\n")
+    writeln!(out, "| wanted, in a storm | | | 10000 | |\n")?;
+    let Beside { kills, by_events, by_kmsg, ahead_us: (median, least) } = beside;
+    writeln!(
+        out,
+        "Of {kills} OOM kills, a reader of Defib's events heard of {by_events} and a reader of the kernel's log (`/dev/kmsg`) of \
+         {by_kmsg}, in the same process. Defib's reader was ahead by {median:.0} µs in the median, and by {least:.0} µs at least \
+         (below nothing: behind).\n"
+    )
 }
 
 fn flood_table(out: &mut String, flood: &Flood) -> fmt::Result {
@@ -258,7 +274,25 @@ fn footprint_table(out: &mut String, footprint: &Footprint, scale: &[Scale]) -> 
             scrape_bytes / 1024
         )?;
     }
-    Ok(())
+    writeln!(out)
+}
+
+/// Incidents in a year at one an hour.
+const HOURLY: f64 = 24.0 * 365.0;
+
+fn year_table(out: &mut String, Year { incidents, bytes: (before, after) }: &Year) -> fmt::Result {
+    let each = after.saturating_sub(*before) as f64 / *incidents as f64;
+    writeln!(out, "## {YEAR}\n")?;
+    writeln!(
+        out,
+        "{incidents} real outages of services whose flight recorders were full, each with its timeline, evidence and memory \
+         history.\n"
+    )?;
+    writeln!(out, "| | |")?;
+    writeln!(out, "|---|---:|")?;
+    writeln!(out, "| an incident | {:.1} KiB |", each / 1024.0)?;
+    writeln!(out, "| a year at one an hour, {HOURLY:.0} of them | {:.0} MiB |", each * HOURLY / 1_048_576.0)?;
+    writeln!(out, "| as many as are ever kept, 10,000 | {:.0} MiB |", each * 1e4 / 1_048_576.0)
 }
 
 fn machine() -> String {
