@@ -313,8 +313,9 @@ mod tests {
     fn a_period_that_no_time_holds_is_never_due_again() {
         let pace = Pace { sample_seconds: 1e300 };
         let mut follower = Follower::new(pace);
-        assert!(follower.is_due(1), "the first is");
-        follower.last = Some(Last { process: Identity { tgid: 1, start_ns: 1 }, at_ns: 1, cpu_seconds: None });
-        assert!(!follower.is_due(u64::MAX / 2));
+        let process = Identity { tgid: 1, start_ns: 1 };
+        assert!(follower.is_due(process, 1), "the first is");
+        follower.last = Some(Last { process, at_ns: 1, cpu_seconds: None });
+        assert!(!follower.is_due(process, u64::MAX / 2));
     }
 }
