@@ -262,7 +262,7 @@ fn open(
     let awake = Arc::new(Mutex::new(Array::try_from(Map::from_map_data(set.map(set::AWAKE)?)?)?));
     let reader = |name, slot| {
         let (map, records) = set.ring(name)?;
-        anyhow::Ok(Reader { map, records, settled: None, awake: Arc::clone(&awake), slot })
+        anyhow::Ok(Reader { map, records, settled: None, moved: None, awake: Arc::clone(&awake), slot })
     };
     let id = set.map(set::CRITICAL)?.info()?.id();
     let rings = Rings { critical: reader(set::CRITICAL, 0)?, bulk: reader(set::BULK, 1)?, id, origin };

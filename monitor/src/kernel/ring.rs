@@ -13,7 +13,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -94,9 +94,12 @@ const SAFETY: Duration = Duration::from_secs(1);
 /// Up to where the critical ring's records are settled, as a position in it. Whoever settles them only ever raises it.
 pub(crate) type Settled = Arc<AtomicU64>;
 
-/// Bytes of the critical ring, of 512 KiB, that may be held for what is not settled: some 700 deaths, or 400 OOM kills. Routine
-/// records stand back at half, and to see what comes goes before surviving a kill right then.
+/// Bytes of the critical ring, of 512 KiB, that may be held for what is not settled while nothing is settled at all: some 700
+/// deaths, or 400 OOM kills. Routine records stand back at half.
 const HELD_MAX: u64 = 192 * 1024;
+/// And for so long. A backlog that is worked off is none of a disk that hangs, on which to see what comes goes before surviving a
+/// kill right then.
+const STUCK: Duration = Duration::from_secs(1);
 
 /// One ring and the word that tells its programs whether to wake us.
 pub(crate) struct Reader {
@@ -106,6 +109,8 @@ pub(crate) struct Reader {
     pub(super) records: Records,
     /// Who says when their room can be given back; `None`: once they are read.
     pub(super) settled: Option<Settled>,
+    /// Up to where they were settled at the last change, and when that was.
+    pub(super) moved: Option<(u64, Instant)>,
     /// The word.
     pub(super) awake: Arc<Mutex<Array<MapData, u32>>>,
     /// Its slot.
@@ -134,7 +139,11 @@ impl Reader {
         let end = self.records.end();
         let settled = self.settled.as_ref().map_or(end, |settled| settled.load(Ordering::Acquire));
         self.records.release(settled);
-        if end.saturating_sub(self.records.begin()) > HELD_MAX {
+        let held = end.saturating_sub(self.records.begin());
+        let moved = self.moved.filter(|&(before, _)| before == settled && held > HELD_MAX);
+        let since = moved.map_or_else(Instant::now, |(_, since)| since);
+        self.moved = Some((settled, since));
+        if held > HELD_MAX && since.elapsed() > STUCK {
             self.records.release(end);
             stats.given_up.fetch_add(1, Ordering::Relaxed);
         }
