@@ -280,8 +280,8 @@ fn footprint_table(out: &mut String, footprint: &Footprint, scale: &[Scale]) -> 
 /// Incidents in a year at one an hour.
 const HOURLY: f64 = 24.0 * 365.0;
 
-fn year_table(out: &mut String, Year { incidents, bytes: (before, after) }: &Year) -> fmt::Result {
-    let each = after.saturating_sub(*before) as f64 / *incidents as f64;
+fn year_table(out: &mut String, Year { incidents, bytes }: &Year) -> fmt::Result {
+    let each = *bytes as f64 / *incidents as f64;
     writeln!(out, "## {YEAR}\n")?;
     writeln!(
         out,
