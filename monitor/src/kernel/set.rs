@@ -3,7 +3,8 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fs::File,
+    io::{self, Read as _},
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd},
 };
 
@@ -135,7 +136,11 @@ fn named(kind: &str, program: &str) -> String {
 /// Of a program, or of the program that a link holds.
 fn facts(descriptor: BorrowedFd<'_>) -> Result<Facts> {
     let path = format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd());
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    // Some hundred bytes, which come whole: each scrape reads that of all programs.
+    let mut buffer = [0; 4096];
+    let read = File::open(&path).and_then(|mut file| file.read(&mut buffer));
+    let length = read.with_context(|| format!("cannot read {path}"))?;
+    let text = String::from_utf8_lossy(&buffer[..length]);
     parse(&text).with_context(|| format!("{path} tells of no program"))
 }
 
