@@ -4,7 +4,7 @@
 use std::{collections::HashSet, fmt::Write as _, fs, thread::sleep, time::Duration};
 
 use aya::programs::loaded_programs;
-use tests::{cgroup::Cgroup, defib::Agent, live, victim::Victim};
+use tests::{cgroup::Cgroup, defib::Agent, eventually, live, victim::Victim};
 
 const TABLE: &str = include_str!("../counted.txt");
 const SERVICES: usize = 20;
@@ -117,7 +117,9 @@ fn reads(agent: &Agent) -> Counts {
         let calls = text.lines().find_map(|line| line.strip_prefix("syscr: ")?.parse::<u64>().ok());
         calls.expect("the kernel counts them")
     };
-    // The services are met, and sampled once.
+    let up = || (agent.metrics().sum("defib_service_up") == SERVICES as f64).then_some(());
+    eventually("the services to be met", up);
+    // And sampled once.
     sleep(Duration::from_secs(2));
     let least = |times, work: &dyn Fn()| {
         let round = |_| {
