@@ -328,11 +328,7 @@ impl Config {
     /// [`ConfigError`] with file, line, key and what is allowed.
     pub(crate) fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
         let path = explicit.unwrap_or(Path::new(DEFAULT_PATH));
-        guarded::ensure_ours(path).map_err(|error| ConfigError {
-            file: path.to_owned(),
-            place: String::new(),
-            message: format!("{error:#}"),
-        })?;
+        guarded::ensure_ours(path).map_err(|error| ConfigError::of(path, String::new(), format!("{error:#}")))?;
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(path, &text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && explicit.is_none() => Ok(Self::default()),

@@ -65,9 +65,7 @@ impl Handover {
             pins.remove(name);
         }
         let is_there = |name: &String| matches!(origin, Origin::TakenOver) && pinned.contains(name);
-        // What the others are like is pinned last: without it, they are not whole.
-        let (about, others): (Vec<_>, Vec<_>) = descriptors.iter().partition(|(name, _)| name.ends_with("about"));
-        others.into_iter().chain(about).filter(|(name, _)| !is_there(name)).try_for_each(|named| pins.keep(named))
+        descriptors.iter().filter(|(name, _)| !is_there(name)).try_for_each(|named| pins.keep(named))
     }
 
     /// Leaves one that is new, in the place of the one of its name.

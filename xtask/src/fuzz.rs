@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, ExitCode},
     time::Duration,
 };
@@ -13,12 +13,14 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    needs::{self, Mend, Need, Step},
-    process, say, workspace,
+    needs::{self, Mend, Need},
+    process, say,
+    tool::Tool,
+    workspace,
 };
 
 /// The version that is known to work.
-const CARGO_FUZZ: &str = "0.13.2";
+const CARGO_FUZZ: Tool = Tool { name: "cargo-fuzz", version: "0.13.2" };
 /// No reader is given more than that; the largest seeds are tables of some kilobytes.
 const INPUT_MAX: usize = 64 * 1024;
 
@@ -76,7 +78,7 @@ fn search(name: &str, time: Duration) -> Result<()> {
 
 /// cargo-fuzz with a nightly, and without what makes a build slow and a fuzzer no better.
 fn fuzz(what: &str) -> Command {
-    let mut command = Command::new(program().unwrap_or_else(|| "cargo-fuzz".into()));
+    let mut command = Command::new(CARGO_FUZZ.find().unwrap_or_else(|| "cargo-fuzz".into()));
     command.args([what, "--fuzz-dir"]).arg(home()).args(["--features", "libfuzzer-sys", "--target-dir"]);
     command.arg(workspace::target().join("fuzz"));
     // What cargo has set for its own toolchain would go to the other one.
@@ -91,27 +93,11 @@ fn home() -> PathBuf {
 }
 
 fn missing() -> Option<Need> {
-    let root = workspace::target().join("tools").display().to_string();
-    program().is_none().then(|| Need {
-        what: format!("cargo-fuzz {CARGO_FUZZ}"),
+    CARGO_FUZZ.find().is_none().then(|| Need {
+        what: format!("cargo-fuzz {}", CARGO_FUZZ.version),
         why: "builds the readers with libFuzzer",
-        mend: Mend::Command(Step::new([
-            "cargo",
-            "install",
-            "cargo-fuzz",
-            "--version",
-            CARGO_FUZZ,
-            "--locked",
-            "--root",
-            &root,
-        ])),
+        mend: Mend::Command(CARGO_FUZZ.install()),
     })
-}
-
-/// Ours, else the user's own.
-fn program() -> Option<PathBuf> {
-    let ours = workspace::target().join("tools/bin/cargo-fuzz");
-    if Path::is_file(&ours) { Some(ours) } else { process::find("cargo-fuzz") }
 }
 
 /// `60s`, `24m`, `1h`.

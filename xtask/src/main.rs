@@ -32,6 +32,7 @@ mod source_hash;
 mod supply;
 mod tee;
 mod test;
+mod tool;
 mod vm;
 mod workspace;
 

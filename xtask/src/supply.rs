@@ -1,36 +1,30 @@
 //! What the product is built from: licences, sources and double versions by cargo-deny (`deny.toml`), advisories where their
 //! database can be had. Tests hold the tables of docs/dependencies.md and docs/security.md against manifests and sources.
 
-use std::{path::PathBuf, process::Command};
+use std::process::Command;
 
 use anyhow::Result;
 
 use crate::{
-    needs::{Mend, Need, Step},
-    process, say, workspace,
+    needs::{Mend, Need},
+    process, say,
+    tool::Tool,
+    workspace,
 };
 
 /// The version whose checks are known to pass.
-const CARGO_DENY: &str = "0.20.2";
+const CARGO_DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
 /// Checks that need nothing but the crates themselves.
 const HELD: [&str; 3] = ["bans", "licenses", "sources"];
 
 /// cargo-deny, when it is not here. Built without optimisation, which halves the time and is fast enough for one run.
 pub(crate) fn missing() -> Option<Need> {
-    let root = workspace::target().join("tools").display().to_string();
-    let install =
-        Step::new(["cargo", "install", "cargo-deny", "--version", CARGO_DENY, "--locked", "--debug", "--root", &root]);
-    program().is_none().then(|| Need {
-        what: format!("cargo-deny {CARGO_DENY}"),
+    let install = CARGO_DENY.install().and(["--debug"]);
+    CARGO_DENY.find().is_none().then(|| Need {
+        what: format!("cargo-deny {}", CARGO_DENY.version),
         why: "holds licences, sources and double versions of dependencies against deny.toml",
         mend: Mend::Command(install.with("CARGO_PROFILE_DEV_DEBUG", "0")),
     })
-}
-
-/// Ours, else the user's own.
-fn program() -> Option<PathBuf> {
-    let ours = workspace::target().join("tools/bin/cargo-deny");
-    if ours.is_file() { Some(ours) } else { process::find("cargo-deny") }
 }
 
 /// Runs the checks, or says that it cannot.
@@ -38,7 +32,7 @@ fn program() -> Option<PathBuf> {
 /// # Errors
 /// When one fails. Advisories that cannot be fetched are no failure: the network's, not the product's.
 pub(crate) fn check() -> Result<()> {
-    let Some(program) = program() else {
+    let Some(program) = CARGO_DENY.find() else {
         say::line("cargo-deny is not here; build servers run it, by hand: cargo install cargo-deny --locked");
         return Ok(());
     };

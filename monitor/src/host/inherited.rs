@@ -19,7 +19,7 @@ pub(crate) const PINNED: &str = "DEFIB_PINNED";
 /// How the names of maps, programs and links begin (anon_inode_getfile in kernel/bpf/syscall.c), brackets aside.
 const OURS: &str = "bpf";
 /// What the manager's protocol says of them.
-const OF_THE_MANAGER: [&str; 3] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
+pub(crate) const OF_THE_MANAGER: [&str; 3] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
 /// A descriptor and what it is called.
 pub(crate) type Named = (String, OwnedFd);

@@ -113,10 +113,13 @@ impl Set {
         facts(self.get(&named(PROGRAM, program))?.as_fd())
     }
 
-    /// All of it, once more.
+    /// All of it, once more. What the others are like comes last: kept without it, they are not whole.
     pub(super) fn copies(&self) -> Result<Vec<Named>> {
         let copy = |(name, descriptor): (&String, &OwnedFd)| Ok((name.clone(), descriptor.try_clone()?));
-        self.0.iter().map(copy).collect::<Result<_>>().context("cannot copy the descriptors of the programs")
+        let copies = self.0.iter().map(copy).collect::<Result<Vec<_>>>();
+        let mut copies = copies.context("cannot copy the descriptors of the programs")?;
+        copies.sort_by_key(|(name, _)| name == ABOUT);
+        Ok(copies)
     }
 
     /// What they are called.

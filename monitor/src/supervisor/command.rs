@@ -41,13 +41,10 @@ use crate::{
 const OUTPUT_MAX: u64 = 1024 * 1024;
 
 /// What a service manager tells the agent, and must not tell the agent's services.
-const OF_THE_AGENT: [&str; 10] = [
+const OF_THE_AGENT: [&str; 7] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_FDNAMES",
     "FDSTORE",
     "INVOCATION_ID",
     inherited::VARIABLE,
@@ -126,7 +123,7 @@ impl CommandSupervisor {
         // Held open by `launch` as its standard input until it has become the program; what it writes there is why not.
         let (mut refusal, held) = io::pipe().context("cannot make a pipe")?;
         let mut launch = tokio::process::Command::new("/proc/self/exe");
-        for variable in OF_THE_AGENT {
+        for variable in OF_THE_AGENT.into_iter().chain(inherited::OF_THE_MANAGER) {
             launch.env_remove(variable);
         }
         let mut child = launch

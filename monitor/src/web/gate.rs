@@ -49,7 +49,8 @@ pub(super) struct Terms {
 
 /// See the module.
 pub(crate) struct Gate {
-    file: Option<PathBuf>,
+    /// The files, the one that names the others first, as they were when they were opened; empty without one.
+    opened: Vec<(PathBuf, Stamp)>,
     terms: RwLock<Arc<Terms>>,
     checks: Checks,
     pub(super) metrics: WebMetrics,
@@ -61,14 +62,16 @@ impl Gate {
     /// # Errors
     /// [`ConfigError`] when the file, or one that it names, is wrong.
     pub(crate) fn open(file: Option<PathBuf>, metrics: WebMetrics) -> Result<Arc<Self>> {
-        let terms = match &file {
-            Some(file) => load(file).outcome?,
-            None => Terms { tls: None, users: Users::new(Default::default()), headers: Vec::new() },
+        let (terms, opened) = match &file {
+            Some(file) => {
+                let Attempt { stamps, outcome } = load(file);
+                let terms = outcome?;
+                tracing::info!("HTTP: {}", terms.describe());
+                (terms, stamps)
+            }
+            None => (Terms { tls: None, users: Users::new(Default::default()), headers: Vec::new() }, Vec::new()),
         };
-        if file.is_some() {
-            tracing::info!("HTTP: {}", terms.describe());
-        }
-        Ok(Arc::new(Self { file, terms: RwLock::new(Arc::new(terms)), checks: Checks::new()?, metrics }))
+        Ok(Arc::new(Self { opened, terms: RwLock::new(Arc::new(terms)), checks: Checks::new()?, metrics }))
     }
 
     /// What holds now.
@@ -81,8 +84,8 @@ impl Gate {
     /// # Errors
     /// Never; as the agent's other tasks.
     pub(crate) async fn follow(self: Arc<Self>) -> Result<()> {
-        let Some(file) = self.file.clone() else { return std::future::pending().await };
-        let mut seen = look(file.clone(), Vec::new()).await?.map(|attempt| attempt.stamps).unwrap_or_default();
+        let mut seen = self.opened.clone();
+        let Some((file, _)) = seen.first().cloned() else { return std::future::pending().await };
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

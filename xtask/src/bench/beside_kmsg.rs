@@ -4,7 +4,6 @@ use std::{
     fs::File,
     io::{BufRead as _, BufReader, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
     net::TcpStream,
-    process::{Command, Stdio},
     sync::mpsc::{Receiver, channel},
     thread::{sleep, spawn},
     time::{Duration, Instant},
@@ -16,8 +15,6 @@ use super::{Programs, agent::Agent, limited::Limited, stats::quantile};
 use crate::say;
 
 const KILLS: usize = 40;
-/// What a victim may take before it is killed.
-const LIMIT: u64 = 16 << 20;
 /// Between kills: both readers sleep again.
 const PAUSE: Duration = Duration::from_millis(250);
 /// Nobody who has not heard of it by then will.
@@ -35,7 +32,7 @@ pub(super) struct Beside {
 
 pub(super) fn measure(programs: &Programs) -> Result<Beside> {
     say::line(format_args!("bench: {KILLS} OOM kills, by Defib's events and by the kernel's log"));
-    let limited = Limited::new(LIMIT)?;
+    let limited = Limited::new()?;
     let agent = Agent::start(programs, &limited.config("victims"))?;
     let (events, kmsg) = (events(&agent)?, kmsg()?);
     sleep(Duration::from_secs(1));
@@ -44,9 +41,7 @@ pub(super) fn measure(programs: &Programs) -> Result<Beside> {
         sleep(PAUSE);
         // What came late was of the one before.
         events.try_iter().chain(kmsg.try_iter()).for_each(drop);
-        let mut victim = Command::new(&programs.victim);
-        victim.arg("--cgroup").arg(limited.directory()).arg("leak").stdin(Stdio::null());
-        victim.status().context("cannot start a victim")?;
+        limited.run_out(programs)?;
         let (here, there) = (events.recv_timeout(PATIENCE).ok(), kmsg.recv_timeout(PATIENCE).ok());
         by_events += usize::from(here.is_some());
         by_kmsg += usize::from(there.is_some());

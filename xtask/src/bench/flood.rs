@@ -2,8 +2,7 @@
 //! deaths in a cgroup that is looked after.
 
 use std::{
-    os::unix::process::ExitStatusExt as _,
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -25,10 +24,7 @@ const LENGTH: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Each of these is an OOM kill, the others exits with a code.
 const OOM_EVERY: u32 = 10;
-/// What a victim may take before it is killed.
-const OOM_LIMIT: u64 = 16 << 20;
 const CODE: &str = "77";
-const SIGKILL: i32 = 9;
 
 /// See the module.
 pub(super) struct Flood {
@@ -68,7 +64,7 @@ impl Drop for Storms {
 pub(super) fn measure(programs: &Programs) -> Result<Flood> {
     say::line(format_args!("bench: a flood of exits, {} s", LENGTH.as_secs()));
     let sleepers = Sleepers::start(1)?;
-    let limited = Limited::new(OOM_LIMIT)?;
+    let limited = Limited::new()?;
     let config = format!("{}{}", sleepers.config(), limited.config("victims"));
     let agent = Agent::start(programs, &config.replace("max_services = 1\n", "max_services = 10\n"))?;
     sleep(Duration::from_secs(1));
@@ -80,11 +76,10 @@ pub(super) fn measure(programs: &Programs) -> Result<Flood> {
     let (mut oom_kills, mut watched) = (0, 0);
     while begin.elapsed() < LENGTH {
         if (oom_kills + watched) % OOM_EVERY == 0 {
-            let status = victim(programs, limited.directory()).arg("leak").status()?;
-            ensure!(status.signal() == Some(SIGKILL), "a victim of the OOM killer ended with {status}");
+            limited.run_out(programs)?;
             oom_kills += 1;
         } else {
-            let status = victim(programs, &sleepers.directory(0)).args(["exit", CODE]).status()?;
+            let status = programs.victim_in(&sleepers.directory(0)).args(["exit", CODE]).status()?;
             ensure!(status.code().is_some_and(|code| code.to_string() == CODE), "a victim ended with {status}");
             watched += 1;
         }
@@ -133,12 +128,6 @@ fn storms(programs: &Programs) -> Result<Storms> {
         storms.0.push(command.spawn().context("cannot start a storm")?);
     }
     Ok(storms)
-}
-
-fn victim(programs: &Programs, cgroup: &std::path::Path) -> Command {
-    let mut command = Command::new(&programs.victim);
-    command.arg("--cgroup").arg(cgroup).stdin(Stdio::null());
-    command
 }
 
 fn sum(metrics: &Metrics, filter: &dyn Fn(&str) -> bool) -> f64 {

@@ -1,13 +1,17 @@
 //! A memory cgroup with a limit, in which processes run out of memory; removed when dropped.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
+use std::{fs, os::unix::process::ExitStatusExt as _, path::PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    Programs,
+    sleepers::{make, memory_hierarchy},
 };
 
-use anyhow::{Context as _, Result};
-
-use super::sleepers::{make, memory_hierarchy};
+/// What a victim may take before it is killed.
+const LIMIT: u64 = 16 << 20;
+const SIGKILL: i32 = 9;
 
 /// See the module.
 pub(super) struct Limited {
@@ -16,8 +20,8 @@ pub(super) struct Limited {
 }
 
 impl Limited {
-    /// With so many bytes of memory, and no swap.
-    pub(super) fn new(bytes: u64) -> Result<Self> {
+    /// With 16 MiB of memory, and no swap.
+    pub(super) fn new() -> Result<Self> {
         let (mount, is_v1) = memory_hierarchy();
         let path = format!("/defib-bench-limited-{}", std::process::id());
         let directory = mount.join(&path[1..]);
@@ -28,9 +32,9 @@ impl Limited {
         make(&directory)?;
         let limited = Self { directory, path };
         let files: [(&str, u64); 2] = if is_v1 {
-            [("memory.limit_in_bytes", bytes), ("memory.memsw.limit_in_bytes", bytes)]
+            [("memory.limit_in_bytes", LIMIT), ("memory.memsw.limit_in_bytes", LIMIT)]
         } else {
-            [("memory.max", bytes), ("memory.swap.max", 0)]
+            [("memory.max", LIMIT), ("memory.swap.max", 0)]
         };
         for (name, value) in files {
             let file = limited.directory.join(name);
@@ -42,9 +46,11 @@ impl Limited {
         Ok(limited)
     }
 
-    /// Where it is.
-    pub(super) fn directory(&self) -> &Path {
-        &self.directory
+    /// Has a process run out of memory in it, and waits until that was killed.
+    pub(super) fn run_out(&self, programs: &Programs) -> Result<()> {
+        let status = programs.victim_in(&self.directory).arg("leak").status().context("cannot start a victim")?;
+        ensure!(status.signal() == Some(SIGKILL), "a victim of the OOM killer ended with {status}");
+        Ok(())
     }
 
     /// A configuration that looks after it, and starts nothing.

@@ -34,7 +34,7 @@ mod year;
 
 use std::{
     path::Path,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Result, ensure};
@@ -132,6 +132,13 @@ struct Programs {
 }
 
 impl Programs {
+    /// A process in this cgroup that does what its first argument says, ready to start.
+    fn victim_in(&self, cgroup: &Path) -> Command {
+        let mut command = Command::new(&self.victim);
+        command.arg("--cgroup").arg(cgroup).stdin(Stdio::null());
+        command
+    }
+
     /// A storm of `count` processes that end like this, on the last processor, in this cgroup, ready to start.
     fn storm(&self, count: u32, end: kernel::End, cgroup: Option<&Path>) -> Command {
         let last = std::thread::available_parallelism().map_or(0, |count| count.get() - 1);

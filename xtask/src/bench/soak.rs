@@ -6,9 +6,8 @@
 
 use std::{
     fs,
-    os::unix::process::ExitStatusExt as _,
     path::PathBuf,
-    process::{Command, ExitCode, Stdio},
+    process::ExitCode,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -27,11 +26,8 @@ use crate::{artifacts, fuzz, privilege, say, test::live};
 
 const ROUND: Duration = Duration::from_millis(100);
 const SAMPLE: Duration = Duration::from_secs(5);
-/// What a victim may take before it is killed.
-const OOM_LIMIT: u64 = 16 << 20;
 /// Each so many rounds one victim runs out of memory: it takes longest.
 const OOM_EVERY: u64 = 5;
-const SIGKILL: i32 = 9;
 /// What memory may grow by from the second quarter to the last: 2 MiB, less than a minute's incidents would take if each
 /// were kept. Before that, tables fill that are bounded by count.
 const GROWTH_KIB: u64 = 2048;
@@ -61,7 +57,7 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     ensure!(privilege::is_root(), "cargo xtask soak needs root, to load the kernel programs and to make cgroups");
     let programs = programs()?;
     let served = Served::new()?;
-    let limited = Limited::new(OOM_LIMIT)?;
+    let limited = Limited::new()?;
     let agent = Agent::start(&programs, &format!("{}{}", served.config(), limited.config("victims")))?;
     wait_for(&agent, "the service", |_| served.member().is_some())?;
     let (begin, before) = (Instant::now(), agent.metrics()?);
@@ -77,8 +73,7 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
             (kills, killed) = (kills + 1, pid);
         }
         if rounds.is_multiple_of(OOM_EVERY) {
-            let status = victim(&programs, limited.directory()).arg("leak").status()?;
-            ensure!(status.signal() == Some(SIGKILL), "a victim of the OOM killer ended with {status}");
+            limited.run_out(&programs)?;
             oom_kills += 1;
         }
         passing(&programs, rounds)?;
@@ -165,17 +160,11 @@ fn wait_for(agent: &Agent, what: &str, mut there: impl FnMut(&Metrics) -> bool) 
     Ok(())
 }
 
-fn victim(programs: &Programs, cgroup: &std::path::Path) -> Command {
-    let mut command = Command::new(&programs.victim);
-    command.arg("--cgroup").arg(cgroup).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command
-}
-
 /// A cgroup that comes, has a death, and goes.
 fn passing(programs: &Programs, round: u64) -> Result<()> {
     let directory = memory_hierarchy().0.join(format!("defib-soak-{}-{}", std::process::id(), round % 1000));
     make(&directory)?;
-    victim(programs, &directory).args(["exit", "3"]).status()?;
+    programs.victim_in(&directory).args(["exit", "3"]).status()?;
     fs::remove_dir(&directory).with_context(|| format!("cannot remove {}", directory.display()))
 }
 

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     needs::{Mend, Need, Step},
-    process, workspace,
+    process,
+    tool::{self, Tool},
 };
 
 /// LLVM's major version in [`PACKAGES`] and in the feature that bpf-linker is built with; rustc's must be the same.
@@ -22,7 +23,7 @@ const LLVM_MAJOR: &str = "22";
 /// Where the package of that version installs.
 const LLVM: &str = "/usr/lib/llvm-22";
 /// The version of bpf-linker that is known to work with it.
-const BPF_LINKER: &str = "0.13.0";
+const BPF_LINKER: Tool = Tool { name: "bpf-linker", version: "0.13.0" };
 /// Debian packages, with what each is for.
 const PACKAGES: [(&str, &str); 4] = [
     ("rustc-web", "compiles the kernel programs"),
@@ -95,7 +96,7 @@ impl Toolchain {
                 rust_src: package_version("rust-web-src")?.context("rust-web-src is missing")?,
             },
             rustc,
-            linker_directory: linker_directory(),
+            linker_directory: tool::directory(),
             objcopy: Path::new(LLVM).join("bin/llvm-objcopy"),
         })
     }
@@ -110,9 +111,9 @@ pub(crate) fn missing() -> Result<Vec<Need>> {
             needs.push(Need { what: format!("Debian package {package}"), why, mend });
         }
     }
-    if linker_version().as_deref() != Some(BPF_LINKER) {
+    if linker_version().as_deref() != Some(BPF_LINKER.version) {
         needs.push(Need {
-            what: format!("bpf-linker {BPF_LINKER}, built against LLVM {LLVM_MAJOR}"),
+            what: format!("bpf-linker {}, built against LLVM {LLVM_MAJOR}", BPF_LINKER.version),
             why: "links the kernel programs and writes their BTF",
             mend: Mend::Command(linker_install()),
         });
@@ -120,25 +121,15 @@ pub(crate) fn missing() -> Result<Vec<Need>> {
     Ok(needs)
 }
 
+/// Ours, never the user's own: a copy of theirs might be linked with another LLVM.
 fn linker_install() -> Step {
-    let root = linker_root().display().to_string();
     let feature = format!("llvm-{LLVM_MAJOR}");
-    let words = ["cargo", "install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--no-default-features"];
-    Step::new(words).and(["--features", &feature, "--root", &root]).with("LLVM_PREFIX", LLVM)
-}
-
-/// Beside other build products: a copy in the user's own directories might be linked with another LLVM.
-fn linker_root() -> PathBuf {
-    workspace::target().join("tools")
-}
-
-fn linker_directory() -> PathBuf {
-    linker_root().join("bin")
+    BPF_LINKER.install().and(["--features", &feature, "--no-default-features"]).with("LLVM_PREFIX", LLVM)
 }
 
 /// The version of our copy; none also when it cannot start, for example after its LLVM was removed.
 fn linker_version() -> Option<String> {
-    let answer = process::output(Command::new(linker_directory().join("bpf-linker")).arg("--version")).ok()?;
+    let answer = process::output(Command::new(BPF_LINKER.ours()).arg("--version")).ok()?;
     answer.strip_prefix("bpf-linker ").map(str::to_owned)
 }
 
