@@ -2,12 +2,14 @@
 //!
 //! * [`record`]: the records that travel over the two rings, with their checked decode;
 //! * [`layout`]: where the running kernel keeps the fields that the programs read, filled from its BTF at start;
+//! * [`allocation`]: what the programs that watch an allocator send;
 //! * [`counter`]: slots of the per-CPU counters;
 //! * [`status`]: what a wait status means.
 //!
 //! Both sides compile this crate, so a change here changes the committed object: rebuild it with `cargo xtask ebpf`.
 #![no_std]
 
+pub mod allocation;
 pub mod counter;
 pub mod layout;
 pub mod record;

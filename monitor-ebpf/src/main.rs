@@ -1,4 +1,5 @@
-//! The kernel programs: one file for each hook family, all on BTF tracepoints (`tp_btf`), no kprobes.
+//! The kernel programs: one file for each hook family, all on BTF tracepoints (`tp_btf`), no kprobes; but for the last, which
+//! probes a traced service's own allocator and is loaded by `defib trace` alone.
 //!
 //! * [`exit`]: a process ended; counts every outcome, reports abnormal deaths and all that is watched
 //! * [`signal`]: remembers who sent the signal that ends a process
@@ -7,12 +8,15 @@
 //! * [`memory`]: requests for memory that were refused
 //! * [`life`]: exec and fork inside watched cgroups
 //! * [`cgroup`]: cgroups that come, go, empty and fill
+//! * [`allocation`]: memory that an allocator hands out and takes back
 //!
 //! They share [`maps`] (every map and global), [`task`] and [`current`] (how a task is read) and [`ring`] (how a record is sent).
 //! Kernel fields are read through typed pointers at offsets that the agent took from BTF, so the verifier checks each
 //! read and no helper call is spent on it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+#[cfg(target_arch = "bpf")]
+mod allocation;
 #[cfg(target_arch = "bpf")]
 mod cgroup;
 #[cfg(target_arch = "bpf")]

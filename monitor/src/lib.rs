@@ -52,4 +52,5 @@ mod supervisor;
 mod symbols;
 mod text;
 mod timeline;
+mod trace;
 mod web;

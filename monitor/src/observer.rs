@@ -82,7 +82,7 @@ impl Death {
         if site.stack.frames.is_empty() {
             return;
         }
-        match symbols::name(&site.stack).await {
+        match symbols::name(site.stack.clone()).await {
             Ok(frames) => site.frames = frames,
             Err(error) => tracing::warn!("a crash site has no names: {error:#}"),
         }

@@ -36,6 +36,14 @@ pub(crate) struct Hierarchy {
     pub(crate) cpu: Option<PathBuf>,
 }
 
+/// All processes of the cgroup with this directory, in whichever hierarchy it is, and of those below it.
+///
+/// # Errors
+/// When they cannot be listed.
+pub(crate) fn members_below(directory: &Path) -> Result<Vec<u32>> {
+    Hierarchy { version: Version::V2, id: 0, mount: directory.to_owned(), cpu: None }.all_processes()
+}
+
 impl Hierarchy {
     /// Finds the hierarchy of the memory controller.
     ///
@@ -154,13 +162,16 @@ impl Hierarchy {
 
     /// All processes in a cgroup and below it; none when it does not exist.
     pub(crate) fn members(&self, path: &str) -> Result<Vec<u32>> {
+        Self { mount: self.directory(path), ..self.clone() }.all_processes()
+    }
+
+    fn all_processes(&self) -> Result<Vec<u32>> {
         let mut members = Vec::new();
-        let own = Self { mount: self.directory(path), ..self.clone() };
-        if !own.mount.exists() {
+        if !self.mount.exists() {
             return Ok(members);
         }
         let mut error = None;
-        own.walk(|_, path| match own.processes(path) {
+        self.walk(|_, path| match self.processes(path) {
             Ok(pids) => members.extend(pids),
             Err(failed) => error = Some(failed),
         })?;

@@ -97,6 +97,15 @@ pub(crate) fn memory_held(tgid: u32) -> Option<u64> {
     Some(parts.into_iter().sum::<u64>().saturating_mul(1024))
 }
 
+/// Processor time that a process has used, seconds; `None` when it has gone.
+pub(crate) fn processor_seconds(tgid: u32) -> Option<f64> {
+    let stat = stat(tgid).ok()?;
+    let fields = fields(&stat)?;
+    let ticks = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    // Fields 14 and 15 of proc_pid_stat(5).
+    Some((ticks(11)? + ticks(12)?) as f64 * TICK_NS as f64 / 1e9)
+}
+
 /// A number that is the same for processes of the same program file with the same arguments; `None` when it has gone, or has
 /// no arguments yet because it is just becoming that program. A file that was replaced, as a deploy does, is another one.
 pub(crate) fn build(tgid: u32) -> Option<u64> {

@@ -19,6 +19,7 @@ use monitor_common::counter::SLOTS;
 
 use super::{
     about::{About, Remains},
+    allocations::UNUSED_BY_AGENT,
     btf,
     diagnostics::{self, Diagnostics},
     layout::{self, Function, Plan},
@@ -32,8 +33,8 @@ pub(crate) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// The compiled programs. Aligned, because the loader reads the ELF in place.
 #[repr(C, align(8))]
-struct Aligned<T: ?Sized>(T);
-static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("DEFIB_EBPF_OBJECT")));
+pub(super) struct Aligned<T: ?Sized>(pub(super) T);
+pub(super) static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("DEFIB_EBPF_OBJECT")));
 
 /// How to load.
 #[derive(Clone, Copy, Debug)]
@@ -191,7 +192,11 @@ fn begin(
     about: &About,
 ) -> Result<(Set, Vec<&'static str>, Option<Diagnostics>)> {
     let layout: &[u32] = bytemuck::cast_slice(std::slice::from_ref(&plan.layout));
-    let mut ebpf = EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    for (map, entries) in UNUSED_BY_AGENT {
+        loader.map_max_entries(map, entries);
+    }
+    let mut ebpf = loader
         .btf(None)
         .override_global("LAYOUT", layout, true)
         .override_global(aya_log::LEVEL, &log_level, false)
@@ -295,7 +300,7 @@ fn attach_function(ebpf: &mut Ebpf, types: &Btf, at: &Function, set: &mut Set) -
 }
 
 /// A refusal for want of privilege reads as such, however deep the loader wrapped it.
-fn explain(error: anyhow::Error) -> anyhow::Error {
+pub(super) fn explain(error: anyhow::Error) -> anyhow::Error {
     let refused = error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())

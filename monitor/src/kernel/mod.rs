@@ -3,11 +3,13 @@
 //! * [`btf`] reads the kernel's types, [`layout`] turns them into the programs' constants
 //! * [`load`] loads and attaches, or takes over the [`set`] of an earlier agent when [`about`] says that it fits
 //! * [`ring`] follows the rings, whose memory is [`records`]
+//! * [`allocations`] has the programs for `defib trace`, which the agent does not load
 //! * [`bpf`] has the few system calls that the loader does not offer, [`pins`] keeps a set in a bpffs
 //!
 //! Nothing here knows services, causes or actions.
 
 mod about;
+mod allocations;
 mod bpf;
 mod btf;
 mod diagnostics;
@@ -19,6 +21,7 @@ mod ring;
 mod set;
 
 pub(crate) use about::Remains;
+pub(crate) use allocations::{Allocations, Counts, Probe, Role};
 pub(crate) use diagnostics::follow_diagnostics;
 pub(crate) use layout::Watched;
 pub(crate) use load::{Kernel, Options, Origin, Rings, VMLINUX, load, permitted};

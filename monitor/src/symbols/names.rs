@@ -20,30 +20,40 @@ use blazesym::{
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::{Frame, RawFrame, Stack, maps};
+use super::{Frame, Question, RawFrame, Stack, maps, places};
 use crate::host::privilege;
 
-/// Memory and processor time that the process may use; a browser's symbols fit.
+/// Memory and processor time that the process may use; a browser's symbols fit. Source lines of thousands of places take longer.
 const MEMORY_MAX: u64 = 2 * 1024 * 1024 * 1024;
 const SECONDS_MAX: u64 = 5;
+const SECONDS_FOR_PLACES: u64 = 120;
 /// Where distributions put symbols that they have taken out of programs.
 const DEBUG_FILES: &str = "/usr/lib/debug/.build-id";
 
-/// What `defib locate` does: a [`Stack`] comes by standard input, its frames go to standard output, both as JSON.
+/// What `defib locate` does: a [`Question`] comes by standard input, its answer goes to standard output, both as JSON.
 ///
 /// # Errors
 /// When the input is no stack, or nobody takes the output.
 pub(crate) fn locate() -> Result<()> {
-    for (resource, limit) in [(Resource::As, MEMORY_MAX), (Resource::Cpu, SECONDS_MAX), (Resource::Core, 0)] {
-        setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })
-            .context("cannot limit this process")?;
-    }
+    let limit = |resource, limit| {
+        setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) }).context("cannot limit this process")
+    };
+    limit(Resource::As, MEMORY_MAX)?;
+    limit(Resource::Core, 0)?;
     privilege::only_symbols()?;
     let mut question = Vec::new();
-    std::io::stdin().read_to_end(&mut question).context("cannot read a stack")?;
-    let stack: Stack = serde_json::from_slice(&question).context("this is no stack")?;
-    let answer = serde_json::to_vec(&resolve(&stack)).context("cannot write frames")?;
-    std::io::stdout().write_all(&answer).context("cannot write frames")
+    std::io::stdin().read_to_end(&mut question).context("cannot read a question")?;
+    let answer = match serde_json::from_slice(&question).context("this is no question")? {
+        Question::Stack(stack) => {
+            limit(Resource::Cpu, SECONDS_MAX)?;
+            serde_json::to_vec(&resolve(&stack))
+        }
+        Question::Places(places) => {
+            limit(Resource::Cpu, SECONDS_FOR_PLACES)?;
+            serde_json::to_vec(&places::name(&places))
+        }
+    };
+    std::io::stdout().write_all(&answer.context("cannot write an answer")?).context("cannot write an answer")
 }
 
 /// A file, and the way to it from here.
@@ -156,13 +166,13 @@ fn symbol(symbolizer: &Symbolizer, module: &Module, frame: &Frame, back: u64) ->
     })
 }
 
-fn debug_file(build_id: &str) -> Option<PathBuf> {
+pub(super) fn debug_file(build_id: &str) -> Option<PathBuf> {
     let (directory, name) = build_id.split_at_checked(2)?;
     Some(Path::new(DEBUG_FILES).join(directory).join(format!("{name}.debug")))
 }
 
 /// What was a file when it was mapped may be a pipe by now, and opening that would wait.
-fn is_file(path: &Path) -> bool {
+pub(super) fn is_file(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_file())
 }
 

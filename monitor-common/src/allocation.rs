@@ -1,0 +1,126 @@
+//! What travels from the programs that watch an allocator: samples of memory that was handed out, and word of those that came back.
+//!
+//! Only [`Sample`] is large, for the part of the stack that comes with it: code without frame pointers is unwound in user space,
+//! with the tables that its file has.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Bytes of stack that come with a sample, from its pointer upwards: some fifty frames of usual size.
+pub const STACK: usize = PIECES * PIECE;
+/// It is read in pieces of so many bytes, until one is not there.
+pub const PIECE: usize = 512;
+/// So many of them.
+pub const PIECES: usize = 16;
+
+/// A [`Sample`].
+pub const KIND_SAMPLE: u32 = 1;
+/// A [`Gone`].
+pub const KIND_GONE: u32 = 2;
+
+/// Memory that an allocator has handed out.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Sample {
+    /// [`KIND_SAMPLE`].
+    pub kind: u32,
+    /// Bytes of `stack` that were read.
+    pub stack_len: u32,
+    /// Process and thread.
+    pub tgid: u32,
+    /// Thread.
+    pub tid: u32,
+    /// CLOCK_BOOTTIME, nanoseconds.
+    pub time_ns: u64,
+    /// Where the memory is.
+    pub address: u64,
+    /// How much was asked for, bytes.
+    pub size: u64,
+    /// The allocator's function.
+    pub ip: u64,
+    /// The address that it returns to.
+    pub caller: u64,
+    /// The stack pointer when it has returned.
+    pub sp: u64,
+    /// The frame pointer then.
+    pub bp: u64,
+    /// The stack from `sp` on.
+    pub stack: [[u8; PIECE]; PIECES],
+}
+
+/// Memory of a sample that is its owner's no longer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Gone {
+    /// [`KIND_GONE`].
+    pub kind: u32,
+    /// Process.
+    pub tgid: u32,
+    /// Where it was.
+    pub address: u64,
+    /// 1: released before our eyes. 0: handed out again, so it had been.
+    pub released: u64,
+}
+
+/// A record.
+#[derive(Clone, Copy)]
+pub enum Record<'a> {
+    /// See [`Sample`].
+    Sample(&'a Sample),
+    /// See [`Gone`].
+    Gone(Gone),
+}
+
+impl<'a> Record<'a> {
+    /// Reads a record; `None` when it is none of ours. `bytes` must be aligned to eight, as records in a ring are.
+    pub fn decode(bytes: &'a [u8]) -> Option<Self> {
+        let kind = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
+        match kind {
+            KIND_SAMPLE => {
+                let sample: &Sample = bytemuck::try_from_bytes(bytes.get(..size_of::<Sample>())?).ok()?;
+                (sample.stack_len as usize <= STACK).then_some(Self::Sample(sample))
+            }
+            KIND_GONE => Some(Self::Gone(bytemuck::try_pod_read_unaligned(bytes.get(..size_of::<Gone>())?).ok()?)),
+            _ => None,
+        }
+    }
+}
+
+/// Slots of the per-CPU counters: calls that began, samples, calls whose end was seen, samples that found no room in the ring, and
+/// such that found none among those that are followed.
+pub const CALLS: u32 = 0;
+/// See [`CALLS`].
+pub const SAMPLED: u32 = 1;
+/// See [`CALLS`].
+pub const ENDS: u32 = 2;
+/// See [`CALLS`].
+pub const NO_RING: u32 = 3;
+/// See [`CALLS`].
+pub const NO_ROOM: u32 = 4;
+/// Calls of release.
+pub const RELEASES: u32 = 5;
+/// Number of slots.
+pub const SLOTS: u32 = 6;
+
+/// What a probe is for, as it is told to the program for many places.
+pub mod role {
+    /// `malloc(size)` and its like.
+    pub const ALLOCATE: u64 = 1;
+    /// `calloc(count, size)`.
+    pub const ALLOCATE_ARRAY: u64 = 2;
+    /// `aligned_alloc(alignment, size)`.
+    pub const ALLOCATE_ALIGNED: u64 = 3;
+    /// `posix_memalign(out, alignment, size)`.
+    pub const ALLOCATE_OUT: u64 = 4;
+    /// `realloc(memory, size)`.
+    pub const REALLOCATE: u64 = 5;
+    /// The functions before have returned.
+    pub const RETURNED: u64 = 6;
+    /// `free(memory)`.
+    pub const RELEASE: u64 = 7;
+    /// A `ret` of them.
+    pub const ALLOCATED: u64 = 8;
+    /// Go's `runtime.mallocgc(size, type, zero)`.
+    pub const ALLOCATE_GO: u64 = 9;
+    /// A `ret` of that.
+    pub const ALLOCATED_GO: u64 = 10;
+}

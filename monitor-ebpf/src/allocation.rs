@@ -1,0 +1,326 @@
+//! Memory that an allocator hands out and takes back, for a service that is traced: probes in user space, attached for moments.
+//!
+//! A call is noted when it begins (how much is asked for) and finished when it ends, where the address of the memory is known and the
+//! stack is as it was at the beginning. The end is seen in one of two ways: by the kernel's return probe, which puts an address of its
+//! own in place of the one to return to; or by probes at the `ret` instructions, for processes to which that might do harm (system
+//! call filters of some kernels end them; languages that move stacks). The second costs several times as much: the kernel steps over
+//! the instruction. An end belongs to the call that began with the same stack pointer, so functions that the allocator calls, or
+//! ends by a jump to, may be probed as well.
+//!
+//! x86-64 only: where arguments are is the machine's convention.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_attach_cookie, bpf_get_prandom_u32, bpf_probe_read_user},
+    },
+    macros::{map, uprobe, uretprobe},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    programs::{ProbeContext, RetProbeContext},
+};
+use monitor_common::allocation::{
+    CALLS, ENDS, Gone, KIND_GONE, KIND_SAMPLE, NO_RING, NO_ROOM, PIECE, RELEASES, SAMPLED, SLOTS, STACK, Sample, role,
+};
+
+use crate::task;
+
+/// Samples and what became of them. The agent proper loads these maps with next to no room.
+#[map]
+static ALLOCATIONS: RingBuf = RingBuf::with_byte_size(2 * 1024 * 1024, 0);
+
+/// Calls that have begun, by thread.
+#[map]
+static BEGUN: LruHashMap<u64, Call> = LruHashMap::with_max_entries(4096, 0);
+
+/// Samples that are followed: memory that was handed out and has not come back, as far as we know.
+#[map]
+static FOLLOWED: HashMap<Memory, u64> = HashMap::with_max_entries(16384, 0);
+
+/// Of 2^32 calls, how many are sampled.
+#[map]
+static SHARE: Array<u32> = Array::with_max_entries(1, 0);
+
+/// See [`monitor_common::allocation`].
+#[map]
+static ALLOCATION_COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);
+
+/// A call that has begun.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Call {
+    size: u64,
+    /// Where it is.
+    ip: u64,
+    /// Stack pointer at its beginning, where the address to return to is.
+    sp: u64,
+    /// Where the address is put, for functions that do not return it.
+    out: u64,
+}
+
+/// Memory of a process.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Memory {
+    tgid: u64,
+    address: u64,
+}
+
+macro_rules! register {
+    ($ctx:expr, $name:ident) => {
+        // SAFETY: the context of a probe is the registers.
+        unsafe { (*$ctx.regs).$name }
+    };
+}
+
+/// One program for all places: which is which is told by the number that each was attached with. Where the kernel can attach to
+/// many places at once (6.6 and newer), they are given up at once as well; one by one, each takes some ten milliseconds.
+#[uprobe]
+fn probed(ctx: ProbeContext) -> u32 {
+    // SAFETY: the helper takes the context.
+    match unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } {
+        role::ALLOCATE => allocate(&ctx),
+        role::ALLOCATE_ARRAY => allocate_array(&ctx),
+        role::ALLOCATE_ALIGNED => allocate_aligned(&ctx),
+        role::ALLOCATE_OUT => allocate_out(&ctx),
+        role::REALLOCATE => reallocate(&ctx),
+        role::RETURNED => returned(&ctx),
+        role::RELEASE => release(&ctx),
+        role::ALLOCATED => end(&ctx, thread()),
+        role::ALLOCATE_GO => allocate_go(&ctx),
+        role::ALLOCATED_GO => end(&ctx, goroutine(&ctx)),
+        _ => {}
+    }
+    0
+}
+
+macro_rules! programs {
+    ($($program:ident: $body:expr;)+) => {
+        $(
+            #[uprobe]
+            fn $program(ctx: ProbeContext) -> u32 {
+                let body: fn(&ProbeContext) = $body;
+                body(&ctx);
+                0
+            }
+        )+
+    };
+}
+
+// The same for older kernels: a program for each.
+programs! {
+    probed_allocate: allocate;
+    probed_allocate_array: allocate_array;
+    probed_allocate_aligned: allocate_aligned;
+    probed_allocate_out: allocate_out;
+    probed_reallocate: reallocate;
+    probed_release: release;
+    probed_allocated: |ctx| end(ctx, thread());
+    probed_allocate_go: allocate_go;
+    probed_allocated_go: |ctx| end(ctx, goroutine(ctx));
+}
+
+/// For older kernels: the return probe.
+#[uretprobe]
+fn probed_returned(ctx: RetProbeContext) -> u32 {
+    returned(&ProbeContext::new(ctx.as_ptr()));
+    0
+}
+
+/// `malloc(size)` and its like.
+#[inline(always)]
+fn allocate(ctx: &ProbeContext) {
+    begin(ctx, thread(), register!(ctx, rdi), 0);
+}
+
+/// `calloc(count, size)`.
+#[inline(always)]
+fn allocate_array(ctx: &ProbeContext) {
+    begin(ctx, thread(), register!(ctx, rdi).wrapping_mul(register!(ctx, rsi)), 0);
+}
+
+/// `aligned_alloc(alignment, size)`.
+#[inline(always)]
+fn allocate_aligned(ctx: &ProbeContext) {
+    begin(ctx, thread(), register!(ctx, rsi), 0);
+}
+
+/// `posix_memalign(out, alignment, size)`.
+#[inline(always)]
+fn allocate_out(ctx: &ProbeContext) {
+    begin(ctx, thread(), register!(ctx, rdx), register!(ctx, rdi));
+}
+
+/// `realloc(memory, size)`: what was there goes, whether it moves or not.
+#[inline(always)]
+fn reallocate(ctx: &ProbeContext) {
+    give_up(register!(ctx, rdi));
+    begin(ctx, thread(), register!(ctx, rsi), 0);
+}
+
+/// `free(memory)`.
+#[inline(always)]
+fn release(ctx: &ProbeContext) {
+    count(RELEASES);
+    give_up(register!(ctx, rdi));
+}
+
+/// Go's `runtime.mallocgc(size, type, zero)`: arguments are in registers of Go's own.
+#[inline(always)]
+fn allocate_go(ctx: &ProbeContext) {
+    begin(ctx, goroutine(ctx), register!(ctx, rax), 0);
+}
+
+/// Who calls in a Go program: a goroutine may go on on another thread.
+#[inline(always)]
+fn goroutine(ctx: &ProbeContext) -> u64 {
+    register!(ctx, r14)
+}
+
+#[inline(always)]
+fn thread() -> u64 {
+    bpf_get_current_pid_tgid()
+}
+
+#[inline(always)]
+fn begin(ctx: &ProbeContext, caller: u64, size: u64, out: u64) {
+    count(CALLS);
+    let call = Call { size, ip: register!(ctx, rip), sp: register!(ctx, rsp), out };
+    // Of a thread that began another call and never came to its end, the latest counts.
+    BEGUN.insert(caller, call, 0).ok();
+}
+
+/// At a `ret`.
+#[inline(always)]
+fn end(ctx: &ProbeContext, caller: u64) {
+    let sp = register!(ctx, rsp);
+    let Some(call) = ended(caller, sp) else { return };
+    let mut back = 0_u64;
+    // SAFETY: the helper checks the address; on failure it writes zeros.
+    unsafe { bpf_probe_read_user((&raw mut back).cast(), 8, sp as *const _) };
+    finish(ctx, &call, back, sp + 8);
+}
+
+/// Behind the call, where the return probe leads.
+#[inline(always)]
+fn returned(ctx: &ProbeContext) {
+    let sp = register!(ctx, rsp);
+    let Some(call) = ended(thread(), sp - 8) else { return };
+    finish(ctx, &call, register!(ctx, rip), sp);
+}
+
+/// The call that began with this stack pointer.
+#[inline(always)]
+fn ended(caller: u64, sp: u64) -> Option<Call> {
+    let call = BEGUN.get_ptr(caller)?;
+    // SAFETY: a value of a preallocated map stays mapped; at worst it is another call's by now, whose stack pointer differs.
+    let call = unsafe { *call };
+    if call.sp != sp {
+        return None;
+    }
+    BEGUN.remove(caller).ok();
+    count(ENDS);
+    Some(call)
+}
+
+/// `back`: where it has returned to, with the stack pointer at `sp`.
+#[inline(always)]
+fn finish(ctx: &ProbeContext, call: &Call, back: u64, sp: u64) {
+    let mut address = register!(ctx, rax);
+    if call.out != 0 {
+        if address != 0 {
+            return;
+        }
+        // SAFETY: the helper checks the address; on failure it writes zeros.
+        unsafe { bpf_probe_read_user((&raw mut address).cast(), 8, call.out as *const _) };
+    }
+    if address == 0 {
+        return;
+    }
+    let memory = Memory { tgid: bpf_get_current_pid_tgid() >> 32, address };
+    // SAFETY: the value is only compared with "absent".
+    let again = unsafe { FOLLOWED.get(memory) }.is_some();
+    let share = SHARE.get(0).copied().unwrap_or(0);
+    // SAFETY: a helper without arguments.
+    if (unsafe { bpf_get_prandom_u32() } as u32) < share && follow(ctx, memory, call, back, sp) {
+        return;
+    }
+    if again {
+        went(memory, 0);
+    }
+}
+
+/// Sends a sample; false when there is no room for it.
+#[inline(always)]
+fn follow(ctx: &ProbeContext, memory: Memory, call: &Call, back: u64, sp: u64) -> bool {
+    let Some(mut entry) = ALLOCATIONS.reserve::<Sample>(0) else {
+        count(NO_RING);
+        return false;
+    };
+    let time_ns = task::now_ns();
+    if FOLLOWED.insert(memory, time_ns, 0).is_err() {
+        count(NO_ROOM);
+        entry.discard(0);
+        return false;
+    }
+    let sample = entry.as_mut_ptr();
+    let bp = register!(ctx, rbp);
+    // SAFETY: the entry is as large as a `Sample`; the helper checks what it reads and writes no more than it is told.
+    unsafe {
+        (*sample).kind = KIND_SAMPLE;
+        (*sample).tgid = memory.tgid as u32;
+        (*sample).tid = bpf_get_current_pid_tgid() as u32;
+        (*sample).time_ns = time_ns;
+        (*sample).address = memory.address;
+        (*sample).size = call.size;
+        (*sample).ip = call.ip;
+        (*sample).caller = back;
+        (*sample).sp = sp;
+        (*sample).bp = bp;
+        let stack = (&raw mut (*sample).stack).cast::<u8>();
+        let mut read = 0;
+        while read < STACK {
+            if bpf_probe_read_user(stack.add(read).cast(), PIECE as u32, (sp + read as u64) as *const _) != 0 {
+                break;
+            }
+            read += PIECE;
+        }
+        (*sample).stack_len = read as u32;
+    }
+    count(SAMPLED);
+    entry.submit(0);
+    true
+}
+
+/// Memory is released, or on the way to be another.
+#[inline(always)]
+fn give_up(address: u64) {
+    if address == 0 {
+        return;
+    }
+    let memory = Memory { tgid: bpf_get_current_pid_tgid() >> 32, address };
+    // SAFETY: the value is only compared with "absent".
+    if unsafe { FOLLOWED.get(memory) }.is_some() {
+        went(memory, 1);
+    }
+}
+
+/// Says so. Without room it stays followed, and is told of when it is handed out again.
+#[inline(always)]
+fn went(memory: Memory, released: u64) {
+    let Some(mut entry) = ALLOCATIONS.reserve::<Gone>(0) else {
+        count(NO_RING);
+        return;
+    };
+    entry.write(Gone { kind: KIND_GONE, tgid: memory.tgid as u32, address: memory.address, released });
+    entry.submit(0);
+    FOLLOWED.remove(memory).ok();
+}
+
+#[inline(always)]
+fn count(slot: u32) {
+    if let Some(counter) = ALLOCATION_COUNTS.get_ptr_mut(slot) {
+        // SAFETY: this CPU's slot of the map.
+        unsafe { *counter += 1 };
+    }
+}

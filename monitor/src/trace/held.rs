@@ -1,0 +1,157 @@
+//! Whether memory that was handed out is still held, and what is in it, by a look at the process' memory.
+//!
+//! Any allocator: memory that is mapped no longer is held no longer. The GNU C library: the block behind it tells whether this
+//! one is in use, and blocks in a thread's own cache of free ones carry a mark, a random number of the process that is learnt
+//! from blocks whose release was seen.
+
+use std::{
+    collections::{HashMap, hash_map::DefaultHasher},
+    fs::File,
+    hash::{Hash as _, Hasher as _},
+    os::unix::fs::FileExt as _,
+};
+
+use anyhow::{Context as _, Result};
+
+/// Block headers of the GNU C library (malloc.c): flags in the low bits of a block's size.
+const FLAGS: u64 = 7;
+const PREVIOUS_IN_USE: u64 = 1;
+const IS_MAPPED: u64 = 2;
+
+/// Bytes that a print is of.
+const PRINTED: usize = 64;
+
+/// Released blocks with the same word in them that make it a mark.
+const SEEN_OFTEN: u32 = 4;
+/// Words that are counted; a process has one mark, older libraries one for each thread.
+const WORDS: usize = 1024;
+
+/// The memory of a process.
+#[derive(Debug)]
+pub(super) struct Memory {
+    file: File,
+    /// Whether blocks are the GNU C library's.
+    is_glibc: bool,
+    marks: Marks,
+}
+
+impl Memory {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// When it is gone, or this process may not read it.
+    pub(super) fn open(tgid: u32, is_glibc: bool) -> Result<Self> {
+        let path = format!("/proc/{tgid}/mem");
+        let file = File::open(&path).with_context(|| format!("cannot read {path}"))?;
+        Ok(Self { file, is_glibc, marks: Marks::default() })
+    }
+
+    /// Learns from a block that was released a moment ago.
+    pub(super) fn released(&mut self, address: u64) {
+        if self.is_glibc
+            && let Some(word) = self.word(address.wrapping_add(8))
+        {
+            self.marks.learn(word);
+        }
+    }
+
+    /// A number for what is in a block of `size` bytes; `None` when its owner has released it. Its first half, at most sixteen
+    /// bytes, is left out: lists are linked there, in use and not.
+    pub(super) fn print(&self, address: u64, size: u64) -> Option<u64> {
+        let mut bytes = [0; PRINTED];
+        let length = usize::try_from(size).unwrap_or(PRINTED).clamp(8, PRINTED);
+        let bytes = &mut bytes[..length];
+        self.file.read_exact_at(bytes, address).ok()?;
+        if self.is_glibc && self.is_free(address, size, bytes) {
+            return None;
+        }
+        let mut hasher = DefaultHasher::new();
+        bytes[(length / 2).min(16)..].hash(&mut hasher);
+        Some(hasher.finish())
+    }
+
+    fn is_free(&self, address: u64, size: u64, bytes: &[u8]) -> bool {
+        let mark = bytes.get(8..16).and_then(|word| word.try_into().ok()).map(u64::from_ne_bytes);
+        if mark.is_some_and(|word| self.marks.is_mark(word)) {
+            return true;
+        }
+        let header = self.word(address.wrapping_sub(8));
+        let behind = header.and_then(|header| next_header(address, header, size));
+        behind.and_then(|at| self.word(at)).is_some_and(|next| next & PREVIOUS_IN_USE == 0)
+    }
+
+    fn word(&self, address: u64) -> Option<u64> {
+        let mut word = [0; 8];
+        self.file.read_exact_at(&mut word, address).ok()?;
+        Some(u64::from_ne_bytes(word))
+    }
+}
+
+/// Where the header of the block behind is; `None` when this header is none that such a block would have.
+fn next_header(address: u64, header: u64, size: u64) -> Option<u64> {
+    let length = header & !FLAGS;
+    let fits = length >= size && length.is_multiple_of(16) && length >= 32 && length < 1 << 32;
+    (header & IS_MAPPED == 0 && fits).then(|| address.wrapping_sub(8).wrapping_add(length))
+}
+
+/// Words found in blocks that were free.
+#[derive(Debug, Default)]
+struct Marks(HashMap<u64, u32>);
+
+impl Marks {
+    fn learn(&mut self, word: u64) {
+        if looks_random(word) && (self.0.len() < WORDS || self.0.contains_key(&word)) {
+            *self.0.entry(word).or_default() += 1;
+        }
+    }
+
+    fn is_mark(&self, word: u64) -> bool {
+        self.0.get(&word).is_some_and(|&count| count >= SEEN_OFTEN)
+    }
+}
+
+/// Neither a number that programs keep, nor an address: a mark has random bits at its top.
+fn looks_random(word: u64) -> bool {
+    let top = word >> 47;
+    top != 0 && top != (1 << 17) - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unmapped_is_held_no_longer() {
+        let memory = Memory::open(std::process::id(), true).expect("our own memory");
+        let mut block = vec![0_u8; 100];
+        let address = block.as_ptr() as u64;
+        let first = memory.print(address, 100);
+        assert!(first.is_some());
+        block[1] = 7;
+        assert_eq!(memory.print(address, 100), first, "links do not count");
+        block[40] = 7;
+        assert_ne!(memory.print(address, 100), first);
+        assert_eq!(memory.print(8, 100), None);
+    }
+
+    #[test]
+    fn a_free_block_is_told_by_the_one_behind() {
+        assert_eq!(next_header(0x1010, 0x71, 100), Some(0x1078));
+        for (header, size) in [(0x71, 200), (0x73, 100), (0, 0), (u64::MAX, 1)] {
+            assert_eq!(next_header(0x1010, header, size), None, "{header:#x}");
+        }
+    }
+
+    #[test]
+    fn a_word_of_many_free_blocks_is_a_mark_unless_programs_keep_such_words() {
+        let mut marks = Marks::default();
+        let random = 0x9c3f_11d2_7a05_be61;
+        for word in [random, 1, 0x7fff_1234_5678, u64::MAX] {
+            assert!(!marks.is_mark(word));
+            for _ in 0..SEEN_OFTEN {
+                marks.learn(word);
+            }
+            assert_eq!(marks.is_mark(word), word == random, "{word:#x}");
+        }
+    }
+}

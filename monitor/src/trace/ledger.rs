@@ -1,0 +1,270 @@
+//! What was handed out before our eyes and has not come back: by stack, and how fast it grows. Pure.
+//!
+//! An allocator is watched for moments only. Of the memory that was handed out in them, most comes back at once; what does not is
+//! followed, and taken off when it is released in a later watch, when its address is handed out again, when its process has it no
+//! longer, or when it is written again: an address that was released and handed out between two watches looks like that, and what
+//! leaks is left alone. What is still there after [`MATURITY_NS`] counts as growth that stays. Watches are a known part of the time, so
+//! that growth by the time watched is an estimate of the whole.
+
+use std::collections::{BTreeMap, HashMap};
+
+/// Memory counts as staying when it was not given back for so long.
+pub(crate) const MATURITY_NS: u64 = 20_000_000_000;
+/// From when on what is in it is compared.
+const FILLED_NS: u64 = 2_000_000_000;
+/// Samples that are followed. When there are more, those that have stayed longest are taken as staying for good.
+pub(super) const FOLLOWED: usize = 12_000;
+
+/// A process of the service, numbered in the order of their appearance.
+pub(super) type ProcessId = u16;
+/// A stack, see [`super::stacks`].
+pub(super) type StackId = u32;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    followed: HashMap<(ProcessId, u64), Sample>,
+    /// The same in the order of their time, for those that have matured.
+    order: BTreeMap<(u64, ProcessId, u64), ()>,
+    settled: HashMap<(ProcessId, StackId), Sum>,
+    watches: Vec<Watch>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    stack: StackId,
+    size: u64,
+    /// Calls that it stands for.
+    weight: f64,
+    time_ns: u64,
+    /// What was in it when it was first looked at.
+    print: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Watch {
+    process: ProcessId,
+    begin_ns: u64,
+    seconds: f64,
+}
+
+/// What stays of one stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Sum {
+    /// Bytes an hour, estimate.
+    pub(super) bytes_per_hour: f64,
+    /// Samples that stayed.
+    pub(super) samples: u64,
+    /// Their bytes.
+    pub(super) bytes: u64,
+    /// Bytes times the calls that each stands for.
+    weighed: f64,
+}
+
+impl Sum {
+    fn add(&mut self, sample: &Sample) {
+        self.samples += 1;
+        self.bytes += sample.size;
+        self.weighed += sample.size as f64 * sample.weight;
+    }
+}
+
+impl Ledger {
+    /// A watch of `process` began then and took so long.
+    pub(super) fn watched(&mut self, process: ProcessId, begin_ns: u64, seconds: f64) {
+        self.watches.push(Watch { process, begin_ns, seconds });
+    }
+
+    /// Memory was handed out, and not given back before the watch ended. Returns an older sample that has to give way: it is
+    /// followed no longer.
+    pub(super) fn handed_out(
+        &mut self,
+        (process, address): (ProcessId, u64),
+        stack: StackId,
+        size: u64,
+        weight: f64,
+        time_ns: u64,
+    ) -> Option<(ProcessId, u64)> {
+        self.gone(process, address);
+        self.followed.insert((process, address), Sample { stack, size, weight, time_ns, print: None });
+        self.order.insert((time_ns, process, address), ());
+        (self.followed.len() > FOLLOWED).then(|| self.settle_oldest()).flatten()
+    }
+
+    /// Memory was given back, or is another's; nothing happens when it is not followed.
+    pub(super) fn gone(&mut self, process: ProcessId, address: u64) {
+        if let Some(sample) = self.followed.remove(&(process, address)) {
+            self.order.remove(&(sample.time_ns, process, address));
+        }
+    }
+
+    /// A process has ended. Its memory has come back, but what had matured by then had grown while it lived.
+    pub(super) fn ended(&mut self, process: ProcessId, now_ns: u64) {
+        let all: Vec<_> = self.followed.iter().filter(|((owner, _), _)| *owner == process).collect();
+        let all: Vec<_> = all.into_iter().map(|(&key, &sample)| (key, sample)).collect();
+        for ((_, address), sample) in all {
+            if is_mature(sample.time_ns, now_ns) {
+                self.settled.entry((process, sample.stack)).or_default().add(&sample);
+            }
+            self.gone(process, address);
+        }
+        self.watches.retain(|watch| watch.process != process || is_mature(watch.begin_ns, now_ns));
+    }
+
+    /// Addresses that are followed in a process.
+    pub(super) fn addresses(&self, process: ProcessId) -> Vec<u64> {
+        self.followed.keys().filter(|(owner, _)| *owner == process).map(|&(_, address)| address).collect()
+    }
+
+    /// Looks at all memory that is followed in a process. `print` tells what is in it, by address and size; `None` when it is held no
+    /// longer. Returns the addresses that are followed no longer.
+    pub(super) fn look(
+        &mut self,
+        process: ProcessId,
+        now_ns: u64,
+        mut print: impl FnMut(u64, u64) -> Option<u64>,
+    ) -> Vec<u64> {
+        let mut gone = Vec::new();
+        for (&(owner, address), sample) in &mut self.followed {
+            // It has to be filled first.
+            if owner != process || sample.time_ns + FILLED_NS > now_ns {
+                continue;
+            }
+            match (print(address, sample.size), sample.print) {
+                (Some(new), None) => sample.print = Some(new),
+                (Some(new), Some(old)) if new == old => {}
+                _ => gone.push(address),
+            }
+        }
+        for &address in &gone {
+            self.gone(process, address);
+        }
+        gone
+    }
+
+    /// What stays, by stack.
+    pub(super) fn growth(&self, now_ns: u64) -> HashMap<StackId, Sum> {
+        let mut sums = self.settled.clone();
+        for (&(process, _), sample) in &self.followed {
+            if is_mature(sample.time_ns, now_ns) {
+                sums.entry((process, sample.stack)).or_default().add(sample);
+            }
+        }
+        let mut watched: HashMap<ProcessId, f64> = HashMap::new();
+        for watch in self.watches.iter().filter(|watch| is_mature(watch.begin_ns, now_ns)) {
+            *watched.entry(watch.process).or_default() += watch.seconds;
+        }
+        let mut growth: HashMap<StackId, Sum> = HashMap::new();
+        for ((process, stack), sum) in sums {
+            let seconds = watched.get(&process).copied().unwrap_or(0.0);
+            if seconds > 0.0 {
+                let total = growth.entry(stack).or_default();
+                total.samples += sum.samples;
+                total.bytes += sum.bytes;
+                total.weighed += sum.weighed;
+                total.bytes_per_hour += sum.weighed / seconds * 3600.0;
+            }
+        }
+        growth
+    }
+
+    fn settle_oldest(&mut self) -> Option<(ProcessId, u64)> {
+        let ((_, process, address), ()) = self.order.pop_first()?;
+        let sample = self.followed.remove(&(process, address))?;
+        self.settled.entry((process, sample.stack)).or_default().add(&sample);
+        Some((process, address))
+    }
+}
+
+fn is_mature(since_ns: u64, now_ns: u64) -> bool {
+    since_ns + MATURITY_NS <= now_ns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const LATER: u64 = 100 * SECOND;
+
+    #[test]
+    fn what_stays_is_told_by_the_time_that_was_watched() {
+        let mut ledger = Ledger::default();
+        ledger.watched(0, SECOND, 0.5);
+        // Each tenth call was sampled.
+        ledger.handed_out((0, 0x10), 7, 100, 10.0, SECOND);
+        ledger.handed_out((0, 0x20), 7, 100, 10.0, SECOND);
+        ledger.handed_out((0, 0x30), 8, 4096, 10.0, SECOND);
+        ledger.gone(0, 0x30);
+        let growth = ledger.growth(LATER);
+        assert_eq!(growth.len(), 1);
+        assert_eq!(growth[&7].bytes_per_hour, 2000.0 / 0.5 * 3600.0);
+        assert_eq!((growth[&7].samples, growth[&7].bytes), (2, 200));
+    }
+
+    #[test]
+    fn what_has_just_come_does_not_count_nor_does_its_watch() {
+        let mut ledger = Ledger::default();
+        ledger.watched(0, SECOND, 1.0);
+        ledger.handed_out((0, 0x10), 1, 100, 1.0, SECOND);
+        ledger.watched(0, 90 * SECOND, 1.0);
+        ledger.handed_out((0, 0x20), 1, 5000, 1.0, 90 * SECOND);
+        assert_eq!(ledger.growth(LATER)[&1].bytes_per_hour, 100.0 * 3600.0);
+        assert_eq!(ledger.growth(200 * SECOND)[&1].bytes_per_hour, 5100.0 / 2.0 * 3600.0);
+    }
+
+    #[test]
+    fn an_address_that_is_handed_out_again_had_been_given_back() {
+        let mut ledger = Ledger::default();
+        ledger.watched(0, SECOND, 1.0);
+        ledger.handed_out((0, 0x10), 1, 100, 1.0, SECOND);
+        ledger.handed_out((0, 0x10), 2, 50, 1.0, 2 * SECOND);
+        // The same address in another process is other memory.
+        ledger.watched(1, SECOND, 1.0);
+        ledger.handed_out((1, 0x10), 1, 10, 1.0, SECOND);
+        let growth = ledger.growth(LATER);
+        assert_eq!(growth[&2].bytes, 50);
+        assert_eq!(growth[&1].bytes, 10);
+    }
+
+    #[test]
+    fn a_process_that_ends_soon_has_not_grown() {
+        let mut ledger = Ledger::default();
+        ledger.watched(0, SECOND, 1.0);
+        ledger.handed_out((0, 0x10), 1, 100, 1.0, SECOND);
+        ledger.ended(0, 5 * SECOND);
+        assert!(ledger.growth(LATER).is_empty());
+        ledger.watched(1, SECOND, 1.0);
+        ledger.handed_out((1, 0x10), 1, 100, 1.0, SECOND);
+        ledger.ended(1, 50 * SECOND);
+        assert_eq!(ledger.growth(LATER)[&1].bytes_per_hour, 360_000.0);
+        assert!(ledger.addresses(1).is_empty());
+    }
+
+    #[test]
+    fn what_is_written_again_or_held_no_longer_is_taken_off() {
+        let mut ledger = Ledger::default();
+        ledger.watched(0, SECOND, 1.0);
+        for address in [0x10, 0x20, 0x30] {
+            ledger.handed_out((0, address), 1, 100, 1.0, SECOND);
+        }
+        assert!(ledger.look(0, 2 * SECOND, |_, _| None).is_empty(), "too early to tell");
+        assert!(ledger.look(0, 5 * SECOND, |address, _| Some(address)).is_empty());
+        assert_eq!(ledger.look(0, 9 * SECOND, |address, _| Some(if address == 0x20 { 7 } else { address })), [0x20]);
+        assert_eq!(ledger.look(0, 13 * SECOND, |address, _| (address != 0x30).then_some(address)), [0x30]);
+        assert_eq!(ledger.growth(LATER)[&1].bytes, 100);
+    }
+
+    #[test]
+    fn no_more_are_followed_than_there_is_room_for() {
+        let mut ledger = Ledger::default();
+        ledger.watched(0, 0, 1.0);
+        let mut gave_way = Vec::new();
+        for n in 0..FOLLOWED as u64 + 10 {
+            gave_way.extend(ledger.handed_out((0, n), 1, 1, 1.0, n));
+        }
+        assert_eq!(gave_way, (0..10).map(|address| (0, address)).collect::<Vec<_>>());
+        assert_eq!(ledger.addresses(0).len(), FOLLOWED);
+        assert_eq!(ledger.growth(LATER)[&1].bytes, FOLLOWED as u64 + 10);
+    }
+}

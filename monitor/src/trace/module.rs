@@ -1,0 +1,171 @@
+//! A program or library that a traced process has mapped: its tables for unwinding, its functions.
+//!
+//! The files are other people's and stay mapped while they are read. One that is cut short meanwhile ends this process, which is why
+//! a trace has one of its own.
+
+use std::{
+    fs::File,
+    ops::{Deref, Range},
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use framehop::ExplicitModuleSectionInfo;
+use gimli::{BaseAddresses, EhFrame, EhFrameHdr, NativeEndian, UnwindSection as _};
+use memmap2::Mmap;
+use object::{
+    LittleEndian, Object as _, ObjectSection as _, ObjectSegment as _, ObjectSymbol as _, SymbolSection,
+    read::elf::ElfFile64,
+};
+
+type Elf<'a> = ElfFile64<'a, LittleEndian>;
+
+/// Part of a mapped file.
+#[derive(Clone, Debug)]
+pub(super) struct Bytes {
+    file: Arc<Mmap>,
+    range: Range<usize>,
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.file[self.range.clone()]
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Module {
+    descriptor: File,
+    file: Arc<Mmap>,
+    /// Virtual address, offset in the file and length of each part that is loaded.
+    segments: Vec<[u64; 3]>,
+}
+
+impl Module {
+    /// Maps an ELF file of this machine.
+    ///
+    /// # Errors
+    /// When it cannot be read or is none.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let descriptor = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        // SAFETY: what others write into the file meanwhile is seen as bytes that make no sense, which every reader of them
+        // bears; of a file that is cut short see above.
+        let file = unsafe { Mmap::map(&descriptor) }.with_context(|| format!("cannot map {}", path.display()))?;
+        let segments = {
+            let elf = Elf::parse(&*file).with_context(|| format!("{} is no 64-bit ELF file", path.display()))?;
+            let machine = elf.architecture();
+            ensure!(machine == object::Architecture::X86_64, "{} is for {machine:?}", path.display());
+            elf.segments()
+                .map(|segment| {
+                    let (offset, length) = segment.file_range();
+                    [segment.address(), offset, length]
+                })
+                .collect()
+        };
+        Ok(Self { descriptor, file: Arc::new(file), segments })
+    }
+
+    /// The open file.
+    pub(super) fn descriptor(&self) -> &File {
+        &self.descriptor
+    }
+
+    fn elf(&self) -> Option<Elf<'_>> {
+        Elf::parse(&**self.file).ok()
+    }
+
+    /// Where in the file an address is.
+    pub(super) fn offset_of(&self, address: u64) -> Option<u64> {
+        let within = |&&[begin, _, length]: &&[u64; 3]| address >= begin && address - begin < length;
+        self.segments.iter().find(within).map(|&[begin, offset, _]| address - begin + offset)
+    }
+
+    /// At which address an offset of the file is.
+    pub(super) fn address_of(&self, at: u64) -> Option<u64> {
+        let within = |&&[_, offset, length]: &&[u64; 3]| at >= offset && at - offset < length;
+        self.segments.iter().find(within).map(|&[begin, offset, _]| at - offset + begin)
+    }
+
+    /// The bytes at an address.
+    pub(super) fn code(&self, range: &Range<u64>) -> Option<&[u8]> {
+        let begin = usize::try_from(self.offset_of(range.start)?).ok()?;
+        self.file.get(begin..begin.checked_add(usize::try_from(range.end - range.start).ok()?)?)
+    }
+
+    /// Hands every function that has a name here and is exported, or in the table of symbols, to `take`: its name, address and
+    /// length, which may be 0.
+    pub(super) fn functions(&self, in_table: bool, mut take: impl FnMut(&[u8], u64, u64)) {
+        let Some(elf) = self.elf() else { return };
+        let table = in_table.then(|| elf.symbols()).into_iter().flatten();
+        for symbol in elf.dynamic_symbols().chain(table) {
+            let is_here = matches!(symbol.section(), SymbolSection::Section(_)) && symbol.address() != 0;
+            if is_here && let Ok(name) = symbol.name_bytes() {
+                take(name, symbol.address(), symbol.size());
+            }
+        }
+    }
+
+    /// The extent of the function around an address, by the table for unwinding.
+    pub(super) fn extent(&self, address: u64) -> Option<Range<u64>> {
+        let elf = self.elf()?;
+        let (hdr, frame) = (elf.section_by_name(".eh_frame_hdr")?, elf.section_by_name(".eh_frame")?);
+        let text = elf.section_by_name(".text").map_or(0, |text| text.address());
+        let bases =
+            BaseAddresses::default().set_eh_frame_hdr(hdr.address()).set_eh_frame(frame.address()).set_text(text);
+        let (hdr, frame) = (hdr.data().ok()?, frame.data().ok()?);
+        let parsed = EhFrameHdr::new(hdr, NativeEndian).parse(&bases, 8).ok()?;
+        let frame = EhFrame::new(frame, NativeEndian);
+        let entry = parsed.table()?.fde_for_address(&frame, &bases, address, EhFrame::cie_from_offset).ok()?;
+        Some(entry.initial_address()..entry.end_address())
+    }
+
+    /// The tables for unwinding.
+    pub(super) fn unwinding(&self) -> ExplicitModuleSectionInfo<Bytes> {
+        let elf = self.elf();
+        let section = |name: &str| {
+            let section = elf.as_ref()?.section_by_name(name)?;
+            // Compressed ones, which only those for debugging are, cannot be used in place.
+            let compressed = section.compressed_file_range().ok()?.format != object::CompressionFormat::None;
+            let (offset, length) = section.file_range().filter(|_| !compressed)?;
+            let begin = usize::try_from(offset).ok()?;
+            let range = begin..begin.checked_add(usize::try_from(length).ok()?)?;
+            self.file.get(range.clone())?;
+            Some((section.address()..section.address() + section.size(), Bytes { file: Arc::clone(&self.file), range }))
+        };
+        let (text_svma, text) = section(".text").unzip();
+        let (eh_frame_svma, eh_frame) = section(".eh_frame").unzip();
+        let (eh_frame_hdr_svma, eh_frame_hdr) = section(".eh_frame_hdr").unzip();
+        ExplicitModuleSectionInfo {
+            base_svma: 0,
+            text_svma,
+            text,
+            eh_frame_svma,
+            eh_frame,
+            eh_frame_hdr_svma,
+            eh_frame_hdr,
+            got_svma: section(".got").map(|(range, _)| range),
+            debug_frame: section(".debug_frame").map(|(_, bytes)| bytes),
+            // Of other systems' files.
+            stubs_svma: None,
+            stub_helper_svma: None,
+            unwind_info: None,
+            text_segment_svma: None,
+            text_segment: None,
+        }
+    }
+
+    /// GNU build id in hexadecimal digits.
+    pub(super) fn build_id(&self) -> Option<String> {
+        let id = self.elf()?.build_id().ok()??.to_owned();
+        Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Whether it is a Go program without names of functions.
+    pub(super) fn is_go(&self) -> bool {
+        self.elf().is_some_and(|elf| elf.section_by_name(".gopclntab").is_some())
+    }
+}

@@ -1,0 +1,270 @@
+//! One watch: probes are attached, calls sampled for a moment, probes detached; then what came back within it is set aside, and the
+//! rest goes to the ledger.
+
+use std::{
+    collections::HashMap,
+    hint::black_box,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use monitor_common::allocation::{Record, Sample};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::time::sleep;
+
+use super::{
+    Subject, Trace,
+    ledger::ProcessId,
+    pace::{self, Met, Price},
+    process::{Files, Mapped, Process},
+};
+use crate::{
+    host::{clock, process::processor_seconds},
+    kernel::{Allocations, Counts, Probe, Role},
+};
+
+/// What a hit costs when it cannot be measured: as on slow machines.
+pub(super) const PRICE: Price = Price { hit: 3e-6, sample: 6e-6, watch: 1e-3 };
+
+/// Between two looks into the ring, so that it never fills.
+const DRAIN: Duration = Duration::from_millis(10);
+/// Samples that wait for their release within the watch; more than these, and the oldest are unwound at once.
+const WAITING: usize = 160;
+
+/// Places to probe, by file.
+type Places = Vec<(PathBuf, Vec<(Role, u64)>)>;
+
+fn places(allocators: &[u16], files: &Files, returns: bool) -> Places {
+    let of = |file: &Mapped| (file.reachable.clone(), file.points.in_order(returns));
+    allocators.iter().filter_map(|&number| files.get(number)).map(of).collect()
+}
+
+/// Attached probes. Dropped, they go in the opposite order.
+struct Probes(Vec<Probe>);
+
+impl Probes {
+    fn attach(allocations: &mut Allocations, places: &Places, tgid: u32) -> Result<Self> {
+        let mut probes = Self(Vec::new());
+        for (file, places) in places {
+            probes.0.extend(allocations.attach(file, places, tgid)?);
+        }
+        Ok(probes)
+    }
+}
+
+impl Drop for Probes {
+    fn drop(&mut self) {
+        while let Some(probe) = self.0.pop() {
+            drop(probe);
+        }
+    }
+}
+
+impl Trace {
+    /// Watches the process that is due.
+    pub(super) async fn watch(&mut self) -> Result<()> {
+        let due = self.subjects.iter().min_by_key(|(_, subject)| subject.due).map(|(&id, _)| id);
+        let Some(id) = due else { return Ok(()) };
+        let Some(subject) = self.subjects.get(&id) else { return Ok(()) };
+        let (tgid, plan) = (subject.process.identity.tgid, subject.plan);
+        let before = self.allocations.counts()?;
+        let probes = match Probes::attach(&mut self.allocations, &places(&subject.allocators, &self.files, subject.returns), tgid) {
+            Ok(probes) => probes,
+            Err(error) => {
+                // A process that goes meanwhile is no failure.
+                if crate::host::process::is_alive(subject.process.identity) {
+                    self.note(format!("{error:#}"));
+                    self.end(id);
+                }
+                return Ok(());
+            }
+        };
+        let mut waiting = Waiting::new(plan.share);
+        let (begin, open) = (clock::boot_ns(), self.allocations.counts()?);
+        self.allocations.sample(plan.share)?;
+        let end = Instant::now() + plan.watch;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            sleep(left.min(DRAIN)).await;
+            self.drain(&mut waiting);
+        }
+        self.allocations.sample(0.0)?;
+        let (closed, seconds) = (self.allocations.counts()?, (clock::boot_ns() - begin) as f64 / 1e9);
+        // Release is still seen while the probes go.
+        drop(probes);
+        let after = self.allocations.counts()?;
+        self.drain(&mut waiting);
+        self.ledger.watched(id, begin, seconds);
+        for sample in waiting.samples.into_values() {
+            self.take(&sample, plan.share);
+        }
+        let met = met(seconds, before, open, closed, after);
+        self.account(id, &met);
+        Ok(())
+    }
+
+    /// Plans the next watch of a process, after one that has met this.
+    fn account(&mut self, id: ProcessId, met: &Met) {
+        self.totals.watches += 1;
+        self.totals.watched += met.seconds;
+        self.totals.calls += met.calls;
+        self.totals.taken += self.price.of(met);
+        let price = self.price;
+        let Some(subject) = self.subjects.get_mut(&id) else { return };
+        let (used, now) = (processor_seconds(subject.process.identity.tgid), Instant::now());
+        let (before, at) = subject.processor;
+        if let Some(used) = used {
+            let span = (now - at).as_secs_f64();
+            self.totals.used += used - before;
+            // Its clock has steps of 10 ms: short spans tell nothing.
+            let uses = (used - before) / span.max(1e-3);
+            subject.uses = if subject.uses == 0.0 { uses } else { subject.uses * 0.7 + uses * 0.3 };
+            subject.processor = (used, now);
+        }
+        subject.plan = pace::next(met, subject.uses, &price);
+        subject.due = now + subject.plan.rest;
+    }
+
+    fn drain(&mut self, waiting: &mut Waiting) {
+        let mut gone = Vec::new();
+        self.allocations.drain(|record| match record {
+            Record::Sample(sample) => {
+                // What was there before had been released, or it could not be handed out again.
+                gone.push((sample.tgid, sample.address, false));
+                waiting.samples.insert((sample.tgid, sample.address), Box::new(*sample));
+            }
+            Record::Gone(word) => {
+                waiting.samples.remove(&(word.tgid, word.address));
+                gone.push((word.tgid, word.address, word.released == 1));
+            }
+        });
+        for (tgid, address, released) in gone {
+            let Some(id) = self.id_of(tgid) else { continue };
+            self.ledger.gone(id, address);
+            if released && let Some(subject) = self.subjects.get_mut(&id) {
+                subject.memory.released(address);
+            }
+        }
+        while waiting.samples.len() > WAITING {
+            let oldest = waiting.samples.iter().min_by_key(|(_, sample)| sample.time_ns).map(|(&key, _)| key);
+            let Some(sample) = oldest.and_then(|key| waiting.samples.remove(&key)) else { break };
+            self.take(&sample, waiting.share);
+        }
+    }
+
+    /// Follows a sample from now on.
+    fn take(&mut self, sample: &Sample, share: f64) {
+        let Some(id) = self.id_of(sample.tgid) else { return };
+        let Some(Subject { process, .. }) = self.subjects.get(&id) else { return };
+        let (frames, whole) = process.unwind(sample, &mut self.cache);
+        let stack = self.stacks.id(&frames, whole);
+        let weight = 1.0 / share;
+        let gave_way = self.ledger.handed_out((id, sample.address), stack, sample.size, weight, sample.time_ns);
+        if let Some((owner, address)) = gave_way
+            && let Some(subject) = self.subjects.get(&owner)
+        {
+            self.allocations.forget(subject.process.identity.tgid, address);
+        }
+    }
+
+    fn id_of(&self, tgid: u32) -> Option<ProcessId> {
+        self.subjects.iter().find(|(_, subject)| subject.process.identity.tgid == tgid).map(|(&id, _)| id)
+    }
+}
+
+/// Samples of a watch whose release may still be seen in it.
+struct Waiting {
+    samples: HashMap<(u32, u64), Box<Sample>>,
+    share: f64,
+}
+
+impl Waiting {
+    fn new(share: f64) -> Self {
+        Self { samples: HashMap::new(), share }
+    }
+}
+
+fn met(seconds: f64, before: Counts, open: Counts, closed: Counts, after: Counts) -> Met {
+    Met {
+        seconds,
+        calls: closed.calls - open.calls,
+        hits: after.hits() - before.hits(),
+        samples: after.sampled - before.sampled,
+    }
+}
+
+/// Calls with which the price is measured, and how often.
+const ROUNDS: u32 = 100;
+const TRIES: u32 = 5;
+
+/// What probes cost on this machine: measured on our own allocator, by a thread that is not our first, which some kernels do not see
+/// when many probes are attached at once.
+pub(super) fn price(allocations: &mut Allocations) -> Result<Price> {
+    let mut files = Files::default();
+    let own = Process::open(std::process::id(), &mut files)?;
+    let places = places(&own.allocators(&files), &files, true);
+    anyhow::ensure!(!places.is_empty(), "our own allocator is not known");
+    let price = measure(allocations, &places)?;
+    if price.is_some() || !allocations.all_at_once() {
+        return price.context("our own calls were not seen");
+    }
+    allocations.one_by_one();
+    measure(allocations, &places)?.context("our own calls were not seen")
+}
+
+/// `None`: nothing was seen.
+fn measure(allocations: &mut Allocations, places: &Places) -> Result<Option<Price>> {
+    let bare = exercise();
+    allocations.sample(0.0)?;
+    let began = Instant::now();
+    let probes = Probes::attach(allocations, places, std::process::id())?;
+    let attached = began.elapsed().as_secs_f64();
+    let before = allocations.counts()?;
+    let plain = exercise();
+    let between = allocations.counts()?;
+    allocations.sample(1.0)?;
+    let sampled = exercise();
+    allocations.sample(0.0)?;
+    let after = allocations.counts()?;
+    let began = Instant::now();
+    drop(probes);
+    let detached = began.elapsed().as_secs_f64();
+    allocations.drain(|_| {});
+    // Of all tries, the least of which was taken.
+    let hits = (between.hits() - before.hits()) / u64::from(TRIES);
+    if hits < u64::from(ROUNDS) {
+        return Ok(None);
+    }
+    let samples = ((after.sampled - between.sampled) as f64 / f64::from(TRIES)).max(1.0);
+    let hit = (plain - bare).max(0.0) / hits as f64;
+    let sample = (sampled - plain).max(0.0) / samples;
+    tracing::debug!(hit, sample, attached, detached, hits, "the price of a probe");
+    // The process waits only while its memory is changed, a small part of the time in which probes come and go.
+    Ok(Some(Price { hit, sample, watch: attached.min(1e-3) }))
+}
+
+/// Seconds of processor time that it takes to allocate and release: the least of some tries, since others disturb.
+fn exercise() -> f64 {
+    let work = || {
+        let used = || {
+            let time = clock_gettime(ClockId::ThreadCPUTime);
+            time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+        };
+        let tries = (0..TRIES).map(|_| {
+            let began = used();
+            for _ in 0..ROUNDS / 10 {
+                let blocks: [Vec<u8>; 10] = std::array::from_fn(|_| black_box(Vec::with_capacity(100)));
+                drop(black_box(blocks));
+            }
+            used() - began
+        });
+        tries.fold(f64::INFINITY, f64::min)
+    };
+    // A thread that panics has measured nothing.
+    thread::spawn(work).join().unwrap_or(0.0)
+}
