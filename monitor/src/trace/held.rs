@@ -17,12 +17,16 @@ use anyhow::{Context as _, Result};
 const FLAGS: u64 = 7;
 const PREVIOUS_IN_USE: u64 = 1;
 const IS_MAPPED: u64 = 2;
+/// Longer blocks do not exist: a terabyte.
+const LENGTH_MAX: u64 = 1 << 40;
 
 /// Bytes that a print is of.
 const PRINTED: usize = 64;
 
-/// Released blocks with the same word in them that make it a mark.
-const SEEN_OFTEN: u32 = 4;
+/// Sizes of blocks with the same word in them that make it a mark. What a program puts into its own is in those of one size, or few.
+const SIZES: u32 = 5;
+/// Different bytes in a mark, at least: a random number of eight has fewer in one case of a thousand.
+const DIFFERENT: usize = 5;
 /// Words that are counted; a process has one mark, older libraries one for each thread.
 const WORDS: usize = 1024;
 
@@ -47,11 +51,11 @@ impl Memory {
     }
 
     /// Learns from a block that was released a moment ago.
-    pub(super) fn released(&mut self, address: u64) {
+    pub(super) fn released(&mut self, address: u64, size: u64) {
         if self.is_glibc
             && let Some(word) = self.word(address.wrapping_add(8))
         {
-            self.marks.learn(word);
+            self.marks.learn(word, size);
         }
     }
 
@@ -75,9 +79,11 @@ impl Memory {
         if mark.is_some_and(|word| self.marks.is_mark(word)) {
             return true;
         }
-        let header = self.word(address.wrapping_sub(8));
-        let behind = header.and_then(|header| next_header(address, header, size));
-        behind.and_then(|at| self.word(at)).is_some_and(|next| next & PREVIOUS_IN_USE == 0)
+        match self.word(address.wrapping_sub(8)).map(|header| Block::of(address, header, size)) {
+            Some(Block::Mapped) => false,
+            Some(Block::Until(next)) => !self.word(next).is_some_and(is_behind_one_in_use),
+            Some(Block::None) | None => true,
+        }
     }
 
     fn word(&self, address: u64) -> Option<u64> {
@@ -87,33 +93,58 @@ impl Memory {
     }
 }
 
-/// Where the header of the block behind is; `None` when this header is none that such a block would have.
-fn next_header(address: u64, header: u64, size: u64) -> Option<u64> {
-    let length = header & !FLAGS;
-    let fits = length >= size && length.is_multiple_of(16) && length >= 32 && length < 1 << 32;
-    (header & IS_MAPPED == 0 && fits).then(|| address.wrapping_sub(8).wrapping_add(length))
+/// What a header tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Block {
+    /// A mapping of its own.
+    Mapped,
+    /// The next block's header is there.
+    Until(u64),
+    /// No block of that size is in use here.
+    None,
 }
 
-/// Words found in blocks that were free.
+impl Block {
+    fn of(address: u64, header: u64, size: u64) -> Self {
+        let length = header & !FLAGS;
+        if length < size || !(32..LENGTH_MAX).contains(&length) || !length.is_multiple_of(16) {
+            Self::None
+        } else if header & IS_MAPPED != 0 {
+            Self::Mapped
+        } else {
+            Self::Until(address.wrapping_sub(8).wrapping_add(length))
+        }
+    }
+}
+
+/// Whether a word is the header of a block, and the one before it is in use.
+fn is_behind_one_in_use(header: u64) -> bool {
+    header & PREVIOUS_IN_USE != 0 && header & IS_MAPPED == 0 && header & !FLAGS != 0 && header < LENGTH_MAX
+}
+
+/// Words found in blocks that were released, with a bit for each size of these. The block may have been handed out again since.
 #[derive(Debug, Default)]
-struct Marks(HashMap<u64, u32>);
+struct Marks(HashMap<u64, u64>);
 
 impl Marks {
-    fn learn(&mut self, word: u64) {
+    fn learn(&mut self, word: u64, size: u64) {
         if looks_random(word) && (self.0.len() < WORDS || self.0.contains_key(&word)) {
-            *self.0.entry(word).or_default() += 1;
+            *self.0.entry(word).or_default() |= 1 << (size / 16 % 64);
         }
     }
 
     fn is_mark(&self, word: u64) -> bool {
-        self.0.get(&word).is_some_and(|&count| count >= SEEN_OFTEN)
+        self.0.get(&word).is_some_and(|sizes| sizes.count_ones() >= SIZES)
     }
 }
 
-/// Neither a number that programs keep, nor an address: a mark has random bits at its top.
+/// Neither a number that programs keep, nor an address, nor a pattern.
 fn looks_random(word: u64) -> bool {
     let top = word >> 47;
-    top != 0 && top != (1 << 17) - 1
+    let mut bytes = word.to_ne_bytes();
+    bytes.sort_unstable();
+    let different = 1 + bytes.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    top != 0 && top != (1 << 17) - 1 && different >= DIFFERENT
 }
 
 #[cfg(test)]
@@ -135,22 +166,28 @@ mod tests {
     }
 
     #[test]
-    fn a_free_block_is_told_by_the_one_behind() {
-        assert_eq!(next_header(0x1010, 0x71, 100), Some(0x1078));
-        for (header, size) in [(0x71, 200), (0x73, 100), (0, 0), (u64::MAX, 1)] {
-            assert_eq!(next_header(0x1010, header, size), None, "{header:#x}");
+    fn a_header_tells_where_the_next_block_begins() {
+        assert_eq!(Block::of(0x1010, 0x71, 100), Block::Until(0x1078));
+        assert_eq!(Block::of(0x1010, 0x1002, 4000), Block::Mapped);
+        for (header, size) in [(0x71, 200), (0, 0), (u64::MAX, 1), (0x5a5a_5a5a_5a5a_5a5a, 8)] {
+            assert_eq!(Block::of(0x1010, header, size), Block::None, "{header:#x}");
+        }
+        for (header, want) in [(0x91, true), (0x95, true), (0x90, false), (1, false), (0x5a5a_5a5a_5a5a_5a5b, false)] {
+            assert_eq!(is_behind_one_in_use(header), want, "{header:#x}");
         }
     }
 
     #[test]
-    fn a_word_of_many_free_blocks_is_a_mark_unless_programs_keep_such_words() {
+    fn a_word_in_free_blocks_of_many_sizes_is_a_mark_unless_programs_keep_such_words() {
         let mut marks = Marks::default();
         let random = 0x9c3f_11d2_7a05_be61;
-        for word in [random, 1, 0x7fff_1234_5678, u64::MAX] {
-            assert!(!marks.is_mark(word));
-            for _ in 0..SEEN_OFTEN {
-                marks.learn(word);
+        for word in [random, 1, 0x7fff_1234_5678, u64::MAX, 0x5a5a_5a5a_5a5a_5a5a] {
+            for size in (16..16 * u64::from(SIZES)).step_by(16) {
+                marks.learn(word, size);
+                marks.learn(word, size);
             }
+            assert!(!marks.is_mark(word));
+            marks.learn(word, 500);
             assert_eq!(marks.is_mark(word), word == random, "{word:#x}");
         }
     }

@@ -6,7 +6,7 @@
 //! leaks is left alone. What is still there after [`MATURITY_NS`] counts as growth that stays. Watches are a known part of the time, so
 //! that growth by the time watched is an estimate of the whole.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Memory counts as staying when it was not given back for so long.
 pub(crate) const MATURITY_NS: u64 = 20_000_000_000;
@@ -23,9 +23,9 @@ pub(super) type StackId = u32;
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    followed: HashMap<(ProcessId, u64), Sample>,
-    /// The same in the order of their time, for those that have matured.
-    order: BTreeMap<(u64, ProcessId, u64), ()>,
+    followed: BTreeMap<(ProcessId, u64), Sample>,
+    /// The same in the order of their time.
+    order: BTreeSet<(u64, ProcessId, u64)>,
     settled: HashMap<(ProcessId, StackId), Sum>,
     watches: Vec<Watch>,
 }
@@ -75,8 +75,8 @@ impl Ledger {
         self.watches.push(Watch { process, begin_ns, seconds });
     }
 
-    /// Memory was handed out, and not given back before the watch ended. Returns an older sample that has to give way: it is
-    /// followed no longer.
+    /// Memory was handed out, and not given back before the watch ended. What was followed in the same place had been given back
+    /// before. Returns what is followed no longer.
     pub(super) fn handed_out(
         &mut self,
         (process, address): (ProcessId, u64),
@@ -84,24 +84,38 @@ impl Ledger {
         size: u64,
         weight: f64,
         time_ns: u64,
-    ) -> Option<(ProcessId, u64)> {
-        self.gone(process, address);
+    ) -> Vec<(ProcessId, u64)> {
+        let mut left = self.within(process, address, size.max(1));
+        for &(process, address) in &left {
+            self.gone(process, address);
+        }
         self.followed.insert((process, address), Sample { stack, size, weight, time_ns, print: None });
-        self.order.insert((time_ns, process, address), ());
-        (self.followed.len() > FOLLOWED).then(|| self.settle_oldest()).flatten()
+        self.order.insert((time_ns, process, address));
+        if self.followed.len() > FOLLOWED {
+            left.extend(self.settle_oldest());
+        }
+        left
     }
 
-    /// Memory was given back, or is another's; nothing happens when it is not followed.
-    pub(super) fn gone(&mut self, process: ProcessId, address: u64) {
-        if let Some(sample) = self.followed.remove(&(process, address)) {
-            self.order.remove(&(sample.time_ns, process, address));
-        }
+    /// What is followed and lies, with a part at least, in this memory; but not what begins where it does.
+    fn within(&self, process: ProcessId, address: u64, size: u64) -> Vec<(ProcessId, u64)> {
+        let behind = (process, address.saturating_add(size));
+        let before = self.followed.range((process, 0)..(process, address)).next_back();
+        let before = before.filter(|((_, at), sample)| at.saturating_add(sample.size) > address);
+        let inside = self.followed.range((process, address)..behind).filter(|((_, at), _)| *at != address);
+        before.into_iter().chain(inside).map(|(&key, _)| key).collect()
+    }
+
+    /// Memory was given back, or is another's. Returns its size; `None` when it was not followed.
+    pub(super) fn gone(&mut self, process: ProcessId, address: u64) -> Option<u64> {
+        let sample = self.followed.remove(&(process, address))?;
+        self.order.remove(&(sample.time_ns, process, address));
+        Some(sample.size)
     }
 
     /// A process has ended. Its memory has come back, but what had matured by then had grown while it lived.
     pub(super) fn ended(&mut self, process: ProcessId, now_ns: u64) {
-        let all: Vec<_> = self.followed.iter().filter(|((owner, _), _)| *owner == process).collect();
-        let all: Vec<_> = all.into_iter().map(|(&key, &sample)| (key, sample)).collect();
+        let all: Vec<_> = self.of(process).map(|(&key, &sample)| (key, sample)).collect();
         for ((_, address), sample) in all {
             if is_mature(sample.time_ns, now_ns) {
                 self.settled.entry((process, sample.stack)).or_default().add(&sample);
@@ -113,7 +127,7 @@ impl Ledger {
 
     /// Addresses that are followed in a process.
     pub(super) fn addresses(&self, process: ProcessId) -> Vec<u64> {
-        self.followed.keys().filter(|(owner, _)| *owner == process).map(|&(_, address)| address).collect()
+        self.of(process).map(|(&(_, address), _)| address).collect()
     }
 
     /// Looks at all memory that is followed in a process. `print` tells what is in it, by address and size; `None` when it is held no
@@ -125,9 +139,9 @@ impl Ledger {
         mut print: impl FnMut(u64, u64) -> Option<u64>,
     ) -> Vec<u64> {
         let mut gone = Vec::new();
-        for (&(owner, address), sample) in &mut self.followed {
+        for (&(_, address), sample) in self.followed.range_mut((process, 0)..=(process, u64::MAX)) {
             // It has to be filled first.
-            if owner != process || sample.time_ns + FILLED_NS > now_ns {
+            if sample.time_ns + FILLED_NS > now_ns {
                 continue;
             }
             match (print(address, sample.size), sample.print) {
@@ -168,8 +182,12 @@ impl Ledger {
         growth
     }
 
+    fn of(&self, process: ProcessId) -> impl Iterator<Item = (&(ProcessId, u64), &Sample)> {
+        self.followed.range((process, 0)..=(process, u64::MAX))
+    }
+
     fn settle_oldest(&mut self) -> Option<(ProcessId, u64)> {
-        let ((_, process, address), ()) = self.order.pop_first()?;
+        let (_, process, address) = self.order.pop_first()?;
         let sample = self.followed.remove(&(process, address))?;
         self.settled.entry((process, sample.stack)).or_default().add(&sample);
         Some((process, address))
@@ -192,10 +210,10 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.watched(0, SECOND, 0.5);
         // Each tenth call was sampled.
-        ledger.handed_out((0, 0x10), 7, 100, 10.0, SECOND);
-        ledger.handed_out((0, 0x20), 7, 100, 10.0, SECOND);
-        ledger.handed_out((0, 0x30), 8, 4096, 10.0, SECOND);
-        ledger.gone(0, 0x30);
+        ledger.handed_out((0, 0x1000), 7, 100, 10.0, SECOND);
+        ledger.handed_out((0, 0x2000), 7, 100, 10.0, SECOND);
+        ledger.handed_out((0, 0x3000), 8, 4096, 10.0, SECOND);
+        ledger.gone(0, 0x3000);
         let growth = ledger.growth(LATER);
         assert_eq!(growth.len(), 1);
         assert_eq!(growth[&7].bytes_per_hour, 2000.0 / 0.5 * 3600.0);
@@ -206,9 +224,9 @@ mod tests {
     fn what_has_just_come_does_not_count_nor_does_its_watch() {
         let mut ledger = Ledger::default();
         ledger.watched(0, SECOND, 1.0);
-        ledger.handed_out((0, 0x10), 1, 100, 1.0, SECOND);
+        ledger.handed_out((0, 0x1000), 1, 100, 1.0, SECOND);
         ledger.watched(0, 90 * SECOND, 1.0);
-        ledger.handed_out((0, 0x20), 1, 5000, 1.0, 90 * SECOND);
+        ledger.handed_out((0, 0x2000), 1, 5000, 1.0, 90 * SECOND);
         assert_eq!(ledger.growth(LATER)[&1].bytes_per_hour, 100.0 * 3600.0);
         assert_eq!(ledger.growth(200 * SECOND)[&1].bytes_per_hour, 5100.0 / 2.0 * 3600.0);
     }
@@ -217,25 +235,32 @@ mod tests {
     fn an_address_that_is_handed_out_again_had_been_given_back() {
         let mut ledger = Ledger::default();
         ledger.watched(0, SECOND, 1.0);
-        ledger.handed_out((0, 0x10), 1, 100, 1.0, SECOND);
-        ledger.handed_out((0, 0x10), 2, 50, 1.0, 2 * SECOND);
+        ledger.handed_out((0, 0x1000), 1, 100, 1.0, SECOND);
+        ledger.handed_out((0, 0x1000), 2, 50, 1.0, 2 * SECOND);
+        // So had what reaches into its place, from before and inside.
+        ledger.handed_out((0, 0x8000), 3, 64, 1.0, 2 * SECOND);
+        ledger.handed_out((0, 0x8040), 3, 64, 1.0, 2 * SECOND);
+        ledger.handed_out((0, 0x8080), 4, 64, 1.0, 2 * SECOND);
+        assert_eq!(ledger.handed_out((0, 0x8010), 5, 0x70, 1.0, 3 * SECOND), [(0, 0x8000), (0, 0x8040)]);
         // The same address in another process is other memory.
         ledger.watched(1, SECOND, 1.0);
-        ledger.handed_out((1, 0x10), 1, 10, 1.0, SECOND);
+        ledger.handed_out((1, 0x1000), 1, 10, 1.0, SECOND);
         let growth = ledger.growth(LATER);
         assert_eq!(growth[&2].bytes, 50);
         assert_eq!(growth[&1].bytes, 10);
+        assert!(!growth.contains_key(&3));
+        assert_eq!((growth[&4].bytes, growth[&5].bytes), (64, 0x70));
     }
 
     #[test]
     fn a_process_that_ends_soon_has_not_grown() {
         let mut ledger = Ledger::default();
         ledger.watched(0, SECOND, 1.0);
-        ledger.handed_out((0, 0x10), 1, 100, 1.0, SECOND);
+        ledger.handed_out((0, 0x1000), 1, 100, 1.0, SECOND);
         ledger.ended(0, 5 * SECOND);
         assert!(ledger.growth(LATER).is_empty());
         ledger.watched(1, SECOND, 1.0);
-        ledger.handed_out((1, 0x10), 1, 100, 1.0, SECOND);
+        ledger.handed_out((1, 0x1000), 1, 100, 1.0, SECOND);
         ledger.ended(1, 50 * SECOND);
         assert_eq!(ledger.growth(LATER)[&1].bytes_per_hour, 360_000.0);
         assert!(ledger.addresses(1).is_empty());
@@ -245,13 +270,13 @@ mod tests {
     fn what_is_written_again_or_held_no_longer_is_taken_off() {
         let mut ledger = Ledger::default();
         ledger.watched(0, SECOND, 1.0);
-        for address in [0x10, 0x20, 0x30] {
+        for address in [0x1000, 0x2000, 0x3000] {
             ledger.handed_out((0, address), 1, 100, 1.0, SECOND);
         }
         assert!(ledger.look(0, 2 * SECOND, |_, _| None).is_empty(), "too early to tell");
         assert!(ledger.look(0, 5 * SECOND, |address, _| Some(address)).is_empty());
-        assert_eq!(ledger.look(0, 9 * SECOND, |address, _| Some(if address == 0x20 { 7 } else { address })), [0x20]);
-        assert_eq!(ledger.look(0, 13 * SECOND, |address, _| (address != 0x30).then_some(address)), [0x30]);
+        assert_eq!(ledger.look(0, 9 * SECOND, |address, _| Some(if address == 0x2000 { 7 } else { address })), [0x2000]);
+        assert_eq!(ledger.look(0, 13 * SECOND, |address, _| (address != 0x300000).then_some(address)), [0x3000]);
         assert_eq!(ledger.growth(LATER)[&1].bytes, 100);
     }
 
@@ -260,10 +285,10 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.watched(0, 0, 1.0);
         let mut gave_way = Vec::new();
-        for n in 0..FOLLOWED as u64 + 10 {
+        for n in (0..FOLLOWED as u64 + 10).map(|n| n * 8) {
             gave_way.extend(ledger.handed_out((0, n), 1, 1, 1.0, n));
         }
-        assert_eq!(gave_way, (0..10).map(|address| (0, address)).collect::<Vec<_>>());
+        assert_eq!(gave_way, (0..10).map(|n| (0, n * 8)).collect::<Vec<_>>());
         assert_eq!(ledger.addresses(0).len(), FOLLOWED);
         assert_eq!(ledger.growth(LATER)[&1].bytes, FOLLOWED as u64 + 10);
     }

@@ -297,7 +297,8 @@ impl Trace {
             });
             return;
         }
-        let is_glibc = allocators.iter().filter_map(|&number| name(number)).any(|path| path.contains("libc.so.6"));
+        // With another allocator beside it, whose a block is cannot be told.
+        let is_glibc = allocators.iter().filter_map(|&number| name(number)).all(|path| path.ends_with("/libc.so.6"));
         let memory = match held::Memory::open(tgid, is_glibc) {
             Ok(memory) => memory,
             Err(error) => return self.note(format!("{error:#}")),

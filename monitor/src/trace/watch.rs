@@ -135,19 +135,21 @@ impl Trace {
         self.allocations.drain(|record| match record {
             Record::Sample(sample) => {
                 // What was there before had been released, or it could not be handed out again.
-                gone.push((sample.tgid, sample.address, false));
+                gone.push((sample.tgid, sample.address, None));
                 waiting.samples.insert((sample.tgid, sample.address), Box::new(*sample));
             }
             Record::Gone(word) => {
-                waiting.samples.remove(&(word.tgid, word.address));
-                gone.push((word.tgid, word.address, word.released == 1));
+                let size = waiting.samples.remove(&(word.tgid, word.address)).map(|sample| sample.size);
+                gone.push((word.tgid, word.address, (word.released == 1).then_some(size)));
             }
         });
         for (tgid, address, released) in gone {
             let Some(id) = self.id_of(tgid) else { continue };
-            self.ledger.gone(id, address);
-            if released && let Some(subject) = self.subjects.get_mut(&id) {
-                subject.memory.released(address);
+            let followed = self.ledger.gone(id, address);
+            if let Some(size) = released.and_then(|size| size.or(followed))
+                && let Some(subject) = self.subjects.get_mut(&id)
+            {
+                subject.memory.released(address, size);
             }
         }
         while waiting.samples.len() > WAITING {
@@ -164,11 +166,11 @@ impl Trace {
         let (frames, whole) = process.unwind(sample, &mut self.cache);
         let stack = self.stacks.id(&frames, whole);
         let weight = 1.0 / share;
-        let gave_way = self.ledger.handed_out((id, sample.address), stack, sample.size, weight, sample.time_ns);
-        if let Some((owner, address)) = gave_way
-            && let Some(subject) = self.subjects.get(&owner)
-        {
-            self.allocations.forget(subject.process.identity.tgid, address);
+        let left = self.ledger.handed_out((id, sample.address), stack, sample.size, weight, sample.time_ns);
+        for (owner, address) in left {
+            if let Some(subject) = self.subjects.get(&owner) {
+                self.allocations.forget(subject.process.identity.tgid, address);
+            }
         }
     }
 
