@@ -25,10 +25,14 @@ pub struct Sample {
     pub kind: u32,
     /// Bytes of `stack` that were read.
     pub stack_len: u32,
-    /// Process and thread.
+    /// Process.
     pub tgid: u32,
     /// Thread.
     pub tid: u32,
+    /// Of 2^32 calls like this, how many are sampled.
+    pub share: u32,
+    /// Nothing.
+    pub zero: u32,
     /// CLOCK_BOOTTIME, nanoseconds.
     pub time_ns: u64,
     /// Where the memory is.

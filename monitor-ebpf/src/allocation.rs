@@ -27,17 +27,21 @@ use crate::task;
 
 /// Samples and what became of them. The agent proper loads these maps with next to no room.
 #[map]
-static ALLOCATIONS: RingBuf = RingBuf::with_byte_size(2 * 1024 * 1024, 0);
+static ALLOCATIONS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
 
 /// Calls that have begun, by thread.
 #[map]
-static BEGUN: LruHashMap<u64, Call> = LruHashMap::with_max_entries(4096, 0);
+static BEGUN: LruHashMap<u64, Call> = LruHashMap::with_max_entries(1024, 0);
 
-/// Samples that are followed: memory that was handed out and has not come back, as far as we know.
+/// Samples that are followed: memory that was handed out and has not come back, as far as we know. With the kind of its call.
 #[map]
-static FOLLOWED: HashMap<Memory, u64> = HashMap::with_max_entries(16384, 0);
+static FOLLOWED: HashMap<Memory, u64> = HashMap::with_max_entries(8192, 0);
 
-/// Of 2^32 calls, how many are sampled.
+/// Kinds of calls, and how long what they get is held.
+#[map]
+static KINDS: LruHashMap<u64, Kind> = LruHashMap::with_max_entries(4096, 0);
+
+/// Of 2^32 calls, how many are sampled at most.
 #[map]
 static SHARE: Array<u32> = Array::with_max_entries(1, 0);
 
@@ -57,6 +61,20 @@ struct Call {
     /// Where the address is put, for functions that do not return it.
     out: u64,
 }
+
+/// Calls of one kind come from the same place, at the same depth of the stack, for memory of about the same size: mostly the same
+/// call path. Where what was sampled has come back, fewer are sampled, so that the few whose memory stays are seen among the many.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Kind {
+    sampled: u32,
+    gone: u32,
+}
+
+/// Of a kind whose memory always comes back, one call of so many is sampled all the same: a leak may be among them.
+const RAREST: u64 = 32;
+/// Samples of a kind after which the older ones begin to count for less.
+const REMEMBERED: u32 = 4096;
 
 /// Memory of a process.
 #[repr(C)]
@@ -238,27 +256,73 @@ fn finish(ctx: &ProbeContext, call: &Call, back: u64, sp: u64) {
         return;
     }
     let memory = Memory { tgid: bpf_get_current_pid_tgid() >> 32, address };
-    // SAFETY: the value is only compared with "absent".
-    let again = unsafe { FOLLOWED.get(memory) }.is_some();
-    let share = SHARE.get(0).copied().unwrap_or(0);
+    // SAFETY: a number, copied.
+    let again = unsafe { FOLLOWED.get(memory) }.copied();
+    let kind = kind(back, call);
+    let share = share_of(kind);
     // SAFETY: a helper without arguments.
-    if (unsafe { bpf_get_prandom_u32() } as u32) < share && follow(ctx, memory, call, back, sp) {
+    if (unsafe { bpf_get_prandom_u32() } as u32) < share && follow(ctx, memory, call, kind, share, back, sp) {
+        if let Some(before) = again {
+            learn(before, 0, 1);
+        }
         return;
     }
-    if again {
-        went(memory, 0);
+    if let Some(kind) = again {
+        went(memory, kind, 0);
+    }
+}
+
+/// The kind of a call that has returned to `back`. The stacks of threads, and of goroutines, begin at whole multiples of 2 KiB.
+#[inline(always)]
+fn kind(back: u64, call: &Call) -> u64 {
+    // Four steps for each power of two.
+    let size = call.size | 4;
+    let mut step = 0;
+    while step < 64 && size >> step >= 8 {
+        step += 1;
+    }
+    back ^ (step << 2 | (size >> step & 3)) << 48 ^ (call.sp & 0x7ff) << 53
+}
+
+/// Of 2^32 calls of this kind, how many are sampled.
+#[inline(always)]
+fn share_of(kind: u64) -> u32 {
+    let most = u64::from(SHARE.get(0).copied().unwrap_or(0));
+    let Some(known) = KINDS.get_ptr(kind) else { return most as u32 };
+    // SAFETY: a value of a preallocated map stays mapped; at worst it is another kind's by now.
+    let Kind { sampled, gone } = unsafe { *known };
+    let left = u64::from(sampled.saturating_sub(gone)) + 1;
+    let all = u64::from(sampled) + 1;
+    let share = most * left / all;
+    (if share < most / RAREST { most / RAREST } else { share }) as u32
+}
+
+/// Counts for a kind; which may be new.
+#[inline(always)]
+fn learn(kind: u64, sampled: u32, gone: u32) {
+    match KINDS.get_ptr_mut(kind) {
+        // SAFETY: as above; what another processor counts at the same time may be lost, which makes a share a little wrong.
+        Some(known) => unsafe {
+            (*known).sampled += sampled;
+            (*known).gone += gone;
+            if (*known).sampled > REMEMBERED {
+                (*known).sampled /= 2;
+                (*known).gone /= 2;
+            }
+        },
+        None => drop(KINDS.insert(kind, Kind { sampled, gone }, 0)),
     }
 }
 
 /// Sends a sample; false when there is no room for it.
 #[inline(always)]
-fn follow(ctx: &ProbeContext, memory: Memory, call: &Call, back: u64, sp: u64) -> bool {
+fn follow(ctx: &ProbeContext, memory: Memory, call: &Call, kind: u64, share: u32, back: u64, sp: u64) -> bool {
     let Some(mut entry) = ALLOCATIONS.reserve::<Sample>(0) else {
         count(NO_RING);
         return false;
     };
     let time_ns = task::now_ns();
-    if FOLLOWED.insert(memory, time_ns, 0).is_err() {
+    if FOLLOWED.insert(memory, kind, 0).is_err() {
         count(NO_ROOM);
         entry.discard(0);
         return false;
@@ -270,6 +334,8 @@ fn follow(ctx: &ProbeContext, memory: Memory, call: &Call, back: u64, sp: u64) -
         (*sample).kind = KIND_SAMPLE;
         (*sample).tgid = memory.tgid as u32;
         (*sample).tid = bpf_get_current_pid_tgid() as u32;
+        (*sample).share = share;
+        (*sample).zero = 0;
         (*sample).time_ns = time_ns;
         (*sample).address = memory.address;
         (*sample).size = call.size;
@@ -288,6 +354,7 @@ fn follow(ctx: &ProbeContext, memory: Memory, call: &Call, back: u64, sp: u64) -
         (*sample).stack_len = read as u32;
     }
     count(SAMPLED);
+    learn(kind, 1, 0);
     entry.submit(0);
     true
 }
@@ -299,15 +366,15 @@ fn give_up(address: u64) {
         return;
     }
     let memory = Memory { tgid: bpf_get_current_pid_tgid() >> 32, address };
-    // SAFETY: the value is only compared with "absent".
-    if unsafe { FOLLOWED.get(memory) }.is_some() {
-        went(memory, 1);
+    // SAFETY: a number, copied.
+    if let Some(&kind) = unsafe { FOLLOWED.get(memory) } {
+        went(memory, kind, 1);
     }
 }
 
 /// Says so. Without room it stays followed, and is told of when it is handed out again.
 #[inline(always)]
-fn went(memory: Memory, released: u64) {
+fn went(memory: Memory, kind: u64, released: u64) {
     let Some(mut entry) = ALLOCATIONS.reserve::<Gone>(0) else {
         count(NO_RING);
         return;
@@ -315,6 +382,7 @@ fn went(memory: Memory, released: u64) {
     entry.write(Gone { kind: KIND_GONE, tgid: memory.tgid as u32, address: memory.address, released });
     entry.submit(0);
     FOLLOWED.remove(memory).ok();
+    learn(kind, 0, 1);
 }
 
 #[inline(always)]

@@ -81,7 +81,7 @@ const UNUSED: [(&str, u32); 7] = [
 ];
 
 /// Room for an agent that loads the object and traces nothing.
-pub(super) const UNUSED_BY_AGENT: [(&str, u32); 3] = [("ALLOCATIONS", 4096), ("BEGUN", 1), ("FOLLOWED", 1)];
+pub(super) const UNUSED_BY_AGENT: [(&str, u32); 4] = [("ALLOCATIONS", 4096), ("BEGUN", 1), ("FOLLOWED", 1), ("KINDS", 1)];
 
 /// As the programs know a followed sample.
 #[repr(C)]

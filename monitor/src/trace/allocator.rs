@@ -120,15 +120,16 @@ pub(super) fn points(module: &Module, is_program: bool) -> Points {
 /// Instructions of a function that are looked at for a good place to begin.
 const PROLOGUE: usize = 8;
 
-/// The first instruction that the kernel imitates, a push, if what the programs read is untouched by then; else the first of all. Of a
-/// release, memory at address 0 may be passed over.
+/// The first instruction that the kernel imitates, a push or a branch, if what the programs read is untouched by then; else the first
+/// of all.
 fn begin(module: &Module, address: u64, size: u64, role: Role) -> u64 {
     let Some(code) = extent(module, address, size).and_then(|range| module.code(&(address..range.end))) else {
         return address;
     };
-    if role == Role::AllocateGo {
-        return address;
-    }
+    let arguments = match role {
+        Role::AllocateGo => [Register::RAX, Register::R14, Register::RSP, Register::RSP],
+        _ => [Register::RDI, Register::RSI, Register::RDX, Register::RSP],
+    };
     let mut info = InstructionInfoFactory::new();
     let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
     for _ in 0..PROLOGUE {
@@ -136,15 +137,12 @@ fn begin(module: &Module, address: u64, size: u64, role: Role) -> u64 {
             break;
         }
         let instruction = decoder.decode();
-        if instruction.mnemonic() == Mnemonic::Push && instruction.op0_kind() == OpKind::Register {
+        let is_push = instruction.mnemonic() == Mnemonic::Push && instruction.op0_kind() == OpKind::Register;
+        let is_branch = instruction.is_jcc_short_or_near();
+        if is_push || is_branch {
             return instruction.ip();
         }
-        let goes_on = match instruction.flow_control() {
-            FlowControl::Next => true,
-            FlowControl::ConditionalBranch => role == Role::Release,
-            _ => false,
-        };
-        let arguments = [Register::RDI, Register::RSI, Register::RDX, Register::RSP];
+        let goes_on = instruction.flow_control() == FlowControl::Next;
         let touches = info.info(&instruction).used_registers().iter().any(|used| {
             let writes = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess);
             writes && arguments.contains(&used.register().full_register())

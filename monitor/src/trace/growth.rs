@@ -102,7 +102,8 @@ pub(crate) struct Cost {
     pub(crate) calls: u64,
     /// Calls that found no room; each makes the growth look smaller than it is.
     pub(crate) lost: u64,
-    /// Time taken from the traced processes: estimate, share of their processor time, 0 to 1.
+    /// Time taken from the traced processes: estimate, share of the processor time that they used, 0 to 1; of a quarter of a processor
+    /// for one that uses less.
     pub(crate) share: f64,
     /// Most private memory of the tracing process, bytes.
     pub(crate) memory_bytes: u64,

@@ -21,7 +21,7 @@ const IS_MAPPED: u64 = 2;
 const LENGTH_MAX: u64 = 1 << 40;
 
 /// Bytes that a print is of.
-const PRINTED: usize = 64;
+const PRINTED: usize = 256;
 
 /// Sizes of blocks with the same word in them that make it a mark. What a program puts into its own is in those of one size, or few.
 const SIZES: u32 = 5;

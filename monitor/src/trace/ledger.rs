@@ -3,17 +3,19 @@
 //! An allocator is watched for moments only. Of the memory that was handed out in them, most comes back at once; what does not is
 //! followed, and taken off when it is released in a later watch, when its address is handed out again, when its process has it no
 //! longer, or when it is written again: an address that was released and handed out between two watches looks like that, and what
-//! leaks is left alone. What is still there after [`MATURITY_NS`] counts as growth that stays. Watches are a known part of the time, so
+//! leaks is left alone. What is still there after a while, the ledger's maturity, counts as growth that stays;
+//! less of it where much of what a stack had got went after that, since more will go. Watches are a known part of the time, so
 //! that growth by the time watched is an estimate of the whole.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
 
-/// Memory counts as staying when it was not given back for so long.
-pub(crate) const MATURITY_NS: u64 = 20_000_000_000;
 /// From when on what is in it is compared.
 const FILLED_NS: u64 = 2_000_000_000;
 /// Samples that are followed. When there are more, those that have stayed longest are taken as staying for good.
-pub(super) const FOLLOWED: usize = 12_000;
+pub(super) const FOLLOWED: usize = 7_000;
 
 /// A process of the service, numbered in the order of their appearance.
 pub(super) type ProcessId = u16;
@@ -21,12 +23,16 @@ pub(super) type ProcessId = u16;
 pub(super) type StackId = u32;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ledger {
+    /// Memory counts as staying when it was not given back for so long.
+    maturity_ns: u64,
     followed: BTreeMap<(ProcessId, u64), Sample>,
     /// The same in the order of their time.
     order: BTreeSet<(u64, ProcessId, u64)>,
     settled: HashMap<(ProcessId, StackId), Sum>,
+    /// Samples that had stayed for so long, and went all the same.
+    late: HashMap<StackId, u64>,
     watches: Vec<Watch>,
 }
 
@@ -70,6 +76,18 @@ impl Sum {
 }
 
 impl Ledger {
+    /// An empty one.
+    pub(super) fn new(maturity: Duration) -> Self {
+        Self {
+            maturity_ns: u64::try_from(maturity.as_nanos()).unwrap_or(u64::MAX),
+            followed: BTreeMap::new(),
+            order: BTreeSet::new(),
+            settled: HashMap::new(),
+            late: HashMap::new(),
+            watches: Vec::new(),
+        }
+    }
+
     /// A watch of `process` began then and took so long.
     pub(super) fn watched(&mut self, process: ProcessId, begin_ns: u64, seconds: f64) {
         self.watches.push(Watch { process, begin_ns, seconds });
@@ -87,8 +105,9 @@ impl Ledger {
     ) -> Vec<(ProcessId, u64)> {
         let mut left = self.within(process, address, size.max(1));
         for &(process, address) in &left {
-            self.gone(process, address);
+            self.gone(process, address, time_ns);
         }
+        self.gone(process, address, time_ns);
         self.followed.insert((process, address), Sample { stack, size, weight, time_ns, print: None });
         self.order.insert((time_ns, process, address));
         if self.followed.len() > FOLLOWED {
@@ -107,22 +126,31 @@ impl Ledger {
     }
 
     /// Memory was given back, or is another's. Returns its size; `None` when it was not followed.
-    pub(super) fn gone(&mut self, process: ProcessId, address: u64) -> Option<u64> {
+    pub(super) fn gone(&mut self, process: ProcessId, address: u64, now_ns: u64) -> Option<u64> {
+        let sample = self.forget(process, address)?;
+        if self.is_mature(sample.time_ns, now_ns) {
+            *self.late.entry(sample.stack).or_default() += 1;
+        }
+        Some(sample.size)
+    }
+
+    fn forget(&mut self, process: ProcessId, address: u64) -> Option<Sample> {
         let sample = self.followed.remove(&(process, address))?;
         self.order.remove(&(sample.time_ns, process, address));
-        Some(sample.size)
+        Some(sample)
     }
 
     /// A process has ended. Its memory has come back, but what had matured by then had grown while it lived.
     pub(super) fn ended(&mut self, process: ProcessId, now_ns: u64) {
         let all: Vec<_> = self.of(process).map(|(&key, &sample)| (key, sample)).collect();
         for ((_, address), sample) in all {
-            if is_mature(sample.time_ns, now_ns) {
+            if self.is_mature(sample.time_ns, now_ns) {
                 self.settled.entry((process, sample.stack)).or_default().add(&sample);
             }
-            self.gone(process, address);
+            self.forget(process, address);
         }
-        self.watches.retain(|watch| watch.process != process || is_mature(watch.begin_ns, now_ns));
+        let maturity_ns = self.maturity_ns;
+        self.watches.retain(|watch| watch.process != process || watch.begin_ns + maturity_ns <= now_ns);
     }
 
     /// Addresses that are followed in a process.
@@ -151,7 +179,7 @@ impl Ledger {
             }
         }
         for &address in &gone {
-            self.gone(process, address);
+            self.gone(process, address, now_ns);
         }
         gone
     }
@@ -160,12 +188,12 @@ impl Ledger {
     pub(super) fn growth(&self, now_ns: u64) -> HashMap<StackId, Sum> {
         let mut sums = self.settled.clone();
         for (&(process, _), sample) in &self.followed {
-            if is_mature(sample.time_ns, now_ns) {
+            if self.is_mature(sample.time_ns, now_ns) {
                 sums.entry((process, sample.stack)).or_default().add(sample);
             }
         }
         let mut watched: HashMap<ProcessId, f64> = HashMap::new();
-        for watch in self.watches.iter().filter(|watch| is_mature(watch.begin_ns, now_ns)) {
+        for watch in self.watches.iter().filter(|watch| self.is_mature(watch.begin_ns, now_ns)) {
             *watched.entry(watch.process).or_default() += watch.seconds;
         }
         let mut growth: HashMap<StackId, Sum> = HashMap::new();
@@ -179,11 +207,19 @@ impl Ledger {
                 total.bytes_per_hour += sum.weighed / seconds * 3600.0;
             }
         }
+        for (stack, sum) in &mut growth {
+            let late = self.late.get(stack).copied().unwrap_or(0);
+            sum.bytes_per_hour *= sum.samples as f64 / (sum.samples + late) as f64;
+        }
         growth
     }
 
     fn of(&self, process: ProcessId) -> impl Iterator<Item = (&(ProcessId, u64), &Sample)> {
         self.followed.range((process, 0)..=(process, u64::MAX))
+    }
+
+    fn is_mature(&self, since_ns: u64, now_ns: u64) -> bool {
+        since_ns.saturating_add(self.maturity_ns) <= now_ns
     }
 
     fn settle_oldest(&mut self) -> Option<(ProcessId, u64)> {
@@ -194,9 +230,6 @@ impl Ledger {
     }
 }
 
-fn is_mature(since_ns: u64, now_ns: u64) -> bool {
-    since_ns + MATURITY_NS <= now_ns
-}
 
 #[cfg(test)]
 mod tests {
@@ -207,13 +240,13 @@ mod tests {
 
     #[test]
     fn what_stays_is_told_by_the_time_that_was_watched() {
-        let mut ledger = Ledger::default();
+        let mut ledger = Ledger::new(Duration::from_secs(20));
         ledger.watched(0, SECOND, 0.5);
         // Each tenth call was sampled.
         ledger.handed_out((0, 0x1000), 7, 100, 10.0, SECOND);
         ledger.handed_out((0, 0x2000), 7, 100, 10.0, SECOND);
         ledger.handed_out((0, 0x3000), 8, 4096, 10.0, SECOND);
-        ledger.gone(0, 0x3000);
+        ledger.gone(0, 0x3000, 2 * SECOND);
         let growth = ledger.growth(LATER);
         assert_eq!(growth.len(), 1);
         assert_eq!(growth[&7].bytes_per_hour, 2000.0 / 0.5 * 3600.0);
@@ -221,8 +254,21 @@ mod tests {
     }
 
     #[test]
+    fn of_a_stack_whose_memory_goes_late_less_is_taken_as_staying() {
+        let mut ledger = Ledger::new(Duration::from_secs(20));
+        ledger.watched(0, SECOND, 1.0);
+        for n in 0..4 {
+            ledger.handed_out((0, 0x1000 * n), 1, 100, 1.0, SECOND);
+        }
+        ledger.gone(0, 0x1000, 2 * SECOND);
+        assert_eq!(ledger.growth(LATER)[&1].bytes_per_hour, 300.0 * 3600.0, "that one was early");
+        ledger.gone(0, 0x2000, 60 * SECOND);
+        assert_eq!(ledger.growth(LATER)[&1].bytes_per_hour, 200.0 * 3600.0 * 2.0 / 3.0);
+    }
+
+    #[test]
     fn what_has_just_come_does_not_count_nor_does_its_watch() {
-        let mut ledger = Ledger::default();
+        let mut ledger = Ledger::new(Duration::from_secs(20));
         ledger.watched(0, SECOND, 1.0);
         ledger.handed_out((0, 0x1000), 1, 100, 1.0, SECOND);
         ledger.watched(0, 90 * SECOND, 1.0);
@@ -233,7 +279,7 @@ mod tests {
 
     #[test]
     fn an_address_that_is_handed_out_again_had_been_given_back() {
-        let mut ledger = Ledger::default();
+        let mut ledger = Ledger::new(Duration::from_secs(20));
         ledger.watched(0, SECOND, 1.0);
         ledger.handed_out((0, 0x1000), 1, 100, 1.0, SECOND);
         ledger.handed_out((0, 0x1000), 2, 50, 1.0, 2 * SECOND);
@@ -254,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_process_that_ends_soon_has_not_grown() {
-        let mut ledger = Ledger::default();
+        let mut ledger = Ledger::new(Duration::from_secs(20));
         ledger.watched(0, SECOND, 1.0);
         ledger.handed_out((0, 0x1000), 1, 100, 1.0, SECOND);
         ledger.ended(0, 5 * SECOND);
@@ -268,7 +314,7 @@ mod tests {
 
     #[test]
     fn what_is_written_again_or_held_no_longer_is_taken_off() {
-        let mut ledger = Ledger::default();
+        let mut ledger = Ledger::new(Duration::from_secs(20));
         ledger.watched(0, SECOND, 1.0);
         for address in [0x1000, 0x2000, 0x3000] {
             ledger.handed_out((0, address), 1, 100, 1.0, SECOND);
@@ -276,13 +322,13 @@ mod tests {
         assert!(ledger.look(0, 2 * SECOND, |_, _| None).is_empty(), "too early to tell");
         assert!(ledger.look(0, 5 * SECOND, |address, _| Some(address)).is_empty());
         assert_eq!(ledger.look(0, 9 * SECOND, |address, _| Some(if address == 0x2000 { 7 } else { address })), [0x2000]);
-        assert_eq!(ledger.look(0, 13 * SECOND, |address, _| (address != 0x300000).then_some(address)), [0x3000]);
+        assert_eq!(ledger.look(0, 13 * SECOND, |address, _| (address != 0x3000).then_some(address)), [0x3000]);
         assert_eq!(ledger.growth(LATER)[&1].bytes, 100);
     }
 
     #[test]
     fn no_more_are_followed_than_there_is_room_for() {
-        let mut ledger = Ledger::default();
+        let mut ledger = Ledger::new(Duration::from_secs(20));
         ledger.watched(0, 0, 1.0);
         let mut gave_way = Vec::new();
         for n in (0..FOLLOWED as u64 + 10).map(|n| n * 8) {

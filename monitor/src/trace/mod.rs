@@ -74,7 +74,7 @@ pub(crate) struct Look {
     pub(crate) calls: u64,
     /// Growth that stays, as far as it can be told by now, bytes an hour.
     pub(crate) bytes_per_hour: f64,
-    /// Time taken from the service, estimate, share of its processor time, 0 to 1.
+    /// See [`growth::Cost::share`].
     pub(crate) cost_share: f64,
 }
 
@@ -86,8 +86,8 @@ const ROSTER: Duration = Duration::from_secs(5);
 const HELD: Duration = Duration::from_secs(4);
 /// Between two words of how far it is.
 const LOOK: Duration = Duration::from_secs(1);
-/// Watches end so long before the trace does, as far as that leaves any: what they see could not mature.
-const LAST: Duration = Duration::from_nanos(ledger::MATURITY_NS);
+/// Memory stays when it was not given back for a quarter of the trace, within these bounds.
+const MATURITY: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(60));
 
 /// Traces until the time is up, nothing is left to trace or `stop` completes. `look` is called about once a second.
 ///
@@ -124,7 +124,8 @@ pub(crate) async fn follow(
             look_at = now + LOOK;
         }
         let next = roster_at.min(held_at).min(look_at).min(began + options.duration);
-        let may_watch = elapsed + LAST.min(options.duration / 3) < options.duration;
+        // What comes later could not mature.
+        let may_watch = elapsed + trace.maturity < options.duration;
         let step = async {
             match trace.subjects.values().map(|subject| subject.due).min() {
                 Some(due) if may_watch && due < next => {
@@ -153,9 +154,11 @@ struct Trace {
     files: Files,
     subjects: HashMap<ProcessId, Subject>,
     ledger: Ledger,
+    maturity: Duration,
     stacks: Stacks,
     cache: Cache,
-    price: Price,
+    /// By whether a process bears return probes.
+    prices: [Price; 2],
     totals: Totals,
     notes: Vec<String>,
     /// Programs of all processes that were traced, with how many processes.
@@ -190,22 +193,26 @@ struct Totals {
     calls: u64,
     /// Seconds taken from the service.
     taken: f64,
-    /// Seconds of processor time that traced processes used before this, and those that have gone.
+    /// Seconds of processor time that the traced processes have used meanwhile.
     used: f64,
+    /// Seconds that they were traced, all processes together.
+    traced: f64,
 }
 
 impl Trace {
     fn begin(options: &Options) -> Result<Self> {
         let allocations = Allocations::load()?;
+        let maturity = (options.duration / 4).clamp(MATURITY.0, MATURITY.1);
         let mut trace = Self {
             began: Timestamp::now(),
             allocations,
             files: Files::default(),
             subjects: HashMap::new(),
-            ledger: Ledger::default(),
+            ledger: Ledger::new(maturity),
+            maturity,
             stacks: Stacks::default(),
             cache: Cache::default(),
-            price: watch::PRICE,
+            prices: watch::PRICES,
             totals: Totals::default(),
             notes: Vec::new(),
             programs: HashMap::new(),
@@ -224,7 +231,9 @@ impl Trace {
             bail!("none of the processes of {} can be traced: {why}", options.service);
         }
         trace.anonymous = trace.memory();
-        trace.price = watch::price(&mut trace.allocations).unwrap_or(watch::PRICE);
+        trace.prices = watch::prices(&mut trace.allocations)
+            .inspect_err(|error| tracing::debug!("what a probe costs cannot be measured: {error:#}"))
+            .unwrap_or(watch::PRICES);
         Ok(trace)
     }
 
@@ -348,9 +357,10 @@ impl Trace {
         })
     }
 
-    /// Share of the service's processor time that was taken from it.
+    /// Share of the service's processor time that was taken from it, as the pace counts it.
     fn share(&self) -> f64 {
-        if self.totals.used > 0.0 { (self.totals.taken / self.totals.used).min(1.0) } else { 0.0 }
+        let given = self.totals.used.max(self.totals.traced * pace::PROCESSOR_MIN);
+        if given > 0.0 { (self.totals.taken / given).min(1.0) } else { 0.0 }
     }
 }
 

@@ -8,12 +8,14 @@ use std::time::Duration;
 pub(crate) const SHARE_MAX: f64 = 0.02;
 /// A service that mostly sleeps gives as much as one that uses a quarter of a processor, or little would ever be seen of it: at most
 /// half a hundredth of one processor.
-const PROCESSOR_MIN: f64 = 0.25;
+pub(super) const PROCESSOR_MIN: f64 = 0.25;
 
 /// Calls that one watch should see: long enough that what lives shortly is released within it.
 const CALLS: f64 = 4000.0;
 /// Samples that one watch should take; the ring has room for some 250.
 const SAMPLES: f64 = 120.0;
+/// The least share of calls to sample.
+const SHARE_MIN: f64 = 1e-4;
 /// The shortest and the longest watch.
 const WATCH: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(2));
 /// The shortest and the longest rest.
@@ -33,6 +35,8 @@ pub(super) struct Price {
 /// What one watch has met.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Met {
+    /// Share of calls that was to be sampled at most.
+    pub(super) share: f64,
     /// How long it was.
     pub(super) seconds: f64,
     /// Calls for memory.
@@ -73,10 +77,11 @@ pub(super) fn next(met: &Met, processor: f64, price: &Price) -> Plan {
     let watch = if rate > 0.0 { CALLS / rate } else { f64::INFINITY };
     // A watch that saw little tells little of how much there would be in a long one.
     let watch = watch.min(seconds * 8.0).clamp(WATCH.0.as_secs_f64(), WATCH.1.as_secs_f64());
-    let calls = (rate * watch).max(1.0);
-    let share = (SAMPLES / calls).min(1.0);
+    // Fewer were sampled than the share allows, of kinds whose memory comes back: so it follows the samples, not the calls.
+    let samples = met.samples as f64 / seconds * watch;
+    let share = (met.share * SAMPLES / samples.max(1.0)).clamp(SHARE_MIN, 1.0);
     let hits = met.hits as f64 / seconds * watch;
-    let cost = hits * price.hit + calls * share * price.sample + price.watch;
+    let cost = hits * price.hit + samples * price.sample + price.watch;
     let rest = cost / (SHARE_MAX * processor.max(PROCESSOR_MIN)) - watch;
     let rest = rest.clamp(REST.0.as_secs_f64(), REST.1.as_secs_f64());
     Plan { rest: Duration::from_secs_f64(rest), watch: Duration::from_secs_f64(watch), share }
@@ -95,7 +100,7 @@ mod tests {
         for round in 0..200 {
             let seconds = plan.watch.as_secs_f64();
             let calls = (calls_per_second * seconds) as u64;
-            let met = Met { seconds, calls, hits: calls * 3, samples: (calls as f64 * plan.share) as u64 };
+            let met = Met { share: plan.share, seconds, calls, hits: calls * 3, samples: (calls as f64 * plan.share) as u64 };
             plan = next(&met, processor, &PRICE);
             if round > 10 {
                 taken += PRICE.of(&met);
@@ -124,7 +129,7 @@ mod tests {
 
     #[test]
     fn an_allocator_that_is_not_called_is_looked_at_longer_each_time() {
-        let silent = Met { seconds: 0.002, calls: 0, hits: 0, samples: 0 };
+        let silent = Met { share: 0.1, seconds: 0.002, calls: 0, hits: 0, samples: 0 };
         let plan = next(&silent, 0.0, &PRICE);
         assert_eq!((plan.watch, plan.share), (Duration::from_millis(16), 1.0));
     }

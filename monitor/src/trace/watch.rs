@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use super::{
     Subject, Trace,
     ledger::ProcessId,
-    pace::{self, Met, Price},
+    pace::{self, Met, Plan, Price},
     process::{Files, Mapped, Process},
 };
 use crate::{
@@ -25,8 +25,9 @@ use crate::{
     kernel::{Allocations, Counts, Probe, Role},
 };
 
-/// What a hit costs when it cannot be measured: as on slow machines.
-pub(super) const PRICE: Price = Price { hit: 3e-6, sample: 6e-6, watch: 1e-3 };
+/// What a hit costs when it cannot be measured, without and with return probes: as on slow machines.
+pub(super) const PRICES: [Price; 2] =
+    [Price { hit: 12e-6, sample: 6e-6, watch: 1e-3 }, Price { hit: 3e-6, sample: 6e-6, watch: 1e-3 }];
 
 /// Between two looks into the ring, so that it never fills.
 const DRAIN: Duration = Duration::from_millis(10);
@@ -81,7 +82,7 @@ impl Trace {
                 return Ok(());
             }
         };
-        let mut waiting = Waiting::new(plan.share);
+        let mut waiting = Waiting::new();
         let (begin, open) = (clock::boot_ns(), self.allocations.counts()?);
         self.allocations.sample(plan.share)?;
         let end = Instant::now() + plan.watch;
@@ -100,10 +101,10 @@ impl Trace {
         let after = self.allocations.counts()?;
         self.drain(&mut waiting);
         self.ledger.watched(id, begin, seconds);
-        for sample in waiting.samples.into_values() {
-            self.take(&sample, plan.share);
+        for sample in waiting.into_values() {
+            self.take(&sample);
         }
-        let met = met(seconds, before, open, closed, after);
+        let met = met(&plan, seconds, before, open, closed, after);
         self.account(id, &met);
         Ok(())
     }
@@ -113,14 +114,15 @@ impl Trace {
         self.totals.watches += 1;
         self.totals.watched += met.seconds;
         self.totals.calls += met.calls;
-        self.totals.taken += self.price.of(met);
-        let price = self.price;
         let Some(subject) = self.subjects.get_mut(&id) else { return };
+        let price = self.prices[usize::from(subject.returns)];
+        self.totals.taken += price.of(met);
         let (used, now) = (processor_seconds(subject.process.identity.tgid), Instant::now());
         let (before, at) = subject.processor;
         if let Some(used) = used {
             let span = (now - at).as_secs_f64();
             self.totals.used += used - before;
+            self.totals.traced += span;
             // Its clock has steps of 10 ms: short spans tell nothing.
             let uses = (used - before) / span.max(1e-3);
             subject.uses = if subject.uses == 0.0 { uses } else { subject.uses * 0.7 + uses * 0.3 };
@@ -136,36 +138,37 @@ impl Trace {
             Record::Sample(sample) => {
                 // What was there before had been released, or it could not be handed out again.
                 gone.push((sample.tgid, sample.address, None));
-                waiting.samples.insert((sample.tgid, sample.address), Box::new(*sample));
+                waiting.insert((sample.tgid, sample.address), Box::new(*sample));
             }
             Record::Gone(word) => {
-                let size = waiting.samples.remove(&(word.tgid, word.address)).map(|sample| sample.size);
+                let size = waiting.remove(&(word.tgid, word.address)).map(|sample| sample.size);
                 gone.push((word.tgid, word.address, (word.released == 1).then_some(size)));
             }
         });
+        let now = clock::boot_ns();
         for (tgid, address, released) in gone {
             let Some(id) = self.id_of(tgid) else { continue };
-            let followed = self.ledger.gone(id, address);
+            let followed = self.ledger.gone(id, address, now);
             if let Some(size) = released.and_then(|size| size.or(followed))
                 && let Some(subject) = self.subjects.get_mut(&id)
             {
                 subject.memory.released(address, size);
             }
         }
-        while waiting.samples.len() > WAITING {
-            let oldest = waiting.samples.iter().min_by_key(|(_, sample)| sample.time_ns).map(|(&key, _)| key);
-            let Some(sample) = oldest.and_then(|key| waiting.samples.remove(&key)) else { break };
-            self.take(&sample, waiting.share);
+        while waiting.len() > WAITING {
+            let oldest = waiting.iter().min_by_key(|(_, sample)| sample.time_ns).map(|(&key, _)| key);
+            let Some(sample) = oldest.and_then(|key| waiting.remove(&key)) else { break };
+            self.take(&sample);
         }
     }
 
     /// Follows a sample from now on.
-    fn take(&mut self, sample: &Sample, share: f64) {
+    fn take(&mut self, sample: &Sample) {
         let Some(id) = self.id_of(sample.tgid) else { return };
         let Some(Subject { process, .. }) = self.subjects.get(&id) else { return };
         let (frames, whole) = process.unwind(sample, &mut self.cache);
         let stack = self.stacks.id(&frames, whole);
-        let weight = 1.0 / share;
+        let weight = f64::from(u32::MAX) / f64::from(sample.share.max(1));
         let left = self.ledger.handed_out((id, sample.address), stack, sample.size, weight, sample.time_ns);
         for (owner, address) in left {
             if let Some(subject) = self.subjects.get(&owner) {
@@ -180,19 +183,11 @@ impl Trace {
 }
 
 /// Samples of a watch whose release may still be seen in it.
-struct Waiting {
-    samples: HashMap<(u32, u64), Box<Sample>>,
-    share: f64,
-}
+type Waiting = HashMap<(u32, u64), Box<Sample>>;
 
-impl Waiting {
-    fn new(share: f64) -> Self {
-        Self { samples: HashMap::new(), share }
-    }
-}
-
-fn met(seconds: f64, before: Counts, open: Counts, closed: Counts, after: Counts) -> Met {
+fn met(plan: &Plan, seconds: f64, before: Counts, open: Counts, closed: Counts, after: Counts) -> Met {
     Met {
+        share: plan.share,
         seconds,
         calls: closed.calls - open.calls,
         hits: after.hits() - before.hits(),
@@ -204,19 +199,21 @@ fn met(seconds: f64, before: Counts, open: Counts, closed: Counts, after: Counts
 const ROUNDS: u32 = 100;
 const TRIES: u32 = 5;
 
-/// What probes cost on this machine: measured on our own allocator, by a thread that is not our first, which some kernels do not see
-/// when many probes are attached at once.
-pub(super) fn price(allocations: &mut Allocations) -> Result<Price> {
+/// What probes cost on this machine, without and with return probes: measured on our own allocator, by a thread that is not our first,
+/// which some kernels do not see when many probes are attached at once.
+pub(super) fn prices(allocations: &mut Allocations) -> Result<[Price; 2]> {
     let mut files = Files::default();
     let own = Process::open(std::process::id(), &mut files)?;
-    let places = places(&own.allocators(&files), &files, true);
-    anyhow::ensure!(!places.is_empty(), "our own allocator is not known");
-    let price = measure(allocations, &places)?;
-    if price.is_some() || !allocations.all_at_once() {
-        return price.context("our own calls were not seen");
-    }
-    allocations.one_by_one();
-    measure(allocations, &places)?.context("our own calls were not seen")
+    let mut price = |returns| {
+        let places = places(&own.allocators(&files), &files, returns);
+        let price = measure(allocations, &places)?;
+        if price.is_none() && allocations.all_at_once() {
+            allocations.one_by_one();
+            return measure(allocations, &places)?.context("our own calls were not seen");
+        }
+        price.context("our own calls were not seen")
+    };
+    Ok([price(false)?, price(true)?])
 }
 
 /// `None`: nothing was seen.
