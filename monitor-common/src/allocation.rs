@@ -33,6 +33,8 @@ pub struct Sample {
     pub share: u32,
     /// Nothing.
     pub zero: u32,
+    /// The kind of its call, as the programs number them.
+    pub call: u64,
     /// CLOCK_BOOTTIME, nanoseconds.
     pub time_ns: u64,
     /// Where the memory is.
@@ -127,4 +129,14 @@ pub mod role {
     pub const ALLOCATE_GO: u64 = 9;
     /// A `ret` of that.
     pub const ALLOCATED_GO: u64 = 10;
+}
+
+/// How long the memory of one kind of calls is held.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kind {
+    /// Calls that were sampled.
+    pub sampled: u32,
+    /// Those whose memory has come back.
+    pub gone: u32,
 }

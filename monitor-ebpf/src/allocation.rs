@@ -20,7 +20,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use monitor_common::allocation::{
-    CALLS, ENDS, Gone, KIND_GONE, KIND_SAMPLE, NO_RING, NO_ROOM, PIECE, RELEASES, SAMPLED, SLOTS, STACK, Sample, role,
+    CALLS, ENDS, Gone, KIND_GONE, KIND_SAMPLE, Kind, NO_RING, NO_ROOM, PIECE, RELEASES, SAMPLED, SLOTS, STACK, Sample, role,
 };
 
 use crate::task;
@@ -37,7 +37,9 @@ static BEGUN: LruHashMap<u64, Call> = LruHashMap::with_max_entries(1024, 0);
 #[map]
 static FOLLOWED: HashMap<Memory, u64> = HashMap::with_max_entries(8192, 0);
 
-/// Kinds of calls, and how long what they get is held.
+/// Kinds of calls, and how long what they get is held. Calls of one kind come from the same place, at the same depth of the stack, for
+/// memory of about the same size: mostly the same call path. Where what was sampled has come back, fewer are sampled, so that the
+/// few whose memory stays are seen among the many. The agent writes here too what it finds to be gone.
 #[map]
 static KINDS: LruHashMap<u64, Kind> = LruHashMap::with_max_entries(4096, 0);
 
@@ -60,15 +62,6 @@ struct Call {
     sp: u64,
     /// Where the address is put, for functions that do not return it.
     out: u64,
-}
-
-/// Calls of one kind come from the same place, at the same depth of the stack, for memory of about the same size: mostly the same
-/// call path. Where what was sampled has come back, fewer are sampled, so that the few whose memory stays are seen among the many.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Kind {
-    sampled: u32,
-    gone: u32,
 }
 
 /// Of a kind whose memory always comes back, one call of so many is sampled all the same: a leak may be among them.
@@ -336,6 +329,7 @@ fn follow(ctx: &ProbeContext, memory: Memory, call: &Call, kind: u64, share: u32
         (*sample).tid = bpf_get_current_pid_tgid() as u32;
         (*sample).share = share;
         (*sample).zero = 0;
+        (*sample).call = kind;
         (*sample).time_ns = time_ns;
         (*sample).address = memory.address;
         (*sample).size = call.size;

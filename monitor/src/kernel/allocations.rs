@@ -16,7 +16,7 @@ use aya::{
     },
 };
 use aya_obj::{Object, generated::bpf_insn};
-use monitor_common::allocation::{self, Record, SLOTS, role};
+use monitor_common::allocation::{self, Kind, Record, SLOTS, role};
 
 use super::{
     bpf,
@@ -94,6 +94,14 @@ struct Memory {
 // SAFETY: two numbers of eight bytes, so no padding between or behind.
 unsafe impl aya::Pod for Memory {}
 
+/// As the programs keep it.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Seen(Kind);
+
+// SAFETY: two numbers of four bytes, so no padding between or behind.
+unsafe impl aya::Pod for Seen {}
+
 /// The loaded programs.
 pub(crate) struct Allocations {
     ebpf: Ebpf,
@@ -102,6 +110,7 @@ pub(crate) struct Allocations {
     ring: RingBuf<MapData>,
     share: Array<MapData, u32>,
     followed: HashMap<MapData, Memory, u64>,
+    kinds: HashMap<MapData, u64, Seen>,
     counts: PerCpuArray<MapData, u64>,
 }
 
@@ -149,6 +158,7 @@ impl Allocations {
             ring: map("ALLOCATIONS")?.try_into()?,
             share: map("SHARE")?.try_into()?,
             followed: map("FOLLOWED")?.try_into()?,
+            kinds: map("KINDS")?.try_into()?,
             counts: map("ALLOCATION_COUNTS")?.try_into()?,
             ebpf,
             many,
@@ -210,10 +220,19 @@ impl Allocations {
         self.share.set(0, of_all, 0).context("cannot say how many calls are sampled")
     }
 
-    /// Follows a sample no longer.
-    pub(crate) fn forget(&mut self, tgid: u32, address: u64) {
+    /// Follows a sample no longer; `found_gone`: its memory has come back, which the programs had not seen.
+    pub(crate) fn forget(&mut self, tgid: u32, address: u64, found_gone: bool) {
+        let memory = Memory { tgid: tgid.into(), address };
         // It may have gone by itself.
-        self.followed.remove(&Memory { tgid: tgid.into(), address }).ok();
+        if let Ok(call) = self.followed.get(&memory, 0)
+            && self.followed.remove(&memory).is_ok()
+            && found_gone
+            && let Ok(Seen(mut kind)) = self.kinds.get(&call, 0)
+        {
+            kind.gone += 1;
+            // What the programs count at the same moment may be lost: a share that is a little wrong, and known for each sample.
+            self.kinds.insert(call, Seen(kind), 0).ok();
+        }
     }
 
     /// Hands all that has come to `take`. Returns how many records were not understood.

@@ -18,9 +18,9 @@ pub(crate) struct Growth {
     pub(crate) programs: Vec<Program>,
     /// Resident anonymous memory of the traced processes at the first and the last look, bytes.
     pub(crate) anonymous_bytes: [u64; 2],
-    /// Stacks whose memory stays, the fastest growth first; at most 256, the rest is in `others`.
+    /// Stacks whose memory stays, the fastest growth first as far as it is sure; at most 256, the rest is in `others`.
     pub(crate) stacks: Vec<Stack>,
-    /// Growth of all stacks that found no place in `stacks`, bytes an hour.
+    /// Growth of all stacks that found no place in `stacks`, for want of room or because it may be chance, bytes an hour.
     pub(crate) others_bytes_per_hour: f64,
     /// Share of the growth, 0 to 1, whose stack could not be followed to its beginning.
     pub(crate) cut_share: f64,

@@ -293,9 +293,10 @@ impl Trace {
         };
         let allocators = process.allocators(&self.files);
         let name = |number| self.files.get(number).map(|file| file.path.clone());
+        // Its functions have no return probes.
+        let is_go = process.program.and_then(|number| self.files.get(number)).is_some_and(|file| file.module.is_go());
         let program = process.program.and_then(name).unwrap_or_else(|| format!("process {tgid}"));
         if allocators.is_empty() {
-            let is_go = process.program.and_then(|number| self.files.get(number)).is_some_and(|file| file.module.is_go());
             self.note(if is_go {
                 format!("{program} is a Go program without symbols: build it without -ldflags=-s")
             } else {
@@ -321,14 +322,14 @@ impl Trace {
         let processor = (processor_seconds(tgid).unwrap_or(0.0), now);
         self.subjects.insert(
             id,
-            Subject { process, memory, allocators, returns: bears_return_probes(tgid), plan, due: now + plan.rest, processor, uses: 0.0 },
+            Subject { process, memory, allocators, returns: bears_return_probes(tgid) && !is_go, plan, due: now + plan.rest, processor, uses: 0.0 },
         );
     }
 
     fn end(&mut self, id: ProcessId) {
         if let Some(subject) = self.subjects.remove(&id) {
             for address in self.ledger.addresses(id) {
-                self.allocations.forget(subject.process.identity.tgid, address);
+                self.allocations.forget(subject.process.identity.tgid, address, false);
             }
             self.ledger.ended(id, clock::boot_ns());
         }
@@ -340,7 +341,7 @@ impl Trace {
         for (&id, Subject { process, memory, .. }) in &self.subjects {
             if is_alive(process.identity) {
                 for address in self.ledger.look(id, now, |address, size| memory.print(address, size)) {
-                    self.allocations.forget(process.identity.tgid, address);
+                    self.allocations.forget(process.identity.tgid, address, true);
                 }
             }
         }
@@ -352,7 +353,7 @@ impl Trace {
             elapsed,
             processes: self.subjects.len(),
             calls: self.totals.calls,
-            bytes_per_hour: growth.values().map(|sum| sum.bytes_per_hour).sum(),
+            bytes_per_hour: growth.values().map(|sum| sum.sure_per_hour).sum(),
             cost_share: self.share(),
         })
     }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::{
     Options, Trace,
     growth::{Cost, Ended, Growth, Place, Program, Stack},
+    ledger::Sum,
     stacks::{Frame, OTHERS},
 };
 use crate::{
@@ -29,9 +30,10 @@ impl Trace {
         let growth = self.ledger.growth(clock::boot_ns());
         let anonymous = [self.anonymous, self.memory()];
         let mut sums: Vec<_> = growth.into_iter().collect();
-        sums.sort_by(|(_, a), (_, b)| b.bytes_per_hour.total_cmp(&a.bytes_per_hour));
+        sums.sort_by(|(_, a), (_, b)| b.sure_per_hour.total_cmp(&a.sure_per_hour));
         let total: f64 = sums.iter().map(|(_, sum)| sum.bytes_per_hour).sum();
-        let told: Vec<_> = sums.iter().filter(|(id, _)| *id != OTHERS).take(TOLD).copied().collect();
+        let is_sure = |(id, sum): &&(_, Sum)| *id != OTHERS && sum.sure_per_hour > 0.0;
+        let told: Vec<_> = sums.iter().filter(is_sure).take(TOLD).copied().collect();
         let others = total - told.iter().map(|(_, sum)| sum.bytes_per_hour).sum::<f64>();
         let ids: Vec<_> = told.iter().map(|(id, _)| *id).collect();
         let mut stacks = self.stacks.get(&ids);

@@ -10,13 +10,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use monitor_common::allocation::{Record, Sample};
+use monitor_common::allocation::Record;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::sleep;
 
 use super::{
     Subject, Trace,
-    ledger::ProcessId,
+    ledger::{ProcessId, StackId},
     pace::{self, Met, Plan, Price},
     process::{Files, Mapped, Process},
 };
@@ -31,9 +31,6 @@ pub(super) const PRICES: [Price; 2] =
 
 /// Between two looks into the ring, so that it never fills.
 const DRAIN: Duration = Duration::from_millis(10);
-/// Samples that wait for their release within the watch; more than these, and the oldest are unwound at once.
-const WAITING: usize = 160;
-
 /// Places to probe, by file.
 type Places = Vec<(PathBuf, Vec<(Role, u64)>)>;
 
@@ -82,7 +79,7 @@ impl Trace {
                 return Ok(());
             }
         };
-        let mut waiting = Waiting::new();
+        let mut watch = Watch::default();
         let (begin, open) = (clock::boot_ns(), self.allocations.counts()?);
         self.allocations.sample(plan.share)?;
         let end = Instant::now() + plan.watch;
@@ -92,17 +89,23 @@ impl Trace {
                 break;
             }
             sleep(left.min(DRAIN)).await;
-            self.drain(&mut waiting);
+            self.drain(&mut watch);
         }
         self.allocations.sample(0.0)?;
         let (closed, seconds) = (self.allocations.counts()?, (clock::boot_ns() - begin) as f64 / 1e9);
         // Release is still seen while the probes go.
         drop(probes);
         let after = self.allocations.counts()?;
-        self.drain(&mut waiting);
-        self.ledger.watched(id, begin, seconds);
-        for sample in waiting.into_values() {
-            self.take(&sample);
+        self.drain(&mut watch);
+        self.ledger.watched(id, begin, seconds, watch.calls);
+        for ((tgid, address), waiting) in watch.waiting {
+            let Some(id) = self.id_of(tgid) else { continue };
+            let left = self.ledger.handed_out((id, address), waiting.stack, waiting.size, waiting.weight, waiting.time_ns);
+            for (owner, address) in left {
+                if let Some(subject) = self.subjects.get(&owner) {
+                    self.allocations.forget(subject.process.identity.tgid, address, false);
+                }
+            }
         }
         let met = met(&plan, seconds, before, open, closed, after);
         self.account(id, &met);
@@ -132,20 +135,29 @@ impl Trace {
         subject.due = now + subject.plan.rest;
     }
 
-    fn drain(&mut self, waiting: &mut Waiting) {
-        let mut gone = Vec::new();
-        self.allocations.drain(|record| match record {
+    /// Takes what is in the ring. Every sample is unwound, also of memory that comes back: of which stack how much does is told by it.
+    fn drain(&mut self, watch: &mut Watch) {
+        let (now, mut gone) = (clock::boot_ns(), Vec::new());
+        let Self { allocations, subjects, stacks, cache, .. } = self;
+        allocations.drain(|record| match record {
             Record::Sample(sample) => {
                 // What was there before had been released, or it could not be handed out again.
                 gone.push((sample.tgid, sample.address, None));
-                waiting.insert((sample.tgid, sample.address), Box::new(*sample));
+                let of = |subject: &&Subject| subject.process.identity.tgid == sample.tgid;
+                if let Some(subject) = subjects.values().find(of) {
+                    let (frames, whole) = subject.process.unwind(sample, cache);
+                    let stack = stacks.id(&frames, whole);
+                    let weight = f64::from(u32::MAX) / f64::from(sample.share.max(1));
+                    *watch.calls.entry(stack).or_default() += weight;
+                    let waiting = Waiting { stack, size: sample.size, weight, time_ns: sample.time_ns };
+                    watch.waiting.insert((sample.tgid, sample.address), waiting);
+                }
             }
             Record::Gone(word) => {
-                let size = waiting.remove(&(word.tgid, word.address)).map(|sample| sample.size);
+                let size = watch.waiting.remove(&(word.tgid, word.address)).map(|waiting| waiting.size);
                 gone.push((word.tgid, word.address, (word.released == 1).then_some(size)));
             }
         });
-        let now = clock::boot_ns();
         for (tgid, address, released) in gone {
             let Some(id) = self.id_of(tgid) else { continue };
             let followed = self.ledger.gone(id, address, now);
@@ -155,26 +167,6 @@ impl Trace {
                 subject.memory.released(address, size);
             }
         }
-        while waiting.len() > WAITING {
-            let oldest = waiting.iter().min_by_key(|(_, sample)| sample.time_ns).map(|(&key, _)| key);
-            let Some(sample) = oldest.and_then(|key| waiting.remove(&key)) else { break };
-            self.take(&sample);
-        }
-    }
-
-    /// Follows a sample from now on.
-    fn take(&mut self, sample: &Sample) {
-        let Some(id) = self.id_of(sample.tgid) else { return };
-        let Some(Subject { process, .. }) = self.subjects.get(&id) else { return };
-        let (frames, whole) = process.unwind(sample, &mut self.cache);
-        let stack = self.stacks.id(&frames, whole);
-        let weight = f64::from(u32::MAX) / f64::from(sample.share.max(1));
-        let left = self.ledger.handed_out((id, sample.address), stack, sample.size, weight, sample.time_ns);
-        for (owner, address) in left {
-            if let Some(subject) = self.subjects.get(&owner) {
-                self.allocations.forget(subject.process.identity.tgid, address);
-            }
-        }
     }
 
     fn id_of(&self, tgid: u32) -> Option<ProcessId> {
@@ -182,8 +174,22 @@ impl Trace {
     }
 }
 
-/// Samples of a watch whose release may still be seen in it.
-type Waiting = HashMap<(u32, u64), Box<Sample>>;
+/// What one watch has seen.
+#[derive(Default)]
+struct Watch {
+    /// Samples whose release may still be seen in it, by process and address.
+    waiting: HashMap<(u32, u64), Waiting>,
+    /// Calls by stack, as far as samples stand for them.
+    calls: HashMap<StackId, f64>,
+}
+
+/// A sample.
+struct Waiting {
+    stack: StackId,
+    size: u64,
+    weight: f64,
+    time_ns: u64,
+}
 
 fn met(plan: &Plan, seconds: f64, before: Counts, open: Counts, closed: Counts, after: Counts) -> Met {
     Met {
