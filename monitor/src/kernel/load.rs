@@ -15,7 +15,7 @@ use aya::{
     programs::{BtfTracePoint, Program, ProgramError},
 };
 use aya_log::EbpfLogger;
-use monitor_common::counter::SLOTS;
+use monitor_common::counter::{CPU_WORDS, EPOCH_STEP, SLOTS};
 
 use super::{
     about::{About, Remains},
@@ -69,11 +69,17 @@ pub(crate) enum LoadError {
 pub(crate) struct Kernel {
     /// All that keeps them running, for the next agent.
     set: Mutex<Set>,
-    counters: PerCpuArray<MapData, u64>,
-    watched: Mutex<HashMap<MapData, u64, u32>>,
+    counters: PerCpuArray<MapData, [u64; CPU_WORDS]>,
+    watched: Mutex<Watched>,
     programs: Vec<&'static str>,
     missing: Vec<String>,
     diagnostics: Option<Diagnostics>,
+}
+
+/// The cgroups that are watched, and the agent's steps of the epoch that makes the programs look again.
+struct Watched {
+    cgroups: HashMap<MapData, u64, u32>,
+    epoch: Array<MapData, u64>,
 }
 
 /// The two rings, each for one reader, and how they came to be.
@@ -205,6 +211,7 @@ fn begin(
         (set::AWAKE, "AWAKE"),
         (set::COUNTERS, "COUNTERS"),
         (set::WATCHED, "WATCHED"),
+        (set::EPOCH, "EPOCH"),
     ] {
         let taken = ebpf.take_map(map).with_context(|| format!("the object has no map {map}"))?;
         let (Map::RingBuf(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data)) = taken else {
@@ -267,7 +274,10 @@ fn open(
     let id = set.map(set::CRITICAL)?.info()?.id();
     let rings = Rings { critical: reader(set::CRITICAL, 0)?, bulk: reader(set::BULK, 1)?, id, origin };
     let counters = Map::from_map_data(set.map(set::COUNTERS)?)?.try_into()?;
-    let watched = Mutex::new(HashMap::try_from(Map::from_map_data(set.map(set::WATCHED)?)?)?);
+    let watched = Mutex::new(Watched {
+        cgroups: Map::from_map_data(set.map(set::WATCHED)?)?.try_into()?,
+        epoch: Map::from_map_data(set.map(set::EPOCH)?)?.try_into()?,
+    });
     let mut missing = plan.missing;
     for Function { program, function, evidence, substitute } in plan.functions {
         let has = |name: &str| programs.contains(&name);
@@ -319,12 +329,8 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
 impl Kernel {
     /// Sums the per-CPU counters; the index is a slot of [`monitor_common::counter`].
     pub(crate) fn counters(&self) -> Result<[u64; SLOTS as usize]> {
-        let mut sums = [0; SLOTS as usize];
-        for (slot, sum) in sums.iter_mut().enumerate() {
-            let values = self.counters.get(&(slot as u32), 0).with_context(|| format!("cannot read counter {slot}"))?;
-            *sum = values.iter().sum();
-        }
-        Ok(sums)
+        let cpus = self.counters.get(&0, 0).context("cannot read the counters")?;
+        Ok(std::array::from_fn(|slot| cpus.iter().map(|words| words[slot]).sum()))
     }
 
     /// Watches a cgroup. Cgroups that are made inside it later are watched by the programs themselves.
@@ -332,11 +338,11 @@ impl Kernel {
     /// # Errors
     /// When the map is full (16,384 cgroups) or gone.
     pub(crate) fn watch(&self, cgroup: u64) -> Result<()> {
-        self.watched
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(cgroup, 1, 0)
-            .with_context(|| format!("cannot watch the cgroup with id {cgroup}"))
+        let Watched { cgroups, epoch } = &mut *self.lock();
+        // The epoch after the cgroup: the programs rely on it.
+        let mut watch =
+            || cgroups.insert(cgroup, 1, 0).and_then(|()| epoch.set(0, epoch.get(&0, 0)?.wrapping_add(EPOCH_STEP), 0));
+        watch().with_context(|| format!("cannot watch the cgroup with id {cgroup}"))
     }
 
     /// The cgroups that are watched.
@@ -344,13 +350,12 @@ impl Kernel {
     /// # Errors
     /// When the map cannot be read.
     pub(crate) fn watched(&self) -> Result<Vec<u64>> {
-        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        watched.keys().collect::<Result<_, _>>().context("cannot list the cgroups that are watched")
+        self.lock().cgroups.keys().collect::<Result<_, _>>().context("cannot list the cgroups that are watched")
     }
 
     /// Watches a cgroup no longer, if it is watched.
     pub(crate) fn unwatch(&self, cgroup: u64) {
-        let gone = self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&cgroup);
+        let gone = self.lock().cgroups.remove(&cgroup);
         if let Err(error) = gone {
             tracing::debug!("the cgroup with id {cgroup} was not watched: {error}");
         }
@@ -411,6 +416,10 @@ impl Kernel {
             .iter()
             .filter_map(|&name| set.attach_again_if_detached(name).transpose().map(|link| (name, link)));
         mended.collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self) -> MutexGuard<'_, Set> {
