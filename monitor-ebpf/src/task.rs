@@ -75,29 +75,26 @@ pub(crate) fn identity(task: Kernel) -> Identity {
 /// Id of the task's cgroup in the watched hierarchy; 0 when it cannot be read.
 #[inline(always)]
 pub(crate) fn cgroup_id(task: Kernel) -> u64 {
-    membership(task).map_or(0, |membership| id_of(membership))
+    let css_set = field!(task, task_cgroups: Kernel, else return 0);
+    let cgroup = if offset!(watch_memory_v1) == 1 {
+        let css = field!(css_set, css_set_memory: Kernel, else return 0);
+        field!(css, css_cgroup: Kernel, else return 0)
+    } else {
+        field!(css_set, css_set_dfl_cgrp: Kernel, else return 0)
+    };
+    node_id(cgroup)
 }
 
-/// What stands for the task's cgroup in the watched hierarchy, as long as that cgroup exists: on v2 the cgroup, on v1 the memory
-/// controller's state of it.
+/// What stands for that cgroup as long as it exists, and is nearer: on v2 the cgroup itself, on v1 the memory controller's state
+/// of it; null when it cannot be read.
 #[inline(always)]
-pub(crate) fn membership(task: Kernel) -> Option<Kernel> {
-    let css_set = field!(task, task_cgroups: Kernel, else return None);
-    Some(if offset!(watch_memory_v1) == 1 {
-        field!(css_set, css_set_memory: Kernel, else return None)
+pub(crate) fn membership(task: Kernel) -> Kernel {
+    let css_set = field!(task, task_cgroups: Kernel, else return core::ptr::null());
+    if offset!(watch_memory_v1) == 1 {
+        field!(css_set, css_set_memory: Kernel, else core::ptr::null())
     } else {
-        field!(css_set, css_set_dfl_cgrp: Kernel, else return None)
-    })
-}
-
-/// Id of the cgroup that a [`membership`] stands for; 0 when it cannot be read.
-#[inline(always)]
-pub(crate) fn id_of(membership: Kernel) -> u64 {
-    node_id(if offset!(watch_memory_v1) == 1 {
-        field!(membership, css_cgroup: Kernel, else return 0)
-    } else {
-        membership
-    })
+        field!(css_set, css_set_dfl_cgrp: Kernel, else core::ptr::null())
+    }
 }
 
 /// Id of a cgroup: the inode number of its directory.

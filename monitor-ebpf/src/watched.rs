@@ -23,7 +23,8 @@ const PROGRAMS: u32 = 1;
 /// True when the task's cgroup is watched.
 #[inline(always)]
 pub(crate) fn watches(task: Kernel) -> bool {
-    task::membership(task).is_some_and(is_watched)
+    // SAFETY: the value is only compared with "absent".
+    unsafe { WATCHED.get(task::cgroup_id(task)) }.is_some()
 }
 
 /// The same, from what is remembered if that says so.
@@ -31,9 +32,8 @@ pub(crate) fn watches(task: Kernel) -> bool {
 pub(crate) fn remembers(task: Kernel, cpu: *mut Cpu) -> bool {
     // Before the look into the map, or that could be older than the epoch that it is noted for.
     let epoch = steps(AGENT).wrapping_add(steps(PROGRAMS));
-    let Some(membership) = task::membership(task) else { return false };
     // A number for the address: the verifier lets pointers be subtracted, and nothing else.
-    let address = (membership as u64).wrapping_sub(&raw const LAYOUT as u64);
+    let address = (task::membership(task) as u64).wrapping_sub(&raw const LAYOUT as u64);
     let note = address ^ epoch;
     let slot = (address.wrapping_mul(EPOCH_STEP) >> (64 - UNWATCHED.ilog2())) as usize;
     // SAFETY: this CPU's slot of the map, and the shift leaves a number below UNWATCHED. Another run that comes between on
@@ -43,18 +43,12 @@ pub(crate) fn remembers(task: Kernel, cpu: *mut Cpu) -> bool {
     if unsafe { read_volatile(noted) } == note {
         return false;
     }
-    let watched = is_watched(membership);
+    let watched = watches(task);
     if !watched {
         // SAFETY: as above.
         unsafe { write_volatile(noted, note) };
     }
     watched
-}
-
-#[inline(always)]
-fn is_watched(membership: Kernel) -> bool {
-    // SAFETY: the value is only compared with "absent".
-    unsafe { WATCHED.get(task::id_of(membership)) }.is_some()
 }
 
 /// Begins another epoch. The kernel makes cgroups one at a time, so no other program does so meanwhile.

@@ -462,4 +462,65 @@ mod tests {
         assert_eq!(mended.len(), kernel.programs().len());
         assert!(ends(&mut rings) && kernel.attach_again().is_empty());
     }
+
+    /// Whether the clean ends of some processes in a cgroup are reported; all must be, or none.
+    fn reported(rings: &mut Rings, hierarchy: &Hierarchy, cgroup: &str) -> bool {
+        let procs = hierarchy.directory(cgroup).join("cgroup.procs");
+        // More than one, for each processor to have met it.
+        let pids: [u32; 8] = std::array::from_fn(|_| {
+            let script = format!("echo $$ > {}; exit 0", procs.display());
+            let child = std::process::Command::new("/bin/sh").args(["-c", &script]).spawn().expect("a shell");
+            let pid = child.id();
+            assert!(child.wait_with_output().expect("it can be waited for").status.success());
+            pid
+        });
+        let mut seen = 0;
+        while let Some((_, bytes)) = rings.critical.records.next() {
+            seen += usize::from(
+                matches!(Record::decode(bytes), Ok(Record::Exit(exit)) if pids.contains(&exit.process.tgid)),
+            );
+        }
+        assert!(seen == 0 || seen == pids.len(), "{seen} of {}", pids.len());
+        seen > 0
+    }
+
+    #[test]
+    fn a_cgroup_that_is_remembered_as_not_watched_is_watched_when_it_shall_be() {
+        let Ok(hierarchy) = Hierarchy::detect() else { return };
+        let options = Options {
+            btf: None,
+            hierarchy: Some(&hierarchy),
+            report_clean: false,
+            failed_allocations: layout::Watched::Never,
+        };
+        let Ok((kernel, mut rings)) = load(options, Vec::new()) else { return };
+        let top = format!("/defib-unit-{}", std::process::id());
+        let inside = |name: &str| format!("{top}/{name}");
+        if hierarchy.create(&inside("a")).is_err() {
+            return;
+        }
+        hierarchy.create(&inside("watched")).expect("the parent could be made");
+        let id = |path: &str| hierarchy.id_of(path).expect("it can be looked at").expect("it is there");
+
+        assert!(!reported(&mut rings, &hierarchy, &inside("a")));
+        kernel.watch(id(&inside("a"))).expect("room");
+        assert!(reported(&mut rings, &hierarchy, &inside("a")));
+        kernel.unwatch(id(&inside("a")));
+        assert!(!reported(&mut rings, &hierarchy, &inside("a")));
+
+        // A new one in a watched one may be where another was that is remembered.
+        kernel.watch(id(&inside("watched"))).expect("room");
+        for round in 0..10 {
+            let (other, child) = (inside("b"), inside(&format!("watched/{round}")));
+            hierarchy.create(&other).expect("a cgroup");
+            assert!(!reported(&mut rings, &hierarchy, &other));
+            hierarchy.remove(&other).expect("it is empty");
+            hierarchy.create(&child).expect("a cgroup");
+            assert!(reported(&mut rings, &hierarchy, &child), "in round {round}");
+            hierarchy.remove(&child).expect("it is empty");
+        }
+        for path in [inside("a"), inside("watched"), top.clone()] {
+            hierarchy.remove(&path).expect("it is empty");
+        }
+    }
 }
