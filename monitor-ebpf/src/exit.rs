@@ -1,7 +1,10 @@
 //! `sched_process_exit`: a process ended when its last thread did.
 //!
 //! `pid == tgid` says nothing (a leader may leave first): `group_dead` does from 6.16 on, before that
-//! `signal->live == 0`, which two threads may both see. A clean exit that nobody watches costs one counter.
+//! `signal->live == 0`, which two threads may both see. A clean exit that nobody watches costs one counter and a
+//! look at what [`crate::watched`] remembers: about 50 ns beyond an empty program's 57 (6.18, cgroup v1, a shared machine), where
+//! reading the whole way to the cgroup's id and looking that up took 110. What is left is cache lines that the kernel itself has not
+//! touched for long: the counter (about 15 ns), `task->cgroups` and the set that it leads to (28), the layout (10).
 //!
 //! From 7.0 on, a program on this tracepoint can be preempted, and the kernel then skips it for every other exit on the
 //! same processor until it goes on: 1 % of the exits of a storm on 7.2. So there a second copy of the program is
