@@ -6,6 +6,7 @@
 //! a watch ──ring──▶ memory that was handed out, with the stack        watch.rs (programs: kernel/allocations.rs)
 //! what came back is taken off ──▶ what stays                          ledger.rs (pure), held.rs
 //! by stack, in bytes an hour, with names                              stacks.rs, result.rs ──▶ growth.rs
+//! for people and for tools; kept                                       show/
 //! ```
 //!
 //! Why not page faults: the function that first touches a page is seldom the one whose memory stays in it. Loud ones, which
@@ -23,6 +24,7 @@ mod module;
 mod pace;
 mod process;
 mod result;
+pub(crate) mod show;
 mod stacks;
 mod watch;
 
@@ -51,6 +53,8 @@ use ledger::{Ledger, ProcessId};
 use pace::{Plan, Price};
 use process::{Cache, Files, Process};
 use stacks::Stacks;
+
+pub(crate) use show::summary::Summary;
 
 /// What to trace, and for how long.
 #[derive(Clone, Debug)]
