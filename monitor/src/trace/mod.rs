@@ -17,6 +17,7 @@
 //! files are read far from the agent.
 
 mod allocator;
+mod child;
 pub(crate) mod growth;
 mod held;
 mod ledger;
@@ -26,6 +27,7 @@ mod process;
 mod result;
 pub(crate) mod show;
 mod stacks;
+mod suspects;
 mod watch;
 
 use std::{
@@ -54,7 +56,9 @@ use pace::{Plan, Price};
 use process::{Cache, Files, Process};
 use stacks::Stacks;
 
+pub(crate) use child::{NoTrace, Order, trace as by_child};
 pub(crate) use show::summary::Summary;
+pub(crate) use suspects::Suspects;
 
 /// What to trace, and for how long.
 #[derive(Clone, Debug)]
