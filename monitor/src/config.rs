@@ -5,6 +5,7 @@ mod alertmanager;
 mod fleet;
 mod planned;
 mod pool;
+mod trace;
 mod values;
 
 use std::{
@@ -29,6 +30,7 @@ pub(crate) use alertmanager::{AlertmanagerConfig, Peer};
 pub(crate) use fleet::FleetConfig;
 pub(crate) use planned::PlannedRestart;
 pub(crate) use pool::PoolConfig;
+pub(crate) use trace::Trace;
 pub(crate) use values::{Budget, Health, Pattern};
 use values::{cgroup_path, optional_duration, program, rights, sample_period, share, stop_time};
 
@@ -238,6 +240,7 @@ struct Settings {
     pool: Option<Name>,
     #[serde(deserialize_with = "share")]
     drain_at: Option<f64>,
+    trace: Option<Trace>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -257,6 +260,7 @@ struct RawService {
     #[serde(deserialize_with = "share")]
     drain_at: Option<f64>,
     planned_restart: Option<PlannedRestart>,
+    trace: Option<Trace>,
 }
 
 /// A service without an owner.
@@ -319,6 +323,8 @@ pub(crate) struct Service {
     pub(crate) drain_at: Option<f64>,
     /// When it is restarted before it dies; `None`: never.
     pub(crate) planned_restart: Option<PlannedRestart>,
+    /// Whether the agent traces it by itself.
+    pub(crate) trace: Trace,
 }
 
 impl Config {
@@ -426,6 +432,7 @@ impl Config {
                 pool: raw.pool.clone().or_else(|| base.pool.clone()),
                 drain_at: raw.drain_at.or(base.drain_at),
                 planned_restart: raw.planned_restart,
+                trace: raw.trace.or(base.trace).unwrap_or_default(),
             })
         };
         self.service.iter().filter_map(|raw| resolve(raw.get_ref())).collect()

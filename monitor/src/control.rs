@@ -46,6 +46,9 @@ pub(crate) struct Status {
     /// `running`, `proving`, `asking`, `restarting`, `stopped`, `left_alone`, `unknown`, or what it waits for: `grace`,
     /// `back-off`, `supervisor`, `maintenance`, `circuit open`, …
     pub(crate) state: String,
+    /// Path of its cgroup, below the root of the hierarchy; empty when none was seen yet.
+    #[serde(default)]
+    pub(crate) cgroup: Option<String>,
     /// Its main process.
     pub(crate) pid: Option<u32>,
     /// When that began.

@@ -8,6 +8,7 @@
 //! death + supervisor + clock ──▶ actions                              healing/ (pure)
 //! memory samples ──▶ trend ──▶ forecast                               memory/ (pure)
 //! marks, deaths, probes ──▶ in or out of the pool ──▶ load balancers  pool/ (state: pure)
+//! suspects ──▶ who asked for what stays, by call stack                trace/
 //! actions ──▶ start, prove health, count, serve                       supervisor/, health.rs, metrics.rs, web.rs
 //! deaths, outages, forecasts ──▶ Alertmanager                         alert/ (board, outbox: pure)
 //! planned actions ──may I?──▶ etcd, for the whole fleet               fleet/ (claim, pace: pure)

@@ -7,6 +7,7 @@
 //! * [`growth`]: their memory
 //! * [`operators`]: what operators ask and tell
 //! * [`planned`]: their planned restarts
+//! * [`suspects`]: those that leak are traced
 //! * [`pool`]: where services stand in their pools
 
 mod adopt;
@@ -14,6 +15,7 @@ mod growth;
 mod operators;
 mod planned;
 mod pool;
+mod suspects;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -59,10 +61,12 @@ use crate::{
     supervisor::{End, Permit},
     text::Clean,
     timeline::{Timeline, What},
+    trace,
 };
 
 pub(crate) use planned::Planned;
 pub(crate) use pool::Pools;
+pub(crate) use suspects::Traces;
 
 /// Events handled before anything else gets a turn.
 const BATCH: usize = 256;
@@ -99,6 +103,8 @@ enum Word {
     Leave(Arc<str>, u32, Result<fleet::Permit, fleet::Refused>),
     /// Whether a unit would be brought back by systemd after an OOM kill.
     Covered(Arc<str>, bool),
+    /// What a trace of a suspect found.
+    Traced(Arc<str>, Result<trace::Summary, trace::NoTrace>),
 }
 
 /// How far the reading of the rings is.
@@ -155,6 +161,7 @@ pub(crate) struct Steward {
     sample: Duration,
     pools: Pools,
     planned: Planned,
+    traces: Traces,
 }
 
 impl Steward {
@@ -202,6 +209,7 @@ impl Steward {
             sample: config.forecast.sample,
             pools: Pools::new(config.pool.clone(), board, left.pool.members),
             planned: Planned::new(fleet),
+            traces: Traces::new(config),
         }
     }
 
@@ -287,6 +295,7 @@ impl Steward {
 
     /// Tells what has not been said, for a clean end.
     pub(crate) async fn end(&mut self) {
+        self.traces.stop().await;
         self.write_down();
         self.alerts.write_down();
         for (name, managed) in self.roster.iter() {
@@ -423,6 +432,7 @@ impl Steward {
             Word::Pool(service, input) => self.pool_step(&service, input, clock::boot_ns()),
             Word::Leave(service, ticket, answer) => self.planned_answered(&service, ticket, answer),
             Word::Covered(service, covered) => self.metrics.covered(&service, covered),
+            Word::Traced(service, result) => self.traced(&service, result),
         }
     }
 

@@ -79,6 +79,12 @@ pub(crate) enum What {
     Forecast(String),
     /// What was said of its memory no longer holds.
     ForecastOver,
+    /// It is looked at where its memory grows, for so long.
+    TraceBegins(std::time::Duration),
+    /// What that found.
+    Traced(String),
+    /// It could not be done.
+    TraceFailed(String),
     /// It stands elsewhere in its pool now.
     Pool {
         /// Where.
@@ -135,6 +141,9 @@ impl What {
             Self::Resumed => "resumed",
             Self::Forecast(_) => "forecast",
             Self::ForecastOver => "forecast_over",
+            Self::TraceBegins(_) => "trace",
+            Self::Traced(_) => "traced",
+            Self::TraceFailed(_) => "trace_failed",
             Self::Pool { state: State::In, .. } => "pool_in",
             Self::Pool { state: State::Draining, .. } => "pool_draining",
             Self::Pool { state: State::Out, .. } => "pool_out",
@@ -195,6 +204,12 @@ impl fmt::Display for What {
             Self::Resumed => out.write_str("resumed"),
             Self::Forecast(text) => out.write_str(text),
             Self::ForecastOver => out.write_str("its memory is not expected to run out any more"),
+            Self::TraceBegins(duration) => {
+                let time = humantime::format_duration(*duration);
+                write!(out, "its requests for memory are watched now and then for {time}, to see where it grows")
+            }
+            Self::Traced(what) => write!(out, "{what}; 'defib trace --show SERVICE' has the rest"),
+            Self::TraceFailed(why) => write!(out, "cannot see where its memory grows: {}", crate::text::Clean(why)),
             Self::Pool { state: State::In, cause } => write!(out, "in its pool: {cause}"),
             Self::Pool { state: State::Draining, cause } => write!(out, "draining from its pool: {cause}"),
             Self::Pool { state: State::Out, cause } => write!(out, "out of its pool: {cause}"),

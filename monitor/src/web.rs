@@ -7,6 +7,7 @@ mod gate;
 mod metrics;
 mod pages;
 mod serve;
+mod traces;
 
 use std::{
     convert::Infallible,

@@ -221,6 +221,8 @@ fn http_only_reads() {
         "/api/v1/services",
         "/api/v1/incidents",
         "/api/v1/incidents/1",
+        "/api/v1/traces",
+        "/api/v1/traces/web/2026-01-01T00-00-00.000Z/flame.svg",
         "/api/v1/events",
     ];
     for path in paths {
@@ -312,7 +314,7 @@ fn no_link_in_the_state_directory_is_followed() {
         (place.path().join("defib.toml"), place.path().join("state"), place.path().join("target"));
     fs::write(&file, "").expect("written");
     fs::create_dir(&state).expect("made");
-    for name in ["defib.db", "defib.db-wal", "defib.db-shm", "output"] {
+    for name in ["defib.db", "defib.db-wal", "defib.db-shm", "output", "traces"] {
         fs::write(&target, "precious").expect("written");
         symlink(&target, state.join(name)).expect("a link");
         says(&refused(&file, &state), 1, &[name, "is a link", "rm "]);

@@ -208,6 +208,7 @@ impl Stage {
                 What::Evidence(_) | What::CrashedAt(_) => continue,
                 // No load balancer takes part.
                 What::Pool { .. } | What::KeptInPool(_) => continue,
+                What::TraceBegins(_) | What::Traced(_) | What::TraceFailed(_) => continue,
                 // Nobody pauses it, and no agent was before this one.
                 What::Paused { .. } | What::Resumed | What::AgentStarted | What::Over(_) => continue,
                 // It has none.

@@ -1,6 +1,6 @@
 //! `defib incidents`: what happened, from the store; no agent needs to run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
@@ -12,6 +12,10 @@ use crate::{
     incident::{self, Incident, Kind},
     store::Reader,
     text::Clean,
+    trace::{
+        Summary,
+        show::{kept::Shelf, summary},
+    },
 };
 
 /// Arguments of `incidents`.
@@ -71,10 +75,25 @@ pub(super) fn run(args: &Args) -> Result<()> {
         None => list(&reader, &args.list, args.json),
         Some(Command::List(what)) => list(&reader, what, args.json),
         Some(Command::Show { id }) if args.json => output::json(&one(*id)?),
-        Some(Command::Show { id }) => show(&one(*id)?),
+        Some(Command::Show { id }) => {
+            let incident = one(*id)?;
+            show(&incident)?;
+            traced(&directory, &incident, summary::lines).into_iter().flatten().try_for_each(output::line)
+        }
         Some(Command::Report { id }) if args.json => output::json(&one(*id)?),
-        Some(Command::Report { id }) => output::line(incident::markdown(&one(*id)?).trim_end()),
+        Some(Command::Report { id }) => {
+            let incident = one(*id)?;
+            let grew = traced(&directory, &incident, summary::markdown).unwrap_or_default();
+            output::line(format!("{}{grew}", incident::markdown(&incident)).trim_end())
+        }
     }
+}
+
+/// What the trace that an incident is shown with has to say, if one is kept.
+fn traced<T>(state_dir: &Path, incident: &Incident, tell: impl Fn(&Summary, &Path) -> T) -> Option<T> {
+    let shelf = Shelf::of(state_dir);
+    let summary = summary::for_incident(shelf.list(Some(&incident.service)).ok()?, incident)?;
+    Some(tell(&summary, &shelf.path(&summary)?))
 }
 
 fn list(reader: &Reader, what: &List, json: bool) -> Result<()> {

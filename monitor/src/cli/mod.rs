@@ -15,6 +15,7 @@ mod output;
 mod reload;
 mod run;
 mod top;
+mod trace;
 mod trace_try;
 mod watch;
 
@@ -72,6 +73,8 @@ enum Command {
     Incidents(incidents::Args),
     /// Replays a memory series through the forecaster: is it a leak, do restarts hide it, when is memory out
     Forecast(forecast::Args),
+    /// Shows where the memory of a service grows, by call stack: a table, a flame graph, folded stacks
+    Trace(trace::Args),
     /// Shows which members of a pool are out by plan on all hosts, or takes a slot for work by hand
     Fleet(fleet::Args),
     /// Maintenance: no restarts of a service by Defib, until the time runs out
@@ -173,6 +176,12 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Status(agent) => runtime()?.block_on(control::status(&agent)),
         Command::Incidents(args) => incidents::run(&args),
         Command::Forecast(args) => runtime()?.block_on(forecast::run(args)),
+        Command::Trace(args) => {
+            // Now, since there is one thread: the others begin with what it has.
+            args.step_back()?;
+            let _log = log_to_stderr("warn");
+            trace::run(args)
+        }
         Command::Fleet(args) => {
             let _log = log_to_stderr("error");
             runtime()?.block_on(fleet::run(args))

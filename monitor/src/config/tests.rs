@@ -168,6 +168,20 @@ fn the_configuration_that_the_guide_to_fleets_shows_is_valid() {
 }
 
 #[test]
+fn nobody_is_traced_unasked_and_a_service_may_differ() {
+    let text = "[[service]]\nunit = 'a'\n[[service]]\nunit = 'b'\ntrace = 'suspects'\n";
+    let traces = |text: &str| {
+        let services = Config::parse(Path::new("x"), text).expect("valid").services();
+        services.iter().map(|service| service.trace).collect::<Vec<_>>()
+    };
+    assert_eq!(traces(text), [Trace::Off, Trace::Suspects]);
+    let text = "[defaults]\ntrace = 'suspects'\n[[service]]\nunit = 'a'\ntrace = 'off'\n[[service]]\nunit = 'b'\n";
+    assert_eq!(traces(text), [Trace::Off, Trace::Suspects]);
+    let error = Config::parse(Path::new("x"), "[defaults]\ntrace = 'all'\n").expect_err("refused").to_string();
+    assert!(error.contains("off") && error.contains("suspects"), "{error}");
+}
+
+#[test]
 fn planned_restarts_are_off_unless_a_service_has_them() {
     let text = "[defaults]\nrestart = true\n[[service]]\nunit = 'a.service'\n\
         [[service]]\nunit = 'b.service'\nplanned_restart = {}\n\

@@ -11,6 +11,8 @@ use super::pressure;
 /// How unwillingly the kernel shall kill the agent for want of memory, as in `deploy/systemd/defib.service`. Not −1000, never: an
 /// agent that takes all memory itself must not have the whole host killed before it.
 const OOM_SCORE_ADJ: i32 = -900;
+/// The most there is (proc_pid_oom_score_adj(5)).
+const FIRST: i32 = 1000;
 const OOM_SCORE_ADJ_FILE: &str = "/proc/self/oom_score_adj";
 
 /// All memory of the host, bytes.
@@ -36,6 +38,11 @@ pub(crate) fn protect() -> Result<()> {
     }
     fs::write(OOM_SCORE_ADJ_FILE, OOM_SCORE_ADJ.to_string())
         .with_context(|| format!("cannot write {OOM_SCORE_ADJ_FILE}: it takes CAP_SYS_RESOURCE"))
+}
+
+/// Has the kernel look here first: for a process whose work anybody can do without. Everybody may do so.
+pub(crate) fn volunteer() {
+    fs::write(OOM_SCORE_ADJ_FILE, FIRST.to_string()).ok();
 }
 
 /// Gives back what is not needed, once the agent has settled and each hour, and keeps the rest; never ends.

@@ -50,6 +50,9 @@ pub(crate) const EYES: [(&str, CapabilitySet); 4] = [
 /// What reads the symbols of a program that has crashed.
 const SYMBOLS: CapabilitySet = CapabilitySet::SYS_PTRACE.union(CapabilitySet::DAC_READ_SEARCH);
 
+/// What traces the growth of a program's memory.
+const TRACING: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::PERFMON).union(SYMBOLS);
+
 /// What a configuration needs beyond seeing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
@@ -99,6 +102,22 @@ pub(crate) fn hand_on(granted: &[String]) -> Result<()> {
 /// When the kernel refuses.
 pub(crate) fn only_symbols() -> Result<()> {
     limit_to(SYMBOLS)?;
+    rustix::thread::set_no_new_privs(true).context("cannot rule out that this process gains rights")
+}
+
+/// Leaves this process what watches a program's allocator, and no way to more: loading and attaching probes, its memory and its
+/// files.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn only_tracing() -> Result<()> {
+    let had = capabilities(None).context("cannot ask for this process' capabilities")?.permitted;
+    let mut left = TRACING;
+    if !had.contains(CapabilitySet::BPF | CapabilitySet::PERFMON) {
+        // As in an agent that was given this one only.
+        left |= CapabilitySet::SYS_ADMIN;
+    }
+    limit_to(left)?;
     rustix::thread::set_no_new_privs(true).context("cannot rule out that this process gains rights")
 }
 

@@ -123,7 +123,7 @@ pub(crate) fn foreseen(incident: &Incident, foretold: &Foretold) -> String {
 }
 
 /// Text that cannot leave its cell: what a process chose is among it.
-fn cell(text: &str) -> String {
+pub(crate) fn cell(text: &str) -> String {
     Clean(text).to_string().replace('|', "\\|").replace(['\n', '<'], " ")
 }
 

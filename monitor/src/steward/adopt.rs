@@ -210,6 +210,7 @@ impl Steward {
         if can_be_started(&service, &rule.target) {
             self.planned.add(&service, rule, self.mode);
         }
+        self.traces.add(&service, rule);
         if is_unit(&service) {
             self.look_at_coverage(&service);
         }

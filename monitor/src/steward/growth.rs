@@ -62,6 +62,7 @@ impl Steward {
             if let Some(forecast) = &news.forecast {
                 self.metrics.forecast(service, forecast);
                 self.alerts.foresees(service, forecast);
+                self.suspect(service, measured.process, forecast);
                 if news.raised {
                     self.say(measured.at_ns, service, What::Forecast(Words(forecast).to_string()));
                 }

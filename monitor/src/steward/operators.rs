@@ -61,6 +61,7 @@ impl Steward {
         Status {
             service: name.to_string(),
             state: engine.state().to_owned(),
+            cgroup: Some(managed.cgroup.to_string()),
             pid: process.map(|process| process.tgid),
             started: process.map(|process| clock::wall(process.start_ns)),
             down_since: engine.down_since().map(clock::wall),

@@ -6,6 +6,7 @@
 //! a watch ──ring──▶ memory that was handed out, with the stack        watch.rs (programs: kernel/allocations.rs)
 //! what came back is taken off ──▶ what stays                          ledger.rs (pure), held.rs
 //! by stack, in bytes an hour, with names                              stacks.rs, result.rs ──▶ growth.rs
+//! for people and for tools; kept                                       show/
 //! ```
 //!
 //! Why not page faults: the function that first touches a page is seldom the one whose memory stays in it. Loud ones, which
@@ -16,6 +17,7 @@
 //! files are read far from the agent.
 
 mod allocator;
+mod child;
 pub(crate) mod growth;
 mod held;
 mod ledger;
@@ -23,7 +25,9 @@ mod module;
 mod pace;
 mod process;
 mod result;
+pub(crate) mod show;
 mod stacks;
+mod suspects;
 mod watch;
 
 use std::{
@@ -51,6 +55,10 @@ use ledger::{Ledger, ProcessId};
 use pace::{Plan, Price};
 use process::{Cache, Files, Process};
 use stacks::Stacks;
+
+pub(crate) use child::{NoTrace, Order, trace as by_child};
+pub(crate) use show::summary::Summary;
+pub(crate) use suspects::Suspects;
 
 /// What to trace, and for how long.
 #[derive(Clone, Debug)]

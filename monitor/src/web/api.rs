@@ -17,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::events;
+use super::{events, traces};
 use crate::{control::Command, store::Reader, timeline::Timeline};
 
 /// The agent answers from memory, as soon as its first scan is done.
@@ -61,6 +61,7 @@ impl Api {
             .route("/incidents", get(incidents))
             .route("/incidents/{id}", get(incident))
             .route("/events", get(events::stream))
+            .merge(traces::router())
             .with_state(self)
     }
 
@@ -69,12 +70,20 @@ impl Api {
         &self,
         look: impl FnOnce(&Reader) -> Result<T> + Send + 'static,
     ) -> Result<T, Response> {
+        self.look(move |state_dir| look(&Reader::open(state_dir)?)).await
+    }
+
+    /// Looks into the state directory beside everything else.
+    pub(super) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&std::path::Path) -> Result<T> + Send + 'static,
+    ) -> Result<T, Response> {
         let look = async {
             let permit = Arc::clone(&self.readers).acquire_owned().await;
             let directory = self.state_dir.clone();
             tokio::task::spawn_blocking(move || {
                 let _permit = permit;
-                look(&Reader::open(&directory)?)
+                look(&directory)
             })
             .await
         };

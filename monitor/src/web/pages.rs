@@ -4,6 +4,7 @@
 mod curve;
 mod incident;
 mod services;
+mod traced;
 
 use axum::{
     Router,
@@ -17,7 +18,12 @@ use maud::{DOCTYPE, Markup, html};
 use serde::Deserialize;
 
 use super::Api;
-use crate::{control::Command, figures, overview, text::Clean};
+use crate::{
+    control::Command,
+    figures, overview,
+    text::Clean,
+    trace::show::{kept::Shelf, summary::for_incident},
+};
 
 /// Services on one page.
 const SERVICES: usize = 200;
@@ -78,7 +84,14 @@ async fn look(api: &Api, page: usize) -> Result<Markup, Response> {
 
 async fn incident(State(api): State<Api>, Path(id): Path<i64>) -> Response {
     match api.read(move |reader| reader.incident(id)).await {
-        Ok(Some(one)) => answer(StatusCode::OK, &format!("Incident {id}"), "../", &incident::body(&one)),
+        Ok(Some(one)) => {
+            let service = one.service.clone();
+            let kept = api.look(move |state_dir| Shelf::of(state_dir).list(Some(&service))).await;
+            // The incident is worth showing without, too.
+            let traced = kept.ok().and_then(|kept| for_incident(kept, &one));
+            let body = html! { (incident::body(&one)) (traced::section(traced.as_ref())) };
+            answer(StatusCode::OK, &format!("Incident {id}"), "../", &body)
+        }
         Ok(None) => {
             let body =
                 html! { h1 { "Not found" } p { "There is no incident " (id) ". " a href="../" { "All services" } } };
