@@ -20,7 +20,8 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use monitor_common::allocation::{
-    CALLS, ENDS, Gone, KIND_GONE, KIND_SAMPLE, Kind, NO_RING, NO_ROOM, PIECE, RELEASES, SAMPLED, SLOTS, STACK, Sample, role,
+    CALLS, ENDS, Gone, KIND_GONE, KIND_SAMPLE, Kind, NO_RING, NO_ROOM, PIECE, RELEASES, SAMPLED, SLOTS, STACK, Sample,
+    role,
 };
 
 use crate::task;

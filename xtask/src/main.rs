@@ -21,6 +21,7 @@ mod demo;
 mod dist;
 mod document;
 mod ebpf;
+mod foreign;
 mod fuzz;
 mod launch;
 mod needs;

@@ -16,7 +16,6 @@ mod reload;
 mod run;
 mod top;
 mod trace;
-mod trace_try;
 mod watch;
 
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, sync::OnceLock};
@@ -79,8 +78,6 @@ enum Command {
     Fleet(fleet::Args),
     /// Maintenance: no restarts of a service by Defib, until the time runs out
     Pause(control::PauseArgs),
-    #[command(hide = true)]
-    TraceTry(trace_try::Args),
     /// Ends a pause
     Resume(control::ResumeArgs),
     /// Validates a configuration file, and what it says of TLS and passwords
@@ -188,10 +185,6 @@ fn dispatch(command: Command) -> Result<()> {
         }
         Command::Pause(args) => runtime()?.block_on(control::pause(args)),
         Command::Resume(args) => runtime()?.block_on(control::resume(args)),
-        Command::TraceTry(args) => {
-            let _log = log_to_stderr("warn");
-            runtime()?.block_on(trace_try::run(args))
-        }
         Command::Check(args) => check::run(&args),
         Command::Launch { cgroup, grant, command } => Launch { cgroup, grant, command }.exec(),
         Command::Locate => symbols::locate(),

@@ -81,7 +81,8 @@ const UNUSED: [(&str, u32); 7] = [
 ];
 
 /// Room for an agent that loads the object and traces nothing.
-pub(super) const UNUSED_BY_AGENT: [(&str, u32); 4] = [("ALLOCATIONS", 4096), ("BEGUN", 1), ("FOLLOWED", 1), ("KINDS", 1)];
+pub(super) const UNUSED_BY_AGENT: [(&str, u32); 4] =
+    [("ALLOCATIONS", 4096), ("BEGUN", 1), ("FOLLOWED", 1), ("KINDS", 1)];
 
 /// As the programs know a followed sample.
 #[repr(C)]
@@ -150,9 +151,8 @@ impl Allocations {
         }
         let loaded = loader.load(&OBJECT.0).map_err(|error| explain(error.into()));
         let mut ebpf = loaded.context("cannot load the programs that watch an allocator")?;
-        let many = load_for_many(&ebpf)
-            .inspect_err(|error| tracing::debug!("probes are attached one by one: {error:#}"))
-            .ok();
+        let many =
+            load_for_many(&ebpf).inspect_err(|error| tracing::debug!("probes are attached one by one: {error:#}")).ok();
         let mut map = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
         Ok(Self {
             ring: map("ALLOCATIONS")?.try_into()?,

@@ -88,11 +88,7 @@ fn named(sym: &Sym<'_>) -> Vec<Named> {
         line: inlined.code_info.as_ref().map(line),
         inlined: true,
     });
-    let own = Named {
-        function: Some(sym.name.to_string()),
-        line: sym.code_info.as_deref().map(line),
-        inlined: false,
-    };
+    let own = Named { function: Some(sym.name.to_string()), line: sym.code_info.as_deref().map(line), inlined: false };
     inlined.chain([own]).collect()
 }
 

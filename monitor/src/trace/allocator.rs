@@ -10,9 +10,7 @@ use std::{
     ops::Range,
 };
 
-use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
-};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 use super::module::Module;
 use crate::kernel::Role;
@@ -144,7 +142,8 @@ fn begin(module: &Module, address: u64, size: u64, role: Role) -> u64 {
         }
         let goes_on = instruction.flow_control() == FlowControl::Next;
         let touches = info.info(&instruction).used_registers().iter().any(|used| {
-            let writes = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess);
+            let writes =
+                !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess);
             writes && arguments.contains(&used.register().full_register())
         });
         if !goes_on || touches || instruction.is_invalid() {

@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn what_is_unmapped_is_held_no_longer() {
         let memory = Memory::open(std::process::id(), true).expect("our own memory");
-        let mut block = vec![0_u8; 100];
+        let mut block = Box::new([0_u8; 100]);
         let address = block.as_ptr() as u64;
         let first = memory.print(address, 100);
         assert!(first.is_some());

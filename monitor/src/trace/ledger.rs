@@ -99,13 +99,7 @@ impl Ledger {
     }
 
     /// A watch of `process` began then, took so long, and saw these calls by stack, as far as its samples stand for them.
-    pub(super) fn watched(
-        &mut self,
-        process: ProcessId,
-        begin_ns: u64,
-        seconds: f64,
-        calls: HashMap<StackId, f64>,
-    ) {
+    pub(super) fn watched(&mut self, process: ProcessId, begin_ns: u64, seconds: f64, calls: HashMap<StackId, f64>) {
         self.watches.push(Watch { process, begin_ns, seconds, calls });
     }
 
@@ -255,7 +249,6 @@ impl Ledger {
     }
 }
 
-
 /// The share of calls whose memory is left lying though it was given back: the middle one of all stacks, each counted by its calls. It
 /// is next to nothing where release is seen, and some hundredths where a collector gives back what is then not used again at once.
 fn residue(growth: &HashMap<StackId, Sum>, calls: &HashMap<StackId, f64>) -> f64 {
@@ -393,7 +386,10 @@ mod tests {
         }
         assert!(ledger.look(0, 2 * SECOND, |_, _| None).is_empty(), "too early to tell");
         assert!(ledger.look(0, 5 * SECOND, |address, _| Some(address)).is_empty());
-        assert_eq!(ledger.look(0, 9 * SECOND, |address, _| Some(if address == 0x2000 { 7 } else { address })), [0x2000]);
+        assert_eq!(
+            ledger.look(0, 9 * SECOND, |address, _| Some(if address == 0x2000 { 7 } else { address })),
+            [0x2000]
+        );
         assert_eq!(ledger.look(0, 13 * SECOND, |address, _| (address != 0x3000).then_some(address)), [0x3000]);
         assert_eq!(ledger.growth(LATER)[&1].bytes, 100);
     }

@@ -330,7 +330,16 @@ impl Trace {
         let processor = (processor_seconds(tgid).unwrap_or(0.0), now);
         self.subjects.insert(
             id,
-            Subject { process, memory, allocators, returns: bears_return_probes(tgid) && !is_go, plan, due: now + plan.rest, processor, uses: 0.0 },
+            Subject {
+                process,
+                memory,
+                allocators,
+                returns: bears_return_probes(tgid) && !is_go,
+                plan,
+                due: now + plan.rest,
+                processor,
+                uses: 0.0,
+            },
         );
     }
 

@@ -100,7 +100,8 @@ mod tests {
         for round in 0..200 {
             let seconds = plan.watch.as_secs_f64();
             let calls = (calls_per_second * seconds) as u64;
-            let met = Met { share: plan.share, seconds, calls, hits: calls * 3, samples: (calls as f64 * plan.share) as u64 };
+            let met =
+                Met { share: plan.share, seconds, calls, hits: calls * 3, samples: (calls as f64 * plan.share) as u64 };
             plan = next(&met, processor, &PRICE);
             if round > 10 {
                 taken += PRICE.of(&met);

@@ -66,12 +66,13 @@ impl Stacks {
 
     /// Those stacks' frames, and whether each is whole.
     pub(super) fn get(&self, wanted: &[StackId]) -> HashMap<StackId, (Vec<Frame>, bool)> {
-        let stack = |(key, id): (&Box<[u32]>, &StackId)| {
-            let whole = self.whole.get(*id as usize).copied().unwrap_or(false);
-            let frames = key.iter().filter_map(|&frame| self.frames.get(frame as usize).copied()).collect();
-            (*id, (frames, whole))
-        };
-        self.ids.iter().filter(|(_, id)| wanted.contains(id)).map(stack).collect()
+        let frame = |&id: &u32| self.frames.get(id as usize).copied();
+        let mut found = HashMap::new();
+        for (key, &id) in self.ids.iter().filter(|(_, id)| wanted.contains(id)) {
+            let whole = self.whole.get(id as usize).copied().unwrap_or(false);
+            found.insert(id, (key.iter().filter_map(frame).collect(), whole));
+        }
+        found
     }
 }
 

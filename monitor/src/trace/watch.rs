@@ -68,7 +68,11 @@ impl Trace {
         let Some(subject) = self.subjects.get(&id) else { return Ok(()) };
         let (tgid, plan) = (subject.process.identity.tgid, subject.plan);
         let before = self.allocations.counts()?;
-        let probes = match Probes::attach(&mut self.allocations, &places(&subject.allocators, &self.files, subject.returns), tgid) {
+        let probes = match Probes::attach(
+            &mut self.allocations,
+            &places(&subject.allocators, &self.files, subject.returns),
+            tgid,
+        ) {
             Ok(probes) => probes,
             Err(error) => {
                 // A process that goes meanwhile is no failure.
@@ -100,7 +104,8 @@ impl Trace {
         self.ledger.watched(id, begin, seconds, watch.calls);
         for ((tgid, address), waiting) in watch.waiting {
             let Some(id) = self.id_of(tgid) else { continue };
-            let left = self.ledger.handed_out((id, address), waiting.stack, waiting.size, waiting.weight, waiting.time_ns);
+            let left =
+                self.ledger.handed_out((id, address), waiting.stack, waiting.size, waiting.weight, waiting.time_ns);
             for (owner, address) in left {
                 if let Some(subject) = self.subjects.get(&owner) {
                     self.allocations.forget(subject.process.identity.tgid, address, false);

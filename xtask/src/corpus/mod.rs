@@ -5,14 +5,12 @@
 //! test program `corpus` ─┬─▶ here, as root ──────────┐
 //!                        └─▶ in a machine of `vm` ───┴─▶ output ─▶ cells ─▶ verdict, table, documentation
 //! ```
-//! * [`foreign`]: builds what is not Rust
 //! * [`places`]: runs the program and keeps what it prints
 //! * [`cells`]: reads that
 //! * [`verdict`]: what must hold for it
 //! * [`matrix`]: shows it
 
 mod cells;
-mod foreign;
 mod matrix;
 mod places;
 #[cfg(test)]
@@ -29,7 +27,7 @@ use self::{
     places::Selection,
 };
 use crate::{
-    artifacts, needs, say,
+    artifacts, foreign, needs, say,
     test::{harness::Counts, setup, skips::Skip},
     vm::{self, Harness, Job, Kernel, Program},
     workspace,

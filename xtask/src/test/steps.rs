@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Session, guest, harness, live, setup, skips};
 use crate::{
-    artifacts, corpus, ebpf, process, say, supply,
+    artifacts, corpus, ebpf, foreign, process, say, supply,
     vm::{self, Harness, Kernel},
     workspace,
 };
@@ -93,7 +93,9 @@ fn object(session: &mut Session) -> Result<()> {
 
 fn build(session: &mut Session) -> Result<()> {
     let built = artifacts::release()?;
-    session.defib = Some(artifacts::program(&built, "defib")?.to_path_buf());
+    let defib = artifacts::program(&built, "defib")?.to_path_buf();
+    foreign::build(defib.parent().context("a program is in a directory")?)?;
+    session.defib = Some(defib);
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     artifacts::{self, Executable},
-    needs, say,
+    foreign, needs, say,
     test::setup,
     workspace,
 };
@@ -24,10 +24,13 @@ pub(crate) struct Program {
 pub(super) fn build(test: Option<&str>, install: bool) -> Result<Vec<Program>> {
     needs::provide(setup::c_compiler().as_slice(), install)?;
     let mut built = artifacts::release()?;
+    let mut others = Vec::new();
     if let Some(test) = test {
+        let beside = artifacts::program(&built, "defib")?.parent().context("a program is in a directory")?;
+        others = foreign::build(beside)?;
         built.push(artifacts::live_test(test)?);
     }
-    Ok(built.into_iter().map(Program::from).collect())
+    Ok(built.into_iter().map(Program::from).chain(others).collect())
 }
 
 /// The programs that an earlier build left in the usual place.

@@ -6,12 +6,14 @@
 //! * `processes`: ending others, or waiting to be ended
 //! * `limits`: resource limits
 //! * `server`: a web server that gets ill on request
+//! * `sessions`: a server that leaks in one function among others
 
 mod faults;
 mod limits;
 mod memory;
 mod processes;
 mod server;
+mod sessions;
 mod threads;
 
 use std::{fs, io::Read as _, path::PathBuf, process::exit};
@@ -96,6 +98,14 @@ enum Way {
     Serve {
         /// The port
         port: u16,
+    },
+    /// Serve for ever, forgetting to close sessions
+    Sessions {
+        /// What they take in a second, in KiB
+        kib: f64,
+        /// Serve without a pause, and print the requests served in a second
+        #[arg(long)]
+        busy: bool,
     },
     /// Wait for a signal
     Idle,
@@ -194,6 +204,7 @@ fn main() {
         Way::Exit { code } => exit(code),
         Way::Wait => wait_for_input(),
         Way::Serve { port } => server::serve(port),
+        Way::Sessions { kib, busy } => sessions::serve(kib, busy),
         Way::Idle => processes::idle(),
         Way::OnTerm { code } => processes::on_term(code),
         Way::IgnoreTerm => processes::ignore_term(),

@@ -1,4 +1,4 @@
-//! Programs of the corpus in languages whose compilers a guest does not have: built here, static, and brought along.
+//! Programs of the tests in other languages, whose compilers a guest does not have: built here and brought along.
 
 use std::{fs, path::Path, process::Command};
 
@@ -14,14 +14,18 @@ struct Foreign {
     words: &'static [&'static str],
 }
 
-const ALL: [Foreign; 2] = [
+const ALL: [Foreign; 5] = [
     Foreign { name: "bad-alloc", source: "bad-alloc.cpp", compiler: "g++", words: &["-O1", "-g", "-static", "-o"] },
+    // As distributions build: optimised, without frame pointers, with the C library that is there.
+    Foreign { name: "sessions-c", source: "sessions.c", compiler: "cc", words: &["-O2", "-g", "-o"] },
+    Foreign { name: "sessions-cpp", source: "sessions.cpp", compiler: "g++", words: &["-O2", "-g", "-o"] },
+    Foreign { name: "sessions-go", source: "sessions.go", compiler: "go", words: &["build", "-o"] },
     Foreign { name: "go-leak", source: "go-leak.go", compiler: "go", words: &["build", "-o"] },
 ];
 
-/// Builds those whose compiler is here into `directory`, beside the victim, and says which others there are: their cases
-/// do not run.
-pub(super) fn build(directory: &Path) -> Result<Vec<Program>> {
+/// Builds those whose compiler is here into `directory`, beside the victim, and says which others there are: their tests do
+/// not run.
+pub(crate) fn build(directory: &Path) -> Result<Vec<Program>> {
     let mut programs = Vec::new();
     for Foreign { name, source, compiler, words } in ALL {
         let path = directory.join(name);
@@ -30,7 +34,7 @@ pub(super) fn build(directory: &Path) -> Result<Vec<Program>> {
             if path.exists() {
                 fs::remove_file(&path).with_context(|| path.display().to_string())?;
             }
-            say::line(format_args!("{compiler} is not installed: the corpus goes without {name}"));
+            say::line(format_args!("{compiler} is not installed: the tests go without {name}"));
             continue;
         }
         let source = workspace::root().join("tests/src/foreign").join(source);
