@@ -3,6 +3,7 @@
 //! ```text
 //! Place ──▶ its names: for people, for tools, without what differs from build to build     name.rs (pure)
 //! Place ──▶ is this the code that asked, or what it asked through?                         culprit.rs (pure)
+//! stacks that people cannot tell apart are one to them                                    alike.rs (pure)
 //! Growth ──▶ report for people                                                             report.rs (pure)
 //!        ──▶ folded stacks ──▶ flame graph                                                 folded.rs, flame.rs (pure)
 //!        ──▶ the few lines that incidents and lists show                                   summary.rs (pure)
@@ -12,6 +13,7 @@
 //!
 //! Names come from other people's programs. They are cut and cleaned here for every reader but JSON, which escapes for itself.
 
+mod alike;
 pub(crate) mod compare;
 mod culprit;
 mod flame;

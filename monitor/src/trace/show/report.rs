@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{culprit::culprit, name};
+use super::{alike::alike, culprit::culprit, name};
 use crate::{
     figures::{bytes, span},
     text::Clean,
@@ -51,7 +51,7 @@ fn write(out: &mut String, growth: &Growth) -> fmt::Result {
 }
 
 fn table(out: &mut String, growth: &Growth) -> fmt::Result {
-    let growing: Vec<_> = growth.stacks.iter().filter(|stack| stack.bytes_per_hour > 0.0).collect();
+    let growing = alike(growth);
     if growing.is_empty() {
         return writeln!(out, "\nNothing that it asked for in this time and kept grows.");
     }

@@ -5,7 +5,7 @@ use std::{fmt, path::Path};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{culprit::culprit, name};
+use super::{alike::alike, culprit::culprit, name};
 use crate::{
     figures,
     incident::{
@@ -84,7 +84,6 @@ impl Summary {
     /// The few lines.
     pub(crate) fn of(growth: &Growth) -> Self {
         let builds = growth.programs.iter().filter_map(|program| program.build_id.as_deref());
-        let growing = growth.stacks.iter().filter(|stack| stack.bytes_per_hour > 0.0);
         Self {
             service: growth.service.clone(),
             began: growth.began,
@@ -93,7 +92,7 @@ impl Summary {
             builds: builds.take(PROGRAMS).map(|build| name::short(build, NAME)).collect(),
             bytes_per_hour: growth.total(),
             cost_share: growth.cost.share,
-            stacks: growing.take(STACKS).map(|stack| Top::of(stack, growth)).collect(),
+            stacks: alike(growth).iter().take(STACKS).map(|stack| Top::of(stack, growth)).collect(),
             kept: None,
         }
     }
