@@ -1,6 +1,6 @@
 //! What lists, incidents and the timeline show of a trace: a few lines of it.
 
-use std::{fmt, path::Path};
+use std::{collections::HashMap, fmt, path::Path};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -92,10 +92,30 @@ impl Summary {
             builds: builds.take(PROGRAMS).map(|build| name::short(build, NAME)).collect(),
             bytes_per_hour: growth.total(),
             cost_share: growth.cost.share,
-            stacks: alike(growth).iter().take(STACKS).map(|stack| Top::of(stack, growth)).collect(),
+            stacks: tops(growth),
             kept: None,
         }
     }
+}
+
+/// The fastest; what the code asked through is not shown, and so does not keep two apart.
+fn tops(growth: &Growth) -> Vec<Top> {
+    let mut tops: Vec<Top> = Vec::new();
+    let mut known = HashMap::new();
+    for top in alike(growth).iter().map(|stack| Top::of(stack, growth)) {
+        let look = (top.function.clone(), top.source.clone(), top.callers.clone());
+        let at = *known.entry(look).or_insert(tops.len());
+        match tops.get_mut(at) {
+            None => tops.push(top),
+            Some(same) => {
+                same.bytes_per_hour += top.bytes_per_hour;
+                same.share += top.share;
+            }
+        }
+    }
+    tops.sort_by(|a, b| b.bytes_per_hour.total_cmp(&a.bytes_per_hour));
+    tops.truncate(STACKS);
+    tops
 }
 
 impl Top {
@@ -200,6 +220,19 @@ mod tests {
         let text = serde_json::to_string(&summary).expect("JSON");
         let read: Summary = serde_json::from_str(&text).expect("read");
         assert_eq!(read.to_string(), summary.to_string());
+    }
+
+    #[test]
+    fn what_the_code_asked_through_keeps_no_two_apart() {
+        let mut growth = sample::growth();
+        growth.stacks = vec![
+            sample::stack(3.0, &["malloc", "std::string::reserve(int)", "fill", "main"]),
+            sample::stack(2.5, &["malloc", "other", "main"]),
+            sample::stack(1.0, &["malloc", "operator new(unsigned long)", "fill", "main"]),
+        ];
+        growth.others_bytes_per_hour = 0.0;
+        let told: Vec<_> = Summary::of(&growth).stacks.iter().map(ToString::to_string).collect();
+        assert_eq!(told, ["62 %, 4.0 MiB an hour: fill", "38 %, 2.5 MiB an hour: other"]);
     }
 
     #[test]
