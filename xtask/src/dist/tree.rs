@@ -12,9 +12,10 @@ use anyhow::{Context as _, Result};
 use crate::{process, workspace};
 
 /// Of the checkout, and where each goes; a directory goes with all that is in it.
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 13] = [
     ("deploy/systemd/defib.service", "usr/lib/systemd/system/defib.service"),
     ("deploy/systemd/command-services.conf", "usr/share/defib/command-services.conf"),
+    ("deploy/systemd/traces.conf", "usr/share/defib/traces.conf"),
     ("deploy/defib.toml", "etc/defib/defib.toml"),
     ("deploy/prometheus", "usr/share/defib/prometheus"),
     ("deploy/grafana", "usr/share/defib/grafana"),
