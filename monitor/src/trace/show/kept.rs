@@ -219,6 +219,12 @@ impl Shelf {
 
     fn make_room(&self) {
         let Ok(root) = self.open() else { return };
+        for service in services(&root) {
+            if let Ok(of_service) = rustix::fs::openat(&root, &service, DIRECTORY, Mode::empty()) {
+                // Nobody else writes now: one traces at a time.
+                remove(&of_service, UNFINISHED);
+            }
+        }
         for Entry { service, time, .. } in room::surplus(self.entries(&root)) {
             if let Ok(of_service) = rustix::fs::openat(&root, &service, DIRECTORY, Mode::empty()) {
                 remove(&of_service, &time);
@@ -230,7 +236,7 @@ impl Shelf {
 
     fn entries(&self, root: &OwnedFd) -> Vec<Entry> {
         let mut entries = Vec::new();
-        for service in names(root).into_iter().filter(|name| is_service(name)).take(SERVICES) {
+        for service in services(root) {
             let Ok(of_service) = rustix::fs::openat(root, &service, DIRECTORY, Mode::empty()) else { continue };
             for time in names(&of_service).into_iter().filter(|name| is_time(name)) {
                 let Ok(one) = rustix::fs::openat(&of_service, &time, DIRECTORY, Mode::empty()) else { continue };
@@ -256,12 +262,12 @@ impl Shelf {
             }
         };
         let wanted = service.map(directory_of);
-        let services = match &wanted {
+        let directories = match &wanted {
             Some(name) => vec![name.clone()],
-            None => names(&root).into_iter().filter(|name| is_service(name)).take(SERVICES).collect(),
+            None => services(&root),
         };
         let mut all = Vec::new();
-        for directory in services {
+        for directory in directories {
             let Ok(of_service) = rustix::fs::openat(&root, &directory, DIRECTORY, Mode::empty()) else { continue };
             let mut times: Vec<_> = names(&of_service).into_iter().filter(|name| is_time(name)).collect();
             times.sort_unstable_by(|a, b| b.cmp(a));
@@ -329,6 +335,11 @@ impl Shelf {
         ensure!(bytes.len() as u64 <= most, "{name} of a kept trace is longer than {most} bytes");
         Ok(Some(bytes))
     }
+}
+
+/// Directories of services.
+fn services(root: &OwnedFd) -> Vec<String> {
+    names(root).into_iter().filter(|name| is_service(name)).take(SERVICES).collect()
 }
 
 fn make(directory: &OwnedFd, name: &str) -> Result<()> {
@@ -442,8 +453,12 @@ mod tests {
     #[test]
     fn the_oldest_go_and_nothing_that_is_not_a_trace() {
         let (directory, shelf) = shelf();
-        let other = directory.path().join("traces/web/notes");
-        fs::create_dir_all(&other).expect("made");
+        let (other, half) =
+            (directory.path().join("traces/web/notes"), directory.path().join("traces/db").join(UNFINISHED));
+        for place in [&other, &half] {
+            fs::create_dir_all(place).expect("made");
+        }
+        fs::write(half.join("growth.json"), "{").expect("written");
         for second in 0..12 {
             shelf.keep(&traced("web", second)).expect("kept");
         }
@@ -451,6 +466,7 @@ mod tests {
         assert_eq!(left.len(), room::EACH);
         assert!(left[0].kept.as_deref().is_some_and(|kept| kept.ends_with("22-13-31.000Z")), "{left:?}");
         assert!(other.exists());
+        assert!(!half.exists(), "of a writer that died");
         assert!(!directory.path().join("traces/web").join(UNFINISHED).exists());
     }
 
