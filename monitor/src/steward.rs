@@ -5,6 +5,7 @@
 //!
 //! * [`adopt`]: which services there are
 //! * [`growth`]: their memory
+//! * [`pictures`]: what was in their memory
 //! * [`operators`]: what operators ask and tell
 //! * [`planned`]: their planned restarts
 //! * [`pool`]: where services stand in their pools
@@ -12,6 +13,7 @@
 mod adopt;
 mod growth;
 mod operators;
+mod pictures;
 mod planned;
 mod pool;
 
@@ -61,6 +63,9 @@ use crate::{
     timeline::{Timeline, What},
 };
 
+use pictures::{Pictures, Seen};
+
+pub(crate) use pictures::Kept;
 pub(crate) use planned::Planned;
 pub(crate) use pool::Pools;
 
@@ -99,6 +104,8 @@ enum Word {
     Leave(Arc<str>, u32, Result<fleet::Permit, fleet::Refused>),
     /// Whether a unit would be brought back by systemd after an OOM kill.
     Covered(Arc<str>, bool),
+    /// What was in memory. Boxed: it is many times the size of the others.
+    Seen(Box<Seen>),
 }
 
 /// How far the reading of the rings is.
@@ -155,6 +162,7 @@ pub(crate) struct Steward {
     sample: Duration,
     pools: Pools,
     planned: Planned,
+    pictures: Pictures,
 }
 
 impl Steward {
@@ -202,6 +210,7 @@ impl Steward {
             sample: config.forecast.sample,
             pools: Pools::new(config.pool.clone(), board, left.pool.members),
             planned: Planned::new(fleet),
+            pictures: Pictures::new(&config.agent.state_dir, config.agent.mode, left.pictures),
         }
     }
 
@@ -378,6 +387,8 @@ impl Steward {
         }
         match self.observer.event(event) {
             Some(Sight::Marked(marked)) => {
+                // First of all: the victim is about to go.
+                self.pictures_marked(&marked);
                 self.metrics.detected(marked.kernel_ns, marked.seen_ns);
                 if marked.kill_sent {
                     self.audit.saw_one();
@@ -422,6 +433,7 @@ impl Steward {
             Word::Measured(measured) => self.measured(measured),
             Word::Pool(service, input) => self.pool_step(&service, input, clock::boot_ns()),
             Word::Leave(service, ticket, answer) => self.planned_answered(&service, ticket, answer),
+            Word::Seen(seen) => self.pictures_seen(*seen),
             Word::Covered(service, covered) => self.metrics.covered(&service, covered),
         }
     }
@@ -502,6 +514,9 @@ impl Steward {
                     let text = format!("a worker ({}): {}", death.comm, death.cause);
                     tracing::info!(service = %Clean(&place.service), "{text}");
                     self.book.near_miss(&place.service, clock::wall(death.kernel_ns), text, record_of(death));
+                    if death.cause.is_want_of_memory() {
+                        self.pictures_for_death(&place.service, death.process, death.kernel_ns);
+                    }
                 }
                 Cause::CleanExit | Cause::Exit { .. } | Cause::Stopped { .. } => {
                     tracing::debug!(service = %Clean(&place.service), "a worker ({}) {}", death.comm, death.cause);
@@ -531,6 +546,9 @@ impl Steward {
             _ => Intent::None,
         };
         self.step(&service, Input::Died { process: death.process, at_ns: death.kernel_ns, intent }, now);
+        if death.cause.is_want_of_memory() {
+            self.pictures_for_death(&service, death.process, death.kernel_ns);
+        }
     }
 
     /// Finds the names of a crash site, beside everything else.

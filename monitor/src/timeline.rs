@@ -79,6 +79,10 @@ pub(crate) enum What {
     Forecast(String),
     /// What was said of its memory no longer holds.
     ForecastOver,
+    /// What is in its memory was looked at.
+    Pictured(String),
+    /// A command looks at it before memory is out, or has.
+    BeforeOom(String),
     /// It stands elsewhere in its pool now.
     Pool {
         /// Where.
@@ -135,6 +139,8 @@ impl What {
             Self::Resumed => "resumed",
             Self::Forecast(_) => "forecast",
             Self::ForecastOver => "forecast_over",
+            Self::Pictured(_) => "memory_picture",
+            Self::BeforeOom(_) => "before_oom",
             Self::Pool { state: State::In, .. } => "pool_in",
             Self::Pool { state: State::Draining, .. } => "pool_draining",
             Self::Pool { state: State::Out, .. } => "pool_out",
@@ -193,7 +199,7 @@ impl fmt::Display for What {
             Self::Paused { until, reason } if reason.is_empty() => write!(out, "paused until {until:.0}"),
             Self::Paused { until, reason } => write!(out, "paused until {until:.0}: {}", crate::text::Clean(reason)),
             Self::Resumed => out.write_str("resumed"),
-            Self::Forecast(text) => out.write_str(text),
+            Self::Forecast(text) | Self::Pictured(text) | Self::BeforeOom(text) => out.write_str(text),
             Self::ForecastOver => out.write_str("its memory is not expected to run out any more"),
             Self::Pool { state: State::In, cause } => write!(out, "in its pool: {cause}"),
             Self::Pool { state: State::Draining, cause } => write!(out, "draining from its pool: {cause}"),

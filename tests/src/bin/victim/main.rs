@@ -58,6 +58,15 @@ enum Way {
         /// What it takes in a second, in KiB
         kib: u64,
     },
+    /// Have many threads, open files and mappings, some of them with a name, then take memory at a pace
+    Hoard {
+        /// A file to map
+        file: PathBuf,
+        /// What it takes at once, in MiB
+        base: usize,
+        /// What it takes in a second, in KiB
+        kib: u64,
+    },
     /// The first thread leaves, then another takes memory
     LeakAfterLeader,
     /// A thread takes memory, the first one waits
@@ -184,6 +193,7 @@ fn main() {
             processes::idle()
         }
         Way::LeakSlowly { base, kib } => memory::leak_slowly(base, kib),
+        Way::Hoard { file, base, kib } => memory::hoard(&file, base, kib),
         Way::LeakAfterLeader => threads::leave_to(|| memory::leak()),
         Way::LeakInThread => memory::leak_in_thread(),
         Way::LeakInTwin => memory::leak_in_twin(),
