@@ -25,7 +25,7 @@ use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process_group, setrlimit, setsid, waitid,
 };
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, SemaphorePermit},
     task::spawn_blocking,
     time::{Instant, sleep},
 };
@@ -70,17 +70,17 @@ pub(crate) struct Task {
     pub(crate) boot_id: &'static str,
 }
 
-/// Whether another command is running, so that this one would have to wait.
-pub(crate) fn is_busy() -> bool {
-    ONE_AT_A_TIME.available_permits() == 0
+/// Leave to run one, given back when it is dropped.
+pub(crate) type Turn = SemaphorePermit<'static>;
+
+/// The turn, unless another command has it.
+pub(crate) fn turn() -> Option<Turn> {
+    ONE_AT_A_TIME.try_acquire().ok()
 }
 
 impl Task {
     /// Runs it to its end; `None` when it has run for this incarnation before.
-    pub(crate) async fn run(self) -> Option<Ran> {
-        let Ok(_permit) = ONE_AT_A_TIME.try_acquire() else {
-            return Some(self.tell(Ended::NotRun, "another one was running", None));
-        };
+    pub(crate) async fn run(self, _turn: Turn) -> Option<Ran> {
         let shelf = Shelf::new(&self.state_dir, &self.service, self.boot_id, self.incarnation, self.rules.keep);
         let place = shelf.clone();
         let prepared = match spawn_blocking(move || place.prepare()).await {
@@ -97,6 +97,10 @@ impl Task {
             Ok(running) => self.wait_for(running, &shelf).await,
             Err(error) => (Ended::NotRun, format!("{error:#}")),
         };
+        if matches!(ended, Ended::TimedOut | Ended::TooLarge) {
+            // What was killed may be in the middle of a write.
+            sleep(LOOK).await;
+        }
         let place = shelf.clone();
         let size = spawn_blocking(move || {
             // The last bytes may have come between the last look and the end.
@@ -186,7 +190,7 @@ impl Task {
             Ended::NotRun => "was to run before memory was out, and did not",
         };
         let mut text = format!("{program} {how}: {why}");
-        if let Some((size, directory)) = left.as_ref().filter(|_| ended != Ended::NotRun) {
+        if let Some((size, directory)) = left.as_ref().filter(|(size, _)| *size > 0) {
             text += &format!("; {} in {}", bytes(*size), directory.display());
         }
         let directory = left.map(|(_, directory)| directory.display().to_string());
@@ -322,6 +326,33 @@ mod tests {
                 format!("/d {{pid}}/a {{dir}}; rm -rf //{pid}"),
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn a_program_that_others_could_change_and_one_whose_service_is_gone_are_not_run() {
+        let state = tempfile::tempdir().expect("a directory");
+        let program = state.path().join("tool");
+        fs::write(&program, "").expect("written");
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("set");
+        let words = [program.to_str().expect("UTF-8")];
+        let turn = || async {
+            loop {
+                match turn() {
+                    Some(turn) => break turn,
+                    None => sleep(LOOK).await,
+                }
+            }
+        };
+        let first = Task { state_dir: state.path().into(), ..task(&words) };
+        let ran = first.clone().run(turn().await).await.expect("told");
+        if rustix::process::geteuid().is_root() {
+            assert!(ran.ended == Ended::NotRun && ran.text.contains("chmod go-w"), "{ran:?}");
+        }
+        assert_eq!(first.run(turn().await).await, None, "it had its turn");
+        let gone = Identity { start_ns: 1, ..task(&[]).process };
+        let second = Task { process: gone, incarnation: gone, state_dir: state.path().into(), ..task(&["/bin/true"]) };
+        let ran = second.run(turn().await).await.expect("told");
+        assert!(ran.ended == Ended::NotRun && ran.text.contains("is gone"), "{ran:?}");
     }
 
     #[test]

@@ -29,8 +29,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
 use crate::{
-    alert, healing::Memory, host::clock, incident::Incident, kernel::Settled, memory::Follower, pool, progress::Account,
-    steward::Kept,
+    alert, healing::Memory, host::clock, incident::Incident, kernel::Settled, memory::Follower, pool,
+    progress::Account, steward::Kept,
 };
 pub(crate) use settling::Draft;
 use settling::Settling;

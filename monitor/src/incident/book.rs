@@ -437,7 +437,14 @@ mod tests {
     #[test]
     fn what_was_in_memory_comes_before_or_after_the_death_and_goes_with_it() {
         let seen = |second, moment| BeforeOom {
-            pictures: vec![Picture { taken: at(second), moment, missed: None, processes: Vec::new(), others: 0 }],
+            pictures: vec![Picture {
+                taken: at(second),
+                took_ms: 0,
+                moment,
+                missed: None,
+                processes: Vec::new(),
+                others: 0,
+            }],
             command: None,
         };
         let moments = |incident: &Incident| {

@@ -20,6 +20,9 @@ pub(crate) fn heading(incident: &Incident, picture: &Picture) -> String {
         (_, 0) => {}
         (_, others) => text += &format!("; {others} other processes are not shown"),
     }
+    if picture.took_ms > 0 {
+        text += &format!("; it took {} ms", picture.took_ms);
+    }
     text
 }
 
@@ -47,11 +50,16 @@ pub(crate) fn process(portrait: &Portrait) -> String {
 /// What it consists of: bytes in memory, in swap, and of what. The largest mappings first, then sums of the rest.
 pub(crate) fn rows(portrait: &Portrait) -> Vec<(u64, u64, String)> {
     let largest = portrait.largest.iter().map(|one| {
-        let what = if one.name.is_empty() { one.kind.as_str().to_owned() } else { format!("{}: {}", one.kind.as_str(), one.name) };
+        let what = if one.name.is_empty() {
+            one.kind.as_str().to_owned()
+        } else {
+            format!("{}: {}", one.kind.as_str(), one.name)
+        };
         (one.resident_bytes, one.swap_bytes, what)
     });
     let rest = portrait.rest.iter().map(|sum| {
-        let what = format!("{}: {} {}", sum.kind.as_str(), sum.mappings, if sum.mappings == 1 { "more" } else { "others" });
+        let what =
+            format!("{}: {} {}", sum.kind.as_str(), sum.mappings, if sum.mappings == 1 { "more" } else { "others" });
         (sum.resident_bytes, sum.swap_bytes, what)
     });
     largest.chain(rest).collect()
@@ -81,13 +89,17 @@ mod tests {
             cut: Some(Cut::Died),
         };
         let text = process(&portrait);
-        assert!(text.starts_with("pid 7 (web): 3.0 MiB in memory, 0 B in swap, 3 mappings, 3 threads; it died"), "{text}");
+        assert!(
+            text.starts_with("pid 7 (web): 3.0 MiB in memory, 0 B in swap, 3 mappings, 3 threads; it died"),
+            "{text}"
+        );
         let rows: Vec<_> = rows(&portrait).into_iter().map(|row| row.2).collect();
         assert_eq!(rows, ["heap", "file: /lib/a b", "kernel: 1 more"]);
         let at = Timestamp::from_second(1_700_000_000).expect("a time");
         let incident = super::super::report::tests::incident();
         let picture = |missed: Option<&str>, others| Picture {
             taken: at,
+            took_ms: 0,
             moment: Moment::Marked,
             missed: missed.map(str::to_owned),
             processes: Vec::new(),
@@ -95,6 +107,8 @@ mod tests {
         };
         assert_eq!(heading(&incident, &picture(None, 0)), "+0.000 s, when the kernel had chosen it");
         let missed = heading(&incident, &picture(Some("gone"), 2));
-        assert!(missed.ends_with("its victim, which was gone; 2 other processes of the service could not be read either"));
+        assert!(
+            missed.ends_with("its victim, which was gone; 2 other processes of the service could not be read either")
+        );
     }
 }

@@ -241,7 +241,7 @@ pub(super) mod tests {
     use super::*;
     use crate::{
         incident::record::{Entry, Sample},
-        memory::picture::{BeforeOom, Ended, Kind, Mapping, Moment, Picture, Portrait, Ran, Sum},
+        memory::picture::{BeforeOom, Ended, Mapping, Moment, Picture, Portrait, Ran, Sum},
     };
     use serde_json::json;
 
@@ -255,18 +255,23 @@ pub(super) mod tests {
             swap_bytes: 1 << 20,
             mappings: 22,
             largest: vec![Mapping {
-                kind: Kind::File,
+                kind: crate::memory::picture::Kind::File,
                 name: "/srv/a|<b>".to_owned(),
                 resident_bytes: 28 << 20,
                 swap_bytes: 0,
             }],
-            rest: vec![Sum { kind: Kind::Anonymous, mappings: 21, resident_bytes: 2 << 20, swap_bytes: 1 << 20 }],
+            rest: vec![Sum {
+                kind: crate::memory::picture::Kind::Anonymous,
+                mappings: 21,
+                resident_bytes: 2 << 20,
+                swap_bytes: 1 << 20,
+            }],
             cut: None,
         };
         let taken = Timestamp::from_millisecond(1_699_999_940_000).expect("a time");
         let processes = vec![portrait];
         BeforeOom {
-            pictures: vec![Picture { taken, moment: Moment::Foreseen, missed: None, processes, others: 2 }],
+            pictures: vec![Picture { taken, took_ms: 0, moment: Moment::Foreseen, missed: None, processes, others: 2 }],
             command: Some(Ran {
                 at: taken,
                 ended: Ended::Ok,

@@ -167,6 +167,8 @@ pub(crate) enum Moment {
 pub(crate) struct Picture {
     /// When, wall clock.
     pub(crate) taken: Timestamp,
+    /// How long that took, milliseconds.
+    pub(crate) took_ms: u64,
     /// On what occasion.
     pub(crate) moment: Moment,
     /// Why the victim is not among the processes.

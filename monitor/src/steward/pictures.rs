@@ -2,18 +2,14 @@
 //!
 //! What is read of `/proc` is read beside the steward, a few processes at a time; what finds no turn is counted and left out.
 
-use std::{
-    collections::HashMap,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::{Steward, Word};
 use crate::{
-    before_oom,
+    before_oom::{self, Turn},
     config::{self, Mode, Service},
     figures::bytes,
     host::{clock, portrait, process::Identity},
@@ -138,7 +134,8 @@ impl Pictures {
     fn is_near(&mut self, measured: &Measured, forecast: Option<&Forecast>, rules: &Rules) -> bool {
         let (service, process, now) = (&measured.service, measured.process, measured.at_ns);
         if let Some(forecast) = forecast {
-            let runs_out_ns = least_seconds(forecast).map(|seconds| now.saturating_add((seconds.max(0.0) * 1e9) as u64));
+            let runs_out_ns =
+                least_seconds(forecast).map(|seconds| now.saturating_add((seconds.max(0.0) * 1e9) as u64));
             // Most services have none, and need no slot.
             if runs_out_ns.is_some() || self.slots.contains_key(service) {
                 self.slot(service, process).runs_out_ns = runs_out_ns;
@@ -180,20 +177,23 @@ impl Steward {
         }
         let cgroup = Arc::clone(&managed.cgroup);
         let slot = self.pictures.slot(service, process);
-        let is_due = slot.asked_ns.is_none_or(|asked| now.saturating_sub(asked) >= nanoseconds(rules.before_oom.within));
+        let is_due =
+            slot.asked_ns.is_none_or(|asked| now.saturating_sub(asked) >= nanoseconds(rules.before_oom.within));
         let runs = !slot.has_run && !rules.before_oom.command.is_empty();
         if is_due && rules.before_oom.picture && self.take_picture(service, Some(process), &cgroup, None) {
             self.pictures.slot(service, process).asked_ns = Some(now);
         }
         // While another one runs, this one waits: memory is measured again in seconds.
-        if runs && !before_oom::is_busy() {
-            self.run_before_oom(service, process, cgroup, &rules, now);
+        if runs && let Some(turn) = before_oom::turn() {
+            self.run_before_oom(service, process, cgroup, (&rules, turn), now);
         }
     }
 
     /// The kernel has chosen a victim: now or never.
     pub(super) fn pictures_marked(&mut self, marked: &Marked) {
-        let Some(place) = marked.place.as_ref().filter(|_| marked.kill_sent && marked.process.start_ns != 0) else { return };
+        let Some(place) = marked.place.as_ref().filter(|_| marked.kill_sent && marked.process.start_ns != 0) else {
+            return;
+        };
         let wanted = self.pictures.rules.get(&place.service).is_some_and(|rules| rules.before_oom.picture);
         if wanted {
             let incarnation = self.roster.get(&place.service).and_then(Managed::process);
@@ -227,7 +227,14 @@ impl Steward {
         true
     }
 
-    fn run_before_oom(&mut self, service: &Arc<str>, process: Identity, cgroup: Arc<str>, rules: &Rules, now: u64) {
+    fn run_before_oom(
+        &mut self,
+        service: &Arc<str>,
+        process: Identity,
+        cgroup: Arc<str>,
+        (rules, turn): (&Rules, Turn),
+        now: u64,
+    ) {
         self.pictures.slot(service, process).has_run = true;
         let program = rules.before_oom.command.first().cloned().unwrap_or_default();
         if self.pictures.mode != Mode::Act {
@@ -248,7 +255,7 @@ impl Steward {
                 state_dir,
                 boot_id: clock::boot_id(),
             };
-            let what = Sight::Ran(task.run().await);
+            let what = Sight::Ran(task.run(turn).await);
             // Nobody receives only when the agent stops.
             words.send(Word::Seen(Box::new(Seen { service, incarnation: Some(process), what }))).await.ok();
         });
@@ -301,7 +308,8 @@ impl Steward {
         let (has_run, wants) = (slot.is_some_and(|slot| slot.has_run), !rules.before_oom.command.is_empty());
         if wants && !has_run && self.pictures.mode == Mode::Act {
             let program = rules.before_oom.command.first().map_or("", String::as_str);
-            let text = format!("{program} did not run before: that memory was about to run out was not foreseen in time");
+            let text =
+                format!("{program} did not run before: that memory was about to run out was not foreseen in time");
             seen.command = Some(Ran { at: clock::wall(at_ns), ended: Ended::NotRun, text, directory: None });
         }
         if !seen.is_empty() {
@@ -373,7 +381,10 @@ mod tests {
         assert!(!pictures.is_near(&measured(1, PROCESS, 89), None, &rules));
         assert!(pictures.is_near(&measured(1, PROCESS, 90), None, &rules), "nothing is foretold");
         assert!(pictures.slots.is_empty(), "and no slot is needed for that");
-        assert!(!pictures.is_near(&measured(1, PROCESS, 95), Some(&forecast(Some(700.0), None)), &rules), "in 12 minutes");
+        assert!(
+            !pictures.is_near(&measured(1, PROCESS, 95), Some(&forecast(Some(700.0), None)), &rules),
+            "in 12 minutes"
+        );
         assert!(!pictures.is_near(&measured(100, PROCESS, 95), None, &rules), "what was foretold stays");
         assert!(pictures.is_near(&measured(102, PROCESS, 10), None, &rules), "and comes nearer");
         assert!(!pictures.is_near(&measured(103, PROCESS, 10), Some(&forecast(None, None)), &rules), "it is off");

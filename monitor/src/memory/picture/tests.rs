@@ -70,7 +70,8 @@ fn the_ten_largest_are_told_by_name_and_the_rest_by_kind() {
 
 #[test]
 fn of_equal_ones_the_first_are_told() {
-    let text: String = (10..40).map(|number| mapping(&format!("{number}-{number}"), "rw-p", &format!("/{number}"), 4, 0)).collect();
+    let text: String =
+        (10..40).map(|number| mapping(&format!("{number}-{number}"), "rw-p", &format!("/{number}"), 4, 0)).collect();
     let anatomy = read(&text);
     let names: Vec<_> = told(&anatomy).iter().map(|one| one.1.to_owned()).collect();
     assert_eq!(names, (10..20).map(|number| format!("/{number}")).collect::<Vec<_>>());
@@ -139,7 +140,14 @@ fn a_rollup_is_one_mapping_and_a_kernel_without_one_says_nothing() {
 #[test]
 fn the_first_picture_of_each_moment_stays_and_a_command_that_ran_outdoes_one_that_did_not() {
     let at = |second| Timestamp::from_second(second).expect("a time");
-    let picture = |second, moment| Picture { taken: at(second), moment, missed: None, processes: Vec::new(), others: 0 };
+    let picture = |second, moment| Picture {
+        taken: at(second),
+        took_ms: 0,
+        moment,
+        missed: None,
+        processes: Vec::new(),
+        others: 0,
+    };
     let one = |picture, ended: Option<Ended>| BeforeOom {
         pictures: vec![picture],
         command: ended.map(|ended| Ran { at: at(1), ended, text: String::new(), directory: None }),

@@ -62,6 +62,8 @@ enum Way {
     Hoard {
         /// A file to map
         file: PathBuf,
+        /// Mappings beside it, of a page each
+        pieces: usize,
         /// What it takes at once, in MiB
         base: usize,
         /// What it takes in a second, in KiB
@@ -193,7 +195,7 @@ fn main() {
             processes::idle()
         }
         Way::LeakSlowly { base, kib } => memory::leak_slowly(base, kib),
-        Way::Hoard { file, base, kib } => memory::hoard(&file, base, kib),
+        Way::Hoard { file, pieces, base, kib } => memory::hoard(&file, pieces, base, kib),
         Way::LeakAfterLeader => threads::leave_to(|| memory::leak()),
         Way::LeakInThread => memory::leak_in_thread(),
         Way::LeakInTwin => memory::leak_in_twin(),

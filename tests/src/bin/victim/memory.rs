@@ -41,19 +41,19 @@ pub(crate) fn leak_slowly(base_mib: usize, kib_per_second: u64) -> ! {
     }
 }
 
-/// Threads, open files and pieces of memory of [`hoard`].
+/// Threads and open files of [`hoard`].
 const THREADS: usize = 20;
 const FILES: usize = 100;
-const PIECES: usize = 2000;
 
 /// Has a lot of everything, then takes memory at a pace.
-pub(crate) fn hoard(file: &Path, base_mib: usize, kib_per_second: u64) -> ! {
+pub(crate) fn hoard(file: &Path, pieces: usize, base_mib: usize, kib_per_second: u64) -> ! {
     for _ in 0..THREADS {
         spawn(|| sleep(Duration::from_secs(3600)));
     }
     let files: Vec<_> = (0..FILES).map(|_| File::open("/dev/null").expect("it is there")).collect();
     let page = 4096;
-    let mapped = File::create_new(file).and_then(|mut file| file.write_all(&vec![1; 2 * MIB])).and_then(|()| File::open(file));
+    let mapped =
+        File::create_new(file).and_then(|mut file| file.write_all(&vec![1; 2 * MIB])).and_then(|()| File::open(file));
     let mapped = mapped.expect("a file can be made");
     // SAFETY: new mappings at addresses that the kernel chooses, which nobody else knows; they are read and written within their
     // size, and stay until the end.
@@ -73,9 +73,9 @@ pub(crate) fn hoard(file: &Path, base_mib: usize, kib_per_second: u64) -> ! {
             of_shared.add(at).write_volatile(1);
         }
         // What differs in protection from its neighbours is a mapping by itself.
-        let pieces = map(PIECES * page, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
-        for piece in 0..PIECES {
-            let at = pieces.add(piece * page);
+        let begin = map(pieces * page, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
+        for piece in 0..pieces {
+            let at = begin.add(piece * page);
             at.write_volatile(1);
             if piece % 2 == 0 {
                 assert_eq!(libc::mprotect(at.cast(), page, libc::PROT_READ), 0, "it can be protected");
