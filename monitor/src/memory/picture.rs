@@ -6,6 +6,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap},
+    io::BufRead as _,
 };
 
 use jiff::Timestamp;
@@ -307,21 +308,24 @@ pub(crate) struct Anatomy {
 
 impl Smaps {
     /// Takes a piece.
-    pub(crate) fn feed(&mut self, mut bytes: &[u8]) {
-        while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
-            let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
-            if self.line.is_empty() {
-                self.take(&line[..line.len().min(LINE)]);
-            } else {
-                self.hold(line);
-                let mut whole = std::mem::take(&mut self.line);
-                self.take(&whole);
-                whole.clear();
-                self.line = whole;
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let line = rest;
+            // Of a slice, which cannot fail: the library searches many bytes at once.
+            let size = rest.skip_until(b'\n').unwrap_or(line.len());
+            match line[..size].strip_suffix(b"\n") {
+                Some(line) if self.line.is_empty() => self.take(&line[..line.len().min(LINE)]),
+                Some(end) => {
+                    self.hold(end);
+                    let mut whole = std::mem::take(&mut self.line);
+                    self.take(&whole);
+                    whole.clear();
+                    self.line = whole;
+                }
+                None => self.hold(line),
             }
-            bytes = rest;
         }
-        self.hold(bytes);
     }
 
     /// All of it. A last line without its end counts for nothing: half a number is another number.
@@ -363,12 +367,14 @@ impl Smaps {
     }
 
     fn take(&mut self, line: &[u8]) {
-        // Some 23 lines of figures follow each first line.
+        // Some 23 lines of figures follow each first line, which begins with a number: their names begin with a capital.
         if let Some(figure) = line.strip_prefix(b"Rss:") {
             self.current.resident = kib(figure);
         } else if let Some(figure) = line.strip_prefix(b"Swap:") {
             self.current.swap = kib(figure);
-        } else if let Some((is_shared, path)) = first_line(line) {
+        } else if !line.first().is_some_and(u8::is_ascii_uppercase)
+            && let Some((is_shared, path)) = first_line(line)
+        {
             self.complete();
             let current = &mut self.current;
             (current.exists, current.is_shared) = (true, is_shared);
