@@ -256,7 +256,22 @@ fn victims_of_a_fast_leak_are_looked_at_and_it_is_said_when_that_was_too_late() 
         let (taken, missed) = (of("taken")?, of("missed")?);
         (taken + missed >= 20.0).then_some((taken, missed))
     });
-    println!("MEASURED victims of a fast leak: {} read, {} gone", figures.0, figures.1);
+    println!(
+        "MEASURED pictures of a service that leaks fast: {} with what was looked for, {} without",
+        figures.0, figures.1
+    );
+    let marks = |fits: &dyn Fn(&Value) -> bool| {
+        let incidents = agent.incidents("fast");
+        let pictures =
+            incidents.iter().flat_map(|incident| incident["before_oom"]["pictures"].as_array().into_iter().flatten());
+        pictures.filter(|picture| picture["moment"] == "marked" && fits(picture)).count()
+    };
+    println!(
+        "MEASURED its victims: {} seen whole, {} in part, {} gone",
+        marks(&|picture| picture["missed"].is_null() && picture["processes"][0]["cut"].is_null()),
+        marks(&|picture| picture["missed"].is_null() && picture["processes"][0]["cut"] == "died"),
+        marks(&|picture| picture["missed"].is_string())
+    );
     let incident = oom(&agent, "fast");
     let picture = &incident["before_oom"]["pictures"][0];
     let is_read = picture["processes"].as_array().map(Vec::len) == Some(1);

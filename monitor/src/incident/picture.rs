@@ -11,7 +11,9 @@ pub(crate) fn heading(incident: &Incident, picture: &Picture) -> String {
     let at = offset(incident.began, picture.taken);
     let mut text = match (picture.moment, &picture.missed) {
         (Moment::Foreseen, _) => format!("{at}, when memory was about to run out"),
-        (Moment::Marked, None) => format!("{at}, when the kernel had chosen it"),
+        (Moment::Marked, None) => {
+            format!("{at}, when the kernel had chosen it; what it had given back by then is missing")
+        }
         (Moment::Marked, Some(missed)) => format!("{at}, when the kernel had chosen its victim, which was {missed}"),
     };
     match (picture.processes.len(), picture.others) {
@@ -105,7 +107,10 @@ mod tests {
             processes: Vec::new(),
             others,
         };
-        assert_eq!(heading(&incident, &picture(None, 0)), "+0.000 s, when the kernel had chosen it");
+        assert_eq!(
+            heading(&incident, &picture(None, 0)),
+            "+0.000 s, when the kernel had chosen it; what it had given back by then is missing"
+        );
         let missed = heading(&incident, &picture(Some("gone"), 2));
         assert!(
             missed.ends_with("its victim, which was gone; 2 other processes of the service could not be read either")
