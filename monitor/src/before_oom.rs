@@ -79,8 +79,8 @@ pub(crate) fn turn() -> Option<Turn> {
 }
 
 impl Task {
-    /// Runs it to its end; `None` when it has run for this incarnation before.
-    pub(crate) async fn run(self, _turn: Turn) -> Option<Ran> {
+    /// Runs it to its end, `begun` once that is sure: not when it has had its turn for this incarnation.
+    pub(crate) async fn run(self, _turn: Turn, begun: impl Future<Output = ()>) -> Ran {
         let shelf = Shelf::new(&self.state_dir, &self.service, self.boot_id, self.incarnation, self.rules.keep);
         let place = shelf.clone();
         let prepared = match spawn_blocking(move || place.prepare()).await {
@@ -88,9 +88,16 @@ impl Task {
             Err(error) => Err(error.into()),
         };
         match prepared {
-            Ok(true) => {}
-            Ok(false) => return None,
-            Err(error) => return Some(self.tell(Ended::NotRun, &format!("{error:#}"), None)),
+            Ok(true) => begun.await,
+            Ok(false) => {
+                let left = Some((shelf.size(), shelf.directory().to_owned()));
+                return self.tell(
+                    Ended::NotRun,
+                    "it had its turn under an earlier agent, which did not see its end",
+                    left,
+                );
+            }
+            Err(error) => return self.tell(Ended::NotRun, &format!("{error:#}"), None),
         }
         let words = self.words(shelf.directory());
         let (ended, text) = match self.started(&words, &shelf) {
@@ -115,7 +122,7 @@ impl Task {
             Ended::Ok | Ended::Failed if !fits => (Ended::TooLarge, self.too_large()),
             _ => (ended, text),
         };
-        Some(self.tell(ended, &text, Some((size, shelf.directory().to_owned()))))
+        self.tell(ended, &text, Some((size, shelf.directory().to_owned())))
     }
 
     fn started(&self, words: &[String], shelf: &Shelf) -> Result<Running> {
@@ -344,14 +351,15 @@ mod tests {
             }
         };
         let first = Task { state_dir: state.path().into(), ..task(&words) };
-        let ran = first.clone().run(turn().await).await.expect("told");
+        let ran = first.clone().run(turn().await, async {}).await;
         if rustix::process::geteuid().is_root() {
             assert!(ran.ended == Ended::NotRun && ran.text.contains("chmod go-w"), "{ran:?}");
         }
-        assert_eq!(first.run(turn().await).await, None, "it had its turn");
+        let ran = first.run(turn().await, async { panic!("it had its turn") }).await;
+        assert!(ran.ended == Ended::NotRun && ran.text.contains("earlier agent"), "{ran:?}");
         let gone = Identity { start_ns: 1, ..task(&[]).process };
         let second = Task { process: gone, incarnation: gone, state_dir: state.path().into(), ..task(&["/bin/true"]) };
-        let ran = second.run(turn().await).await.expect("told");
+        let ran = second.run(turn().await, async {}).await;
         assert!(ran.ended == Ended::NotRun && ran.text.contains("is gone"), "{ran:?}");
     }
 

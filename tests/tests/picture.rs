@@ -233,6 +233,7 @@ fn a_new_agent_does_not_look_again_and_pictures_are_renewed() {
         (agent.metrics().get("defib_memory_pictures_total{result=\"taken\"}") >= Some(2.0)).then_some(())
     });
     assert_eq!(count(), 1, "once for an incarnation, whoever looks after it");
+    assert!(!agent.log().contains("an earlier agent"), "what came of it is known to the new one");
     // In the observing modes it is said and not done.
     let other = Cgroup::new(Some(LIMIT * MIB));
     let config = service("dry", &other, &["leak-slowly", "37", "0"], &extra);

@@ -19,6 +19,7 @@ use crate::{
         picture::{BeforeOom, Ended, Moment, Picture, Ran},
     },
     observer::Marked,
+    recent::Recent,
     roster::Managed,
     shared::Shared,
     timeline::What,
@@ -29,6 +30,8 @@ const NEAR: f64 = 0.9;
 /// Pictures that are taken at a time: of what is foreseen, which comes again in seconds, and of victims, who do not.
 const FORESEEN_AT_A_TIME: usize = 2;
 const MARKED_AT_A_TIME: usize = 8;
+/// A look that has not come back after this has failed: twice what one may take.
+const LOOK_NS: u64 = 10_000_000_000;
 
 /// What is kept of an incarnation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,6 +54,8 @@ pub(crate) struct Pictures {
     mode: Mode,
     foreseen: Arc<Semaphore>,
     marked: Arc<Semaphore>,
+    /// When a look at a victim of a service began that has not come back: of many victims at once the first is looked at.
+    marks: Recent<Arc<str>, u64>,
 }
 
 /// When a service is looked at, and by what.
@@ -91,13 +96,13 @@ pub(crate) struct Seen {
 
 enum Sight {
     Picture(Picture),
-    /// `None`: it had run before.
-    Ran(Option<Ran>),
+    Ran(Ran),
 }
 
 impl Pictures {
     /// Nobody yet; `left` by an earlier agent.
-    pub(crate) fn new(state_dir: &Path, mode: Mode, left: HashMap<String, Kept>) -> Self {
+    pub(crate) fn new(state_dir: &Path, mode: Mode, mut left: HashMap<String, Kept>) -> Self {
+        left.retain(|_, kept| kept.boot_id == clock::boot_id());
         Self {
             rules: HashMap::new(),
             shared: Shared::default(),
@@ -107,6 +112,7 @@ impl Pictures {
             mode,
             foreseen: Arc::new(Semaphore::new(FORESEEN_AT_A_TIME)),
             marked: Arc::new(Semaphore::new(MARKED_AT_A_TIME)),
+            marks: Recent::new(MARKED_AT_A_TIME),
         }
     }
 
@@ -120,7 +126,7 @@ impl Pictures {
     fn slot(&mut self, service: &Arc<str>, process: Identity) -> &mut Slot {
         let slot = self.slots.entry(Arc::clone(service)).or_insert_with(|| {
             let left = self.left.remove(&**service);
-            let left = left.filter(|left| left.boot_id == clock::boot_id() && left.process.matches(process));
+            let left = left.filter(|left| left.process.matches(process));
             let seen = left.map(|left| left.seen).unwrap_or_default();
             Slot { has_run: seen.command.is_some(), seen, ..Slot::new(process) }
         });
@@ -195,9 +201,18 @@ impl Steward {
             return;
         };
         let wanted = self.pictures.rules.get(&place.service).is_some_and(|rules| rules.before_oom.picture);
-        if wanted {
-            let incarnation = self.roster.get(&place.service).and_then(Managed::process);
-            self.take_picture(&place.service, incarnation, &place.path, Some(marked.process));
+        if !wanted {
+            return;
+        }
+        let (service, now) = (&place.service, clock::boot_ns());
+        if self.pictures.marks.get(service).is_some_and(|began| now.saturating_sub(*began) < LOOK_NS) {
+            self.metrics.own().picture("dropped");
+            return;
+        }
+        let incarnation = self.roster.get(service).and_then(Managed::process);
+        if self.take_picture(service, incarnation, &place.path, Some(marked.process)) {
+            self.pictures.marks.remove(service);
+            self.pictures.marks.insert(Arc::clone(service), now);
         }
     }
 
@@ -242,7 +257,6 @@ impl Steward {
             return;
         }
         let Some(hierarchy) = self.hierarchy.clone() else { return };
-        self.say(now, service, What::BeforeOom(format!("memory is about to run out; {program} looks at it first")));
         let (words, service, rules) = (self.words.0.clone(), Arc::clone(service), rules.before_oom.clone());
         let state_dir = Arc::clone(&self.pictures.state_dir);
         self.tasks.spawn(async move {
@@ -255,8 +269,12 @@ impl Steward {
                 state_dir,
                 boot_id: clock::boot_id(),
             };
-            let what = Sight::Ran(task.run(turn).await);
             // Nobody receives only when the agent stops.
+            let begun = async {
+                let what = What::BeforeOom(format!("memory is about to run out; {program} looks at it first"));
+                words.send(Word::Moment(Arc::clone(&service), clock::boot_ns(), what)).await.ok();
+            };
+            let what = Sight::Ran(task.run(turn, begun).await);
             words.send(Word::Seen(Box::new(Seen { service, incarnation: Some(process), what }))).await.ok();
         });
     }
@@ -271,10 +289,12 @@ impl Steward {
                 if picture.moment == Moment::Foreseen && is_first {
                     self.say(clock::boot_ns(), &service, What::Pictured(in_a_line(&picture)));
                 }
+                if picture.moment == Moment::Marked {
+                    self.pictures.marks.remove(&service);
+                }
                 seen.pictures.push(picture);
             }
-            Sight::Ran(None) => return,
-            Sight::Ran(Some(ran)) => {
+            Sight::Ran(ran) => {
                 self.metrics.own().ran_before_oom(ran.ended);
                 self.say(clock::boot_ns(), &service, What::BeforeOom(ran.text.clone()));
                 seen.command = Some(ran);
@@ -403,7 +423,8 @@ mod tests {
         };
         let web: Arc<str> = "web".into();
         let of = |boot_id: &str, process| {
-            let mut pictures = Pictures { left: HashMap::from([("web".to_owned(), kept(boot_id))]), ..pictures() };
+            let left = HashMap::from([("web".to_owned(), kept(boot_id))]);
+            let mut pictures = Pictures::new(Path::new("/nonexistent"), Mode::Act, left);
             pictures.slot(&web, process).has_run
         };
         assert!(of(clock::boot_id(), PROCESS));
