@@ -231,7 +231,7 @@ impl Steward {
             return false;
         };
         let (words, service, cgroup) = (self.words.0.clone(), Arc::clone(service), Arc::clone(cgroup));
-        // At once, not after the task's first turn: a victim has some microseconds.
+        // At once, not after the task's first turn: a victim is about to go.
         let taken = spawn_blocking(move || portrait::picture(&hierarchy, &cgroup, victim));
         self.tasks.spawn(async move {
             let Ok(picture) = taken.await else { return };
@@ -252,9 +252,12 @@ impl Steward {
     ) {
         self.pictures.slot(service, process).has_run = true;
         let program = rules.before_oom.command.first().cloned().unwrap_or_default();
-        if self.pictures.mode != Mode::Act {
-            self.say(now, service, What::BeforeOom(format!("{program} would run before memory is out")));
-            return;
+        match self.pictures.mode {
+            Mode::Act => {}
+            Mode::DryRun => {
+                return self.say(now, service, What::BeforeOom(format!("{program} would run before memory is out")));
+            }
+            Mode::Observe => return,
         }
         let Some(hierarchy) = self.hierarchy.clone() else { return };
         let (words, service, rules) = (self.words.0.clone(), Arc::clone(service), rules.before_oom.clone());
@@ -321,6 +324,13 @@ impl Steward {
     pub(super) fn pictures_for_death(&mut self, service: &Arc<str>, died: Identity, at_ns: u64) {
         let Some(rules) = self.pictures.rules.get(service).cloned() else { return };
         let main = self.roster.get(service).and_then(Managed::process);
+        // Of an earlier agent, which looked at it when this one had no reason to yet.
+        let left = self.pictures.left.get(&**service).map(|left| left.process);
+        if let Some(process) =
+            left.filter(|left| [main, Some(died)].into_iter().flatten().any(|one| one.matches(*left)))
+        {
+            self.pictures.slot(service, process);
+        }
         // After its death the service has no main process any more.
         let is_of = |slot: &&Slot| main.is_some_and(|main| slot.process.matches(main)) || slot.process.matches(died);
         let slot = self.pictures.slots.get(service).filter(is_of);
