@@ -280,6 +280,24 @@ fn victims_of_a_fast_leak_are_looked_at_and_it_is_said_when_that_was_too_late() 
 }
 
 #[test]
+fn a_worker_that_dies_for_want_of_memory_leaves_a_picture_too() {
+    if !live::can_run("a_worker_that_dies_for_want_of_memory_leaves_a_picture_too") {
+        return;
+    }
+    let cgroup = Cgroup::new(Some(LIMIT * MIB));
+    let agent = Agent::start(&format!("{HEAD}{}", service("family", &cgroup, &["leak-in-child-and-idle"], "")));
+    let incident = oom(&agent, "family");
+    assert_eq!(incident["kind"], "near_miss", "{incident}");
+    let main = u64::try_from(cgroup.members()[0]).expect("a pid");
+    let pictures = incident["before_oom"]["pictures"].as_array().expect("pictures");
+    let marked = pictures.iter().find(|picture| picture["moment"] == "marked").expect("the mark was seen");
+    let pids: Vec<_> = marked["processes"].as_array().expect("a list").iter().map(|one| one["tgid"].as_u64()).collect();
+    println!("MEASURED a worker: {} {pids:?}, main {main}", marked["missed"]);
+    // Of a victim that is gone, what is left of its service is shown.
+    assert_eq!(pids == [Some(main)], marked["missed"].is_string(), "{marked}");
+}
+
+#[test]
 fn a_process_with_as_many_mappings_as_there_can_be_is_read_beside_everything_else() {
     if !live::can_run("a_process_with_as_many_mappings_as_there_can_be_is_read_beside_everything_else") {
         return;
