@@ -22,7 +22,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process_group, setrlimit, setsid, waitid,
+    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process_group, set_parent_process_death_signal,
+    setrlimit, setsid, waitid,
 };
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
@@ -256,6 +257,8 @@ impl Aside {
     /// Only returns when that failed.
     pub(crate) fn exec(&self) -> Result<()> {
         setsid().context("cannot begin a session")?;
+        // An agent that is killed cannot end it any more. The thread that started it lives as long as the agent.
+        set_parent_process_death_signal(Some(Signal::KILL)).context("cannot be bound to the agent")?;
         // The agent may be protected from the OOM killer; what it looks with is the first to go.
         fs::write("/proc/self/oom_score_adj", "1000").context("cannot set /proc/self/oom_score_adj")?;
         for (resource, limit) in [(Resource::Fsize, self.file_size), (Resource::Core, 0)] {

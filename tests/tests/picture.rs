@@ -280,6 +280,25 @@ fn victims_of_a_fast_leak_are_looked_at_and_it_is_said_when_that_was_too_late() 
 }
 
 #[test]
+fn a_command_does_not_outlive_its_agent() {
+    if !live::can_run("a_command_does_not_outlive_its_agent") {
+        return;
+    }
+    let cgroup = Cgroup::new(Some(LIMIT * MIB));
+    let place = tempfile::tempdir().expect("a directory");
+    let file = place.path().join("pid");
+    let command = format!("[\"/bin/sh\", \"-c\", \"echo $$ > $0; exec sleep 1000\", \"{}\"]", file.display());
+    let extra = format!("before_oom = {{ command = {command}, timeout = \"10m\" }}");
+    let agent = Agent::start(&format!("{HEAD}{}", service("full", &cgroup, &["leak-slowly", "37", "0"], &extra)));
+    let pid = eventually("the command", || fs::read_to_string(&file).ok().filter(|pid| pid.ends_with('\n')));
+    let lives = || fs::read_to_string(format!("/proc/{}/stat", pid.trim())).is_ok_and(|stat| !stat.contains(") Z "));
+    assert!(lives());
+    let state = agent.crash();
+    eventually("its end", || (!lives()).then_some(()));
+    drop(state);
+}
+
+#[test]
 fn a_worker_that_dies_for_want_of_memory_leaves_a_picture_too() {
     if !live::can_run("a_worker_that_dies_for_want_of_memory_leaves_a_picture_too") {
         return;
