@@ -1,4 +1,4 @@
-//! Slots of the per-CPU counter array that the programs keep and the agent sums.
+//! What the programs keep for each CPU: words, of which the first [`SLOTS`] are counters that the agent sums.
 
 use crate::status::Outcome;
 
@@ -16,8 +16,15 @@ pub const LOST_CRITICAL: u32 = 4;
 pub const LOST_BULK: u32 = 5;
 /// Routine records of watched services (exec, fork, clean exit, cgroup) that stood back to keep room for deaths.
 pub const LOST_ROUTINE: u32 = 6;
-/// Number of slots.
+/// Number of counters.
 pub const SLOTS: u32 = 7;
+/// Cgroups that a CPU remembers as not watched; a power of two.
+pub const UNWATCHED: usize = 8;
+/// What is added to an epoch to get the next one: 2⁶⁴ over the golden ratio, odd, so that a number comes again only after 2⁶⁴
+/// steps, and those of one address in different epochs lie far from those of its neighbours.
+pub const EPOCH_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+/// All words of a CPU: the counters, the task that was handled last, the cgroups. Two cache lines.
+pub const CPU_WORDS: usize = SLOTS as usize + 1 + UNWATCHED;
 
 impl Outcome {
     /// The slot that counts this outcome.

@@ -28,8 +28,16 @@ macro_rules! layout {
                 $(#[$doc])*
                 pub $slot: u32,
             )+
+            /// 1 when `sched_process_exit` has the argument `group_dead` (6.16 and newer).
+            pub exit_tells_group_dead: u32,
+            /// 1 when cgroups are watched by their id in the v1 memory hierarchy, 0 for v2.
+            pub watch_memory_v1: u32,
             /// `css_set.subsys[memory_cgrp_id]`, or [`ABSENT`].
             pub css_set_memory: u32,
+            /// 1 when programs on tracepoints can be preempted, and then miss events (7.0 and newer).
+            pub preemptible: u32,
+            /// 1 when clean exits of unwatched processes are reported too (`defib watch --all`).
+            pub report_clean: u32,
             /// Size of `struct k_sigaction`, or [`ABSENT`].
             pub sigaction_size: u32,
             /// First counter of `mm_struct.rss_stat`, whose shape changed in 6.2, or [`ABSENT`].
@@ -38,18 +46,10 @@ macro_rules! layout {
             pub mm_rss_stride: u32,
             /// Size of `struct upid`, or [`ABSENT`].
             pub upid_size: u32,
-            /// 1 when `sched_process_exit` has the argument `group_dead` (6.16 and newer).
-            pub exit_tells_group_dead: u32,
-            /// 1 when cgroups are watched by their id in the v1 memory hierarchy, 0 for v2.
-            pub watch_memory_v1: u32,
             /// `hierarchy_id` of the watched hierarchy; v2 is always 0.
             pub hierarchy: u32,
             /// 1 when `bpf_probe_read_kernel` may be used (refused under lockdown=confidentiality).
             pub may_probe: u32,
-            /// 1 when programs on tracepoints can be preempted, and then miss events (7.0 and newer).
-            pub preemptible: u32,
-            /// 1 when clean exits of unwatched processes are reported too (`defib watch --all`).
-            pub report_clean: u32,
         }
 
         impl Layout {
@@ -65,17 +65,17 @@ macro_rules! layout {
             pub const fn unknown() -> Self {
                 Self {
                     $($slot: ABSENT,)+
+                    exit_tells_group_dead: 0,
+                    watch_memory_v1: 0,
                     css_set_memory: ABSENT,
+                    preemptible: 0,
+                    report_clean: 0,
                     sigaction_size: ABSENT,
                     mm_rss: ABSENT,
                     mm_rss_stride: 0,
                     upid_size: ABSENT,
-                    exit_tells_group_dead: 0,
-                    watch_memory_v1: 0,
                     hierarchy: 0,
                     may_probe: 0,
-                    preemptible: 0,
-                    report_clean: 0,
                 }
             }
         }
@@ -89,22 +89,14 @@ layout! {
     task_pid: "task_struct"."pid",
     /// Process id, in the initial namespace.
     task_tgid: "task_struct"."tgid",
-    /// `PF_*` flags.
-    task_flags: "task_struct"."flags",
     /// The thread's own wait status.
     task_exit_code: "task_struct"."exit_code",
-    /// State shared by the threads of a process.
-    task_signal: "task_struct"."signal",
     /// First thread; its start time and name are the process's.
     task_group_leader: "task_struct"."group_leader",
     /// Nanoseconds since boot; renamed in 5.5.
     task_start: "task_struct"."start_boottime" | "real_start_time",
     /// Name, 16 bytes.
     task_comm: "task_struct"."comm",
-    /// `SIGNAL_*` flags.
-    signal_flags: "signal_struct"."flags",
-    /// Wait status of the process.
-    signal_group_exit_code: "signal_struct"."group_exit_code",
     /// Threads that have not begun to exit.
     signal_live: "signal_struct"."live",
     /// Threads that have not been reaped.
@@ -119,24 +111,14 @@ layout! {
     task_cred: "task_struct"."cred" => "user of an OOM victim",
     /// User id.
     cred_uid: "cred"."uid" => "user of an OOM victim",
-    /// The cgroups of a task.
-    task_cgroups: "task_struct"."cgroups" => "attribution to a service",
-    /// The cgroup in the v2 hierarchy.
-    css_set_dfl_cgrp: "css_set"."dfl_cgrp" => "attribution to a service on cgroup v2",
-    /// The cgroup of a controller's state.
-    css_cgroup: "cgroup_subsys_state"."cgroup" => "attribution to a service on cgroup v1",
     /// The parent of a controller's state.
     css_parent: "cgroup_subsys_state"."parent" => "cgroups made inside a watched service",
     /// A cgroup's own state.
     cgroup_self: "cgroup"."self" => "cgroups made inside a watched service",
-    /// A cgroup's node in its file system.
-    cgroup_kn: "cgroup"."kn" => "attribution to a service",
     /// The root of a cgroup's hierarchy.
     cgroup_root: "cgroup"."root" => "cgroups that come and go",
     /// The number of a hierarchy, as in /proc/PID/cgroup.
     cgroup_root_hierarchy: "cgroup_root"."hierarchy_id" => "cgroups that come and go",
-    /// The node's id: the inode number of the cgroup's directory.
-    kernfs_id: "kernfs_node"."id" => "attribution to a service",
     /// Why a signal was sent (siginfo(5)).
     siginfo_code: "kernel_siginfo"."si_code" => "origin of a signal",
     /// The cgroup whose limit was met, in a request to the OOM killer; null for the host.
@@ -197,4 +179,24 @@ layout! {
     regs_first: "pt_regs"."di" => "refused requests for memory",
     /// Second argument of a system call, on x86-64.
     regs_second: "pt_regs"."si" => "refused requests for memory",
+
+    // From here to `report_clean`, what every exit asks for: together, in few cache lines.
+    /// The cgroup of a controller's state.
+    css_cgroup: "cgroup_subsys_state"."cgroup" => "attribution to a service on cgroup v1",
+    /// A cgroup's node in its file system.
+    cgroup_kn: "cgroup"."kn" => "attribution to a service",
+    /// The node's id: the inode number of the cgroup's directory.
+    kernfs_id: "kernfs_node"."id" => "attribution to a service",
+    /// The cgroup in the v2 hierarchy.
+    css_set_dfl_cgrp: "css_set"."dfl_cgrp" => "attribution to a service on cgroup v2",
+    /// The cgroups of a task.
+    task_cgroups: "task_struct"."cgroups" => "attribution to a service",
+    /// Wait status of the process.
+    signal_group_exit_code: "signal_struct"."group_exit_code",
+    /// `SIGNAL_*` flags.
+    signal_flags: "signal_struct"."flags",
+    /// `PF_*` flags.
+    task_flags: "task_struct"."flags",
+    /// State shared by the threads of a process.
+    task_signal: "task_struct"."signal",
 }

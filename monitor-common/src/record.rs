@@ -49,7 +49,7 @@ pub const SCOPE_SYSRQ: u32 = 4;
 
 /// [`Exit`]: the process lived in a watched cgroup.
 pub const EXIT_WATCHED: u32 = 1;
-/// [`Exit`]: `signal->oom_mm` was set, the OOM killer had chosen this process.
+/// [`Exit`]: ended by `SIGKILL` with `signal->oom_mm` set, the OOM killer had chosen this process.
 pub const EXIT_OOM_VICTIM: u32 = 2;
 /// [`Exit`]: [`Exit::sender`] is filled.
 pub const EXIT_SENDER: u32 = 4;

@@ -13,6 +13,7 @@ use crate::{
     maps::WATCHED,
     ring::Lane,
     task::{self, Kernel, field, offset},
+    watched,
 };
 
 #[btf_tracepoint(function = "cgroup_mkdir")]
@@ -74,6 +75,7 @@ fn inherit(cgroup: Kernel, id: u64) {
     if let Some(handle) = unsafe { WATCHED.get(parent) }.copied() {
         // Full: the agent finds the child in the record below and counts what it cannot watch.
         WATCHED.insert(id, handle, 0).ok();
+        watched::added();
     }
 }
 

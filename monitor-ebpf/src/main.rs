@@ -8,7 +8,8 @@
 //! * [`life`]: exec and fork inside watched cgroups
 //! * [`cgroup`]: cgroups that come, go, empty and fill
 //!
-//! They share [`maps`] (every map and global), [`task`] and [`current`] (how a task is read) and [`ring`] (how a record is sent).
+//! They share [`maps`] (every map and global), [`task`] and [`current`] (how a task is read), [`watched`] (whether
+//! its cgroup is) and [`ring`] (how a record is sent).
 //! Kernel fields are read through typed pointers at offsets that the agent took from BTF, so the verifier checks each
 //! read and no helper call is spent on it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -35,6 +36,8 @@ mod ring;
 mod signal;
 #[cfg(target_arch = "bpf")]
 mod task;
+#[cfg(target_arch = "bpf")]
+mod watched;
 
 /// Never returns, so that the verifier refuses any program in which a panic is reachable.
 #[cfg(target_arch = "bpf")]

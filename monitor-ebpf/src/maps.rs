@@ -1,11 +1,11 @@
-//! Every map and global of the programs, and the two ways to touch the counters.
+//! Every map and global of the programs, and how what each CPU keeps for itself is reached.
 
 use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use monitor_common::{
-    counter::SLOTS,
+    counter::{CPU_WORDS, SLOTS, UNWATCHED},
     layout::Layout,
     record::{Process, Sender},
 };
@@ -22,13 +22,33 @@ pub(crate) static CRITICAL: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
 #[map]
 pub(crate) static BULK: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
 
-/// Exit outcomes and losses, see [`monitor_common::counter`].
+/// All that each CPU keeps for itself at every exit.
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);
+pub(crate) static COUNTERS: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
+
+/// What a CPU keeps for itself, together so that an exit meets few cache lines; the agent reads it as words.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Cpu {
+    /// Exit outcomes and losses, see [`monitor_common::counter`].
+    pub(crate) counters: [u64; SLOTS as usize],
+    /// The task that the first copy of the exit program has handled last, where copies are needed.
+    pub(crate) handled: u64,
+    /// See [`crate::watched`].
+    pub(crate) unwatched: [u64; UNWATCHED],
+}
+
+const _: () = assert!(size_of::<Cpu>() == CPU_WORDS * 8, "what the agent reads");
 
 /// Watched cgroups by id; the value is the agent's own handle and only copied to cgroups made inside.
+///
+/// Whoever adds one begins another epoch after it, see [`crate::watched`].
 #[map]
 pub(crate) static WATCHED: HashMap<u64, u32> = HashMap::with_max_entries(16384, 0);
+
+/// The epoch, in steps of the agent (slot 0) and of the programs (slot 1), see [`crate::watched`].
+#[map]
+pub(crate) static EPOCH: Array<u64> = Array::with_max_entries(2, 0);
 
 /// 1 while the reader of a ring looks by itself and need not be woken: slot 0 critical, slot 1 bulk.
 #[map]
@@ -106,10 +126,6 @@ pub(crate) struct OomRequest {
 #[map]
 pub(crate) static ENDED: LruHashMap<Identity, u8> = LruHashMap::with_max_entries(4096, 0);
 
-/// The task that the first copy of the exit program has handled last on this CPU, where copies are needed.
-#[map]
-pub(crate) static HANDLED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
-
 /// The identity of a process.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -118,12 +134,18 @@ pub(crate) struct Identity {
     pub(crate) tgid: u64,
 }
 
+/// What this CPU keeps for itself. The programs run on one CPU from begin to end.
+#[inline(always)]
+pub(crate) fn cpu() -> Option<*mut Cpu> {
+    COUNTERS.get_ptr_mut(0)
+}
+
 /// Adds one to this CPU's slot.
 #[inline(always)]
 pub(crate) fn count(slot: u32) {
-    if let Some(value) = COUNTERS.get_ptr_mut(slot) {
+    if let Some(cpu) = cpu() {
         // SAFETY: the slot belongs to this CPU. Where a program can be preempted (7.0 and newer), its second copy may run
         // between the load and the store and lose one count; an atomic add would cost every exit on every kernel more.
-        unsafe { *value += 1 };
+        unsafe { (*cpu).counters[slot as usize] += 1 };
     }
 }

@@ -15,7 +15,7 @@ use aya::{
     programs::{BtfTracePoint, Program, ProgramError},
 };
 use aya_log::EbpfLogger;
-use monitor_common::counter::SLOTS;
+use monitor_common::counter::{CPU_WORDS, EPOCH_STEP, SLOTS};
 
 use super::{
     about::{About, Remains},
@@ -69,11 +69,17 @@ pub(crate) enum LoadError {
 pub(crate) struct Kernel {
     /// All that keeps them running, for the next agent.
     set: Mutex<Set>,
-    counters: PerCpuArray<MapData, u64>,
-    watched: Mutex<HashMap<MapData, u64, u32>>,
+    counters: PerCpuArray<MapData, [u64; CPU_WORDS]>,
+    watched: Mutex<Watched>,
     programs: Vec<&'static str>,
     missing: Vec<String>,
     diagnostics: Option<Diagnostics>,
+}
+
+/// The cgroups that are watched, and the agent's steps of the epoch that makes the programs look again.
+struct Watched {
+    cgroups: HashMap<MapData, u64, u32>,
+    epoch: Array<MapData, u64>,
 }
 
 /// The two rings, each for one reader, and how they came to be.
@@ -205,6 +211,7 @@ fn begin(
         (set::AWAKE, "AWAKE"),
         (set::COUNTERS, "COUNTERS"),
         (set::WATCHED, "WATCHED"),
+        (set::EPOCH, "EPOCH"),
     ] {
         let taken = ebpf.take_map(map).with_context(|| format!("the object has no map {map}"))?;
         let (Map::RingBuf(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data)) = taken else {
@@ -267,7 +274,10 @@ fn open(
     let id = set.map(set::CRITICAL)?.info()?.id();
     let rings = Rings { critical: reader(set::CRITICAL, 0)?, bulk: reader(set::BULK, 1)?, id, origin };
     let counters = Map::from_map_data(set.map(set::COUNTERS)?)?.try_into()?;
-    let watched = Mutex::new(HashMap::try_from(Map::from_map_data(set.map(set::WATCHED)?)?)?);
+    let watched = Mutex::new(Watched {
+        cgroups: Map::from_map_data(set.map(set::WATCHED)?)?.try_into()?,
+        epoch: Map::from_map_data(set.map(set::EPOCH)?)?.try_into()?,
+    });
     let mut missing = plan.missing;
     for Function { program, function, evidence, substitute } in plan.functions {
         let has = |name: &str| programs.contains(&name);
@@ -319,12 +329,8 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
 impl Kernel {
     /// Sums the per-CPU counters; the index is a slot of [`monitor_common::counter`].
     pub(crate) fn counters(&self) -> Result<[u64; SLOTS as usize]> {
-        let mut sums = [0; SLOTS as usize];
-        for (slot, sum) in sums.iter_mut().enumerate() {
-            let values = self.counters.get(&(slot as u32), 0).with_context(|| format!("cannot read counter {slot}"))?;
-            *sum = values.iter().sum();
-        }
-        Ok(sums)
+        let cpus = self.counters.get(&0, 0).context("cannot read the counters")?;
+        Ok(std::array::from_fn(|slot| cpus.iter().map(|words| words[slot]).sum()))
     }
 
     /// Watches a cgroup. Cgroups that are made inside it later are watched by the programs themselves.
@@ -332,11 +338,11 @@ impl Kernel {
     /// # Errors
     /// When the map is full (16,384 cgroups) or gone.
     pub(crate) fn watch(&self, cgroup: u64) -> Result<()> {
-        self.watched
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(cgroup, 1, 0)
-            .with_context(|| format!("cannot watch the cgroup with id {cgroup}"))
+        let Watched { cgroups, epoch } = &mut *self.lock();
+        // The epoch after the cgroup: the programs rely on it.
+        let mut watch =
+            || cgroups.insert(cgroup, 1, 0).and_then(|()| epoch.set(0, epoch.get(&0, 0)?.wrapping_add(EPOCH_STEP), 0));
+        watch().with_context(|| format!("cannot watch the cgroup with id {cgroup}"))
     }
 
     /// The cgroups that are watched.
@@ -344,13 +350,12 @@ impl Kernel {
     /// # Errors
     /// When the map cannot be read.
     pub(crate) fn watched(&self) -> Result<Vec<u64>> {
-        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        watched.keys().collect::<Result<_, _>>().context("cannot list the cgroups that are watched")
+        self.lock().cgroups.keys().collect::<Result<_, _>>().context("cannot list the cgroups that are watched")
     }
 
     /// Watches a cgroup no longer, if it is watched.
     pub(crate) fn unwatch(&self, cgroup: u64) {
-        let gone = self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&cgroup);
+        let gone = self.lock().cgroups.remove(&cgroup);
         if let Err(error) = gone {
             tracing::debug!("the cgroup with id {cgroup} was not watched: {error}");
         }
@@ -413,6 +418,10 @@ impl Kernel {
         mended.collect()
     }
 
+    fn lock(&self) -> MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn set(&self) -> MutexGuard<'_, Set> {
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -452,5 +461,66 @@ mod tests {
         let mended: Vec<_> = kernel.attach_again().into_iter().filter(|(_, link)| link.is_ok()).collect();
         assert_eq!(mended.len(), kernel.programs().len());
         assert!(ends(&mut rings) && kernel.attach_again().is_empty());
+    }
+
+    /// Whether the clean ends of some processes in a cgroup are reported; all must be, or none.
+    fn reported(rings: &mut Rings, hierarchy: &Hierarchy, cgroup: &str) -> bool {
+        let procs = hierarchy.directory(cgroup).join("cgroup.procs");
+        // More than one, for each processor to have met it.
+        let pids: [u32; 8] = std::array::from_fn(|_| {
+            let script = format!("echo $$ > {}; exit 0", procs.display());
+            let child = std::process::Command::new("/bin/sh").args(["-c", &script]).spawn().expect("a shell");
+            let pid = child.id();
+            assert!(child.wait_with_output().expect("it can be waited for").status.success());
+            pid
+        });
+        let mut seen = 0;
+        while let Some((_, bytes)) = rings.critical.records.next() {
+            seen += usize::from(
+                matches!(Record::decode(bytes), Ok(Record::Exit(exit)) if pids.contains(&exit.process.tgid)),
+            );
+        }
+        assert!(seen == 0 || seen == pids.len(), "{seen} of {}", pids.len());
+        seen > 0
+    }
+
+    #[test]
+    fn a_cgroup_that_is_remembered_as_not_watched_is_watched_when_it_shall_be() {
+        let Ok(hierarchy) = Hierarchy::detect() else { return };
+        let options = Options {
+            btf: None,
+            hierarchy: Some(&hierarchy),
+            report_clean: false,
+            failed_allocations: layout::Watched::Never,
+        };
+        let Ok((kernel, mut rings)) = load(options, Vec::new()) else { return };
+        let top = format!("/defib-unit-{}", std::process::id());
+        let inside = |name: &str| format!("{top}/{name}");
+        if hierarchy.create(&inside("a")).is_err() {
+            return;
+        }
+        hierarchy.create(&inside("watched")).expect("the parent could be made");
+        let id = |path: &str| hierarchy.id_of(path).expect("it can be looked at").expect("it is there");
+
+        assert!(!reported(&mut rings, &hierarchy, &inside("a")));
+        kernel.watch(id(&inside("a"))).expect("room");
+        assert!(reported(&mut rings, &hierarchy, &inside("a")));
+        kernel.unwatch(id(&inside("a")));
+        assert!(!reported(&mut rings, &hierarchy, &inside("a")));
+
+        // A new one in a watched one may be where another was that is remembered.
+        kernel.watch(id(&inside("watched"))).expect("room");
+        for round in 0..10 {
+            let (other, child) = (inside("b"), inside(&format!("watched/{round}")));
+            hierarchy.create(&other).expect("a cgroup");
+            assert!(!reported(&mut rings, &hierarchy, &other));
+            hierarchy.remove(&other).expect("it is empty");
+            hierarchy.create(&child).expect("a cgroup");
+            assert!(reported(&mut rings, &hierarchy, &child), "in round {round}");
+            hierarchy.remove(&child).expect("it is empty");
+        }
+        for path in [inside("a"), inside("watched"), top.clone()] {
+            hierarchy.remove(&path).expect("it is empty");
+        }
     }
 }

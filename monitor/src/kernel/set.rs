@@ -20,10 +20,11 @@ pub(super) const BULK: &str = "map-bulk";
 pub(super) const AWAKE: &str = "map-awake";
 pub(super) const COUNTERS: &str = "map-counters";
 pub(super) const WATCHED: &str = "map-watched";
+pub(super) const EPOCH: &str = "map-epoch";
 /// What the others are like, see [`super::about`].
 pub(super) const ABOUT: &str = "map-about";
 /// All of them.
-pub(super) const MAPS: [&str; 6] = [CRITICAL, BULK, AWAKE, COUNTERS, WATCHED, ABOUT];
+pub(super) const MAPS: [&str; 7] = [CRITICAL, BULK, AWAKE, COUNTERS, WATCHED, EPOCH, ABOUT];
 const PROGRAM: &str = "program-";
 const LINK: &str = "link-";
 
