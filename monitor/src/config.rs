@@ -2,6 +2,7 @@
 //! error has a place in the file.
 
 mod alertmanager;
+mod before_oom;
 mod fleet;
 mod planned;
 mod pool;
@@ -27,6 +28,7 @@ use crate::{
 };
 
 pub(crate) use alertmanager::{AlertmanagerConfig, Peer};
+pub(crate) use before_oom::BeforeOom;
 pub(crate) use fleet::FleetConfig;
 pub(crate) use planned::PlannedRestart;
 pub(crate) use pool::PoolConfig;
@@ -241,6 +243,7 @@ struct Settings {
     #[serde(deserialize_with = "share")]
     drain_at: Option<f64>,
     trace: Option<Trace>,
+    before_oom: before_oom::Raw,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -259,6 +262,7 @@ struct RawService {
     pool: Option<Name>,
     #[serde(deserialize_with = "share")]
     drain_at: Option<f64>,
+    before_oom: before_oom::Raw,
     planned_restart: Option<PlannedRestart>,
     trace: Option<Trace>,
 }
@@ -321,6 +325,8 @@ pub(crate) struct Service {
     pub(crate) pool: Option<Name>,
     /// Share of its memory limit at which it leaves the pool.
     pub(crate) drain_at: Option<f64>,
+    /// What is looked at before memory is out.
+    pub(crate) before_oom: BeforeOom,
     /// When it is restarted before it dies; `None`: never.
     pub(crate) planned_restart: Option<PlannedRestart>,
     /// Whether the agent traces it by itself.
@@ -431,6 +437,7 @@ impl Config {
                 health: raw.health.clone().or_else(|| base.health.clone()).unwrap_or(Health::Survival),
                 pool: raw.pool.clone().or_else(|| base.pool.clone()),
                 drain_at: raw.drain_at.or(base.drain_at),
+                before_oom: raw.before_oom.over(base.before_oom.over(BeforeOom::default())),
                 planned_restart: raw.planned_restart,
                 trace: raw.trace.or(base.trace).unwrap_or_default(),
             })

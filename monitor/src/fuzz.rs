@@ -18,7 +18,7 @@ use crate::{
     },
     incident::Incident,
     kernel,
-    memory::Follower,
+    memory::{Follower, picture},
     pool, symbols,
     text::Clean,
 };
@@ -95,6 +95,7 @@ fn kernel_log(bytes: &[u8]) {
 
 fn host_text(bytes: &[u8]) {
     process::fuzz(bytes);
+    picture::fuzz(bytes);
     let text = String::from_utf8_lossy(bytes);
     cgroup::fuzz(&text);
     pressure::fuzz(&text);

@@ -7,6 +7,7 @@
 //! the three together: deaths with cause and service                   observer.rs
 //! death + supervisor + clock ──▶ actions                              healing/ (pure)
 //! memory samples ──▶ trend ──▶ forecast                               memory/ (pure)
+//! forecast, mark ──▶ a picture of memory, a command that looks        host/portrait.rs, before_oom.rs
 //! marks, deaths, probes ──▶ in or out of the pool ──▶ load balancers  pool/ (state: pure)
 //! suspects ──▶ who asked for what stays, by call stack                trace/
 //! actions ──▶ start, prove health, count, serve                       supervisor/, health.rs, metrics.rs, web.rs
@@ -20,6 +21,7 @@ mod agent;
 mod alert;
 mod attribution;
 mod audit;
+mod before_oom;
 pub mod cli;
 mod config;
 mod control;

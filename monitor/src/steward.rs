@@ -5,6 +5,7 @@
 //!
 //! * [`adopt`]: which services there are
 //! * [`growth`]: their memory
+//! * [`pictures`]: what was in their memory
 //! * [`operators`]: what operators ask and tell
 //! * [`planned`]: their planned restarts
 //! * [`suspects`]: those that leak are traced
@@ -13,6 +14,7 @@
 mod adopt;
 mod growth;
 mod operators;
+mod pictures;
 mod planned;
 mod pool;
 mod suspects;
@@ -64,6 +66,9 @@ use crate::{
     trace,
 };
 
+use pictures::{Pictures, Seen};
+
+pub(crate) use pictures::Kept;
 pub(crate) use planned::Planned;
 pub(crate) use pool::Pools;
 pub(crate) use suspects::Traces;
@@ -105,6 +110,8 @@ enum Word {
     Covered(Arc<str>, bool),
     /// What a trace of a suspect found.
     Traced(Arc<str>, Result<trace::Summary, trace::NoTrace>),
+    /// What was in memory. Boxed: it is many times the size of the others.
+    Seen(Box<Seen>),
 }
 
 /// How far the reading of the rings is.
@@ -162,6 +169,7 @@ pub(crate) struct Steward {
     pools: Pools,
     planned: Planned,
     traces: Traces,
+    pictures: Pictures,
 }
 
 impl Steward {
@@ -210,6 +218,7 @@ impl Steward {
             pools: Pools::new(config.pool.clone(), board, left.pool.members),
             planned: Planned::new(fleet),
             traces: Traces::new(config),
+            pictures: Pictures::new(&config.agent.state_dir, config.agent.mode, left.pictures),
         }
     }
 
@@ -387,6 +396,8 @@ impl Steward {
         }
         match self.observer.event(event) {
             Some(Sight::Marked(marked)) => {
+                // First of all: the victim is about to go.
+                self.pictures_marked(&marked);
                 self.metrics.detected(marked.kernel_ns, marked.seen_ns);
                 if marked.kill_sent {
                     self.audit.saw_one();
@@ -431,6 +442,7 @@ impl Steward {
             Word::Measured(measured) => self.measured(measured),
             Word::Pool(service, input) => self.pool_step(&service, input, clock::boot_ns()),
             Word::Leave(service, ticket, answer) => self.planned_answered(&service, ticket, answer),
+            Word::Seen(seen) => self.pictures_seen(*seen),
             Word::Covered(service, covered) => self.metrics.covered(&service, covered),
             Word::Traced(service, result) => self.traced(&service, result),
         }
@@ -512,6 +524,9 @@ impl Steward {
                     let text = format!("a worker ({}): {}", death.comm, death.cause);
                     tracing::info!(service = %Clean(&place.service), "{text}");
                     self.book.near_miss(&place.service, clock::wall(death.kernel_ns), text, record_of(death));
+                    if death.cause.is_want_of_memory() {
+                        self.pictures_for_death(&place.service, death.process, death.kernel_ns);
+                    }
                 }
                 Cause::CleanExit | Cause::Exit { .. } | Cause::Stopped { .. } => {
                     tracing::debug!(service = %Clean(&place.service), "a worker ({}) {}", death.comm, death.cause);
@@ -541,6 +556,9 @@ impl Steward {
             _ => Intent::None,
         };
         self.step(&service, Input::Died { process: death.process, at_ns: death.kernel_ns, intent }, now);
+        if death.cause.is_want_of_memory() {
+            self.pictures_for_death(&service, death.process, death.kernel_ns);
+        }
     }
 
     /// Finds the names of a crash site, beside everything else.

@@ -29,7 +29,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
 use crate::{
-    alert, healing::Memory, host::clock, incident::Incident, kernel::Settled, memory::Follower, pool, progress::Account,
+    alert, healing::Memory, host::clock, incident::Incident, kernel::Settled, memory::Follower, pool,
+    progress::Account, steward::Kept,
 };
 pub(crate) use settling::Draft;
 use settling::Settling;
@@ -89,6 +90,11 @@ CREATE TABLE IF NOT EXISTS pool (
     record TEXT NOT NULL,
     PRIMARY KEY (kind, name)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS picture (
+    name TEXT PRIMARY KEY,
+    kept_ms INTEGER NOT NULL,
+    record TEXT NOT NULL
+) STRICT;
 CREATE INDEX IF NOT EXISTS incident_began ON incident (began_ms);
 ";
 
@@ -105,6 +111,8 @@ pub(crate) struct Left {
     pub(crate) services: HashMap<String, Memory>,
     /// What was known of the memory of services.
     pub(crate) followers: HashMap<String, Follower>,
+    /// What was in their memory when it was about to run out.
+    pub(crate) pictures: HashMap<String, Kept>,
     /// Alerts that somebody has to hear of, or to hear that they are over.
     pub(crate) alerts: Vec<alert::Kept>,
     /// Where services stood in their pools, and what was changed at load balancers.
@@ -139,6 +147,7 @@ struct Shared {
 struct Waiting {
     services: HashMap<Arc<str>, Memory>,
     followers: HashMap<Arc<str>, Follower>,
+    pictures: HashMap<Arc<str>, Kept>,
     /// By name; without a version the row goes.
     alerts: HashMap<String, Option<alert::Kept>>,
     pool: PoolRecords,
@@ -167,8 +176,8 @@ impl Waiting {
     }
 
     fn has_no_rows(&self) -> bool {
-        let Self { services, followers, alerts, pool, incidents, settling, flushed: _, closing: _ } = self;
-        let rows = services.len() + followers.len() + alerts.len() + pool.len() + incidents.len();
+        let Self { services, followers, pictures, alerts, pool, incidents, settling, flushed: _, closing: _ } = self;
+        let rows = services.len() + followers.len() + pictures.len() + alerts.len() + pool.len() + incidents.len();
         rows + settling.rows() == 0
     }
 }
@@ -230,6 +239,12 @@ impl Store {
     /// Hands over what is known of a service's memory.
     pub(crate) fn keep_follower(&self, name: &Arc<str>, follower: Follower) {
         lock(&self.shared.waiting).followers.insert(Arc::clone(name), follower);
+        self.shared.wake.notify_one();
+    }
+
+    /// Hands over what is in a service's memory.
+    pub(crate) fn keep_pictures(&self, name: &Arc<str>, kept: Kept) {
+        lock(&self.shared.waiting).pictures.insert(Arc::clone(name), kept);
         self.shared.wake.notify_one();
     }
 
@@ -322,7 +337,7 @@ fn write_on(mut connection: Connection, shared: &Shared) {
 
 /// What could not be written waits again, unless something newer does.
 fn put_back(shared: &Shared, batch: Waiting) {
-    let Waiting { services, followers, alerts, pool, incidents, settling, flushed: _, closing: _ } = batch;
+    let Waiting { services, followers, pictures, alerts, pool, incidents, settling, flushed: _, closing: _ } = batch;
     let mut waiting = lock(&shared.waiting);
     waiting.settling.put_back(settling);
     for (name, alert) in alerts {
@@ -333,6 +348,9 @@ fn put_back(shared: &Shared, batch: Waiting) {
     }
     for (name, follower) in followers {
         waiting.followers.entry(name).or_insert(follower);
+    }
+    for (name, kept) in pictures {
+        waiting.pictures.entry(name).or_insert(kept);
     }
     for (name, memory) in services {
         waiting.services.entry(name).or_insert(memory);
@@ -361,6 +379,11 @@ fn write(connection: &mut Connection, batch: &Waiting) -> Result<()> {
         let now_ms = Timestamp::now().as_millisecond();
         for (name, one) in &batch.followers {
             follower.execute(params![name.as_ref(), now_ms, serde_json::to_string(one)?])?;
+        }
+        for (name, kept) in &batch.pictures {
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO picture (name, kept_ms, record) VALUES (?1, ?2, ?3)")?
+                .execute(params![name.as_ref(), now_ms, serde_json::to_string(kept)?])?;
         }
         for (name, one) in &batch.alerts {
             match one {
@@ -493,6 +516,7 @@ fn read(connection: &Connection) -> Result<Left> {
     }
     settling::read(connection, &mut left)?;
     read_followers(connection, &mut left)?;
+    read_pictures(connection, &mut left)?;
     read_alerts(connection, &mut left)?;
     read_pool(connection, &mut left.pool)?;
     let mut statement = connection.prepare("SELECT record FROM incident WHERE ended_ms IS NULL ORDER BY id")?;
@@ -515,6 +539,22 @@ fn read_followers(connection: &Connection, left: &mut Left) -> Result<()> {
         match serde_json::from_str(&text) {
             Ok(follower) => drop(left.followers.insert(name, follower)),
             Err(error) => tracing::warn!("what was known of the memory of {name:?} cannot be read: {error}"),
+        }
+    }
+    Ok(())
+}
+
+/// Likewise: the next one is taken before memory is out.
+fn read_pictures(connection: &Connection, left: &mut Left) -> Result<()> {
+    let oldest = Timestamp::now().as_millisecond() - i64::try_from(MAX_UNSEEN.as_millis()).unwrap_or(i64::MAX);
+    connection.execute("DELETE FROM picture WHERE kept_ms < ?1", [oldest])?;
+    let mut statement = connection.prepare("SELECT name, record FROM picture")?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+    for row in rows {
+        let (name, text) = row?;
+        match serde_json::from_str(&text) {
+            Ok(kept) => drop(left.pictures.insert(name, kept)),
+            Err(error) => tracing::warn!("the picture of the memory of {name:?} cannot be read: {error}"),
         }
     }
     Ok(())

@@ -85,6 +85,10 @@ pub(crate) enum What {
     Traced(String),
     /// It could not be done.
     TraceFailed(String),
+    /// What is in its memory was looked at.
+    Pictured(String),
+    /// A command looks at it before memory is out, or has.
+    BeforeOom(String),
     /// It stands elsewhere in its pool now.
     Pool {
         /// Where.
@@ -144,6 +148,8 @@ impl What {
             Self::TraceBegins(_) => "trace",
             Self::Traced(_) => "traced",
             Self::TraceFailed(_) => "trace_failed",
+            Self::Pictured(_) => "memory_picture",
+            Self::BeforeOom(_) => "before_oom",
             Self::Pool { state: State::In, .. } => "pool_in",
             Self::Pool { state: State::Draining, .. } => "pool_draining",
             Self::Pool { state: State::Out, .. } => "pool_out",
@@ -202,7 +208,7 @@ impl fmt::Display for What {
             Self::Paused { until, reason } if reason.is_empty() => write!(out, "paused until {until:.0}"),
             Self::Paused { until, reason } => write!(out, "paused until {until:.0}: {}", crate::text::Clean(reason)),
             Self::Resumed => out.write_str("resumed"),
-            Self::Forecast(text) => out.write_str(text),
+            Self::Forecast(text) | Self::Pictured(text) | Self::BeforeOom(text) => out.write_str(text),
             Self::ForecastOver => out.write_str("its memory is not expected to run out any more"),
             Self::TraceBegins(duration) => {
                 let time = humantime::format_duration(*duration);

@@ -216,7 +216,9 @@ impl Stage {
                 | What::RenewalBegins(_)
                 | What::RenewalAsked(_)
                 | What::Renewed { .. }
-                | What::RenewalEnds { .. } => continue,
+                | What::RenewalEnds { .. }
+                | What::Pictured(_)
+                | What::BeforeOom(_) => continue,
             };
             debug_assert_eq!(&*service, SERVICE);
             story.push(Step { at_ns, what, detail });

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::{complete, config_arg, output};
 use crate::{
     healing::Outcome,
-    incident::{self, Incident, Kind},
+    incident::{self, Incident, Kind, picture},
     store::Reader,
     text::Clean,
     trace::{
@@ -170,5 +170,23 @@ fn show(incident: &Incident) -> Result<()> {
     for sample in &incident.memory {
         output::line(format!("memory    {:.0}  {}", sample.at, output::bytes(sample.bytes)))?;
     }
-    Ok(())
+    show_picture(incident)
+}
+
+fn show_picture(incident: &Incident) -> Result<()> {
+    let Some(before) = &incident.before_oom else { return Ok(()) };
+    for shown in &before.pictures {
+        output::line(format!("picture   {}", Clean(&picture::heading(incident, shown))))?;
+        for portrait in &shown.processes {
+            output::line(format!("          {}", Clean(&picture::process(portrait))))?;
+            for (resident, swap, what) in picture::rows(portrait) {
+                let swapped = if swap > 0 { format!(" and {} in swap", output::bytes(swap)) } else { String::new() };
+                output::line(format!("  {:>12}  {}{swapped}", output::bytes(resident), Clean(&what)))?;
+            }
+        }
+    }
+    match &before.command {
+        Some(ran) => output::line(format!("command   {}", Clean(&ran.text))),
+        None => Ok(()),
+    }
 }

@@ -26,7 +26,7 @@ mod tests {
         for page in ["defib.1", "defib-run.1", "defib-incidents-show.1"] {
             assert!(place.path().join(page).is_file(), "{page}");
         }
-        for page in ["defib-launch.1", "defib-locate.1", "defib-manual.1"] {
+        for page in ["defib-aside.1", "defib-launch.1", "defib-locate.1", "defib-manual.1"] {
             assert!(!place.path().join(page).exists(), "{page}");
         }
     }

@@ -30,6 +30,7 @@ pub(crate) use forecast::{fuzz as fuzz_forecast, fuzz_prometheus};
 
 use crate::{
     agent::Ended,
+    before_oom::Aside,
     config::ConfigError,
     host::{inherited, memory, privilege},
     supervisor::Launch,
@@ -91,6 +92,16 @@ enum Command {
         /// A right of the agent's own that the program shall have too
         #[arg(long)]
         grant: Vec<String>,
+        /// Program and arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Becomes a program that looks at a service before it is out of memory; the agent runs those through this
+    #[command(hide = true)]
+    Aside {
+        /// Bytes that a file may have which it writes
+        #[arg(long)]
+        file_size: u64,
         /// Program and arguments
         #[arg(last = true, required = true)]
         command: Vec<String>,
@@ -187,6 +198,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Resume(args) => runtime()?.block_on(control::resume(args)),
         Command::Check(args) => check::run(&args),
         Command::Launch { cgroup, grant, command } => Launch { cgroup, grant, command }.exec(),
+        Command::Aside { file_size, command } => Aside { file_size, command }.exec(),
         Command::Locate => symbols::locate(),
         Command::Manual { directory } => manual::write(&directory),
         Command::DemoService(args) => demo::serve(&args),

@@ -100,6 +100,17 @@ fn errors_name_file_line_key_and_what_is_allowed() {
             "[[service]]\nname='a'\ncommand={start=['/bin/true'],cgroup='/a',stop_timeout='3m'}\n",
             &["x.toml:3: key 'command'", "up to 2m"],
         ),
+        ("[defaults]\nbefore_oom={command=['jcmd']}\n", &["x.toml:2: key 'before_oom'", "absolute path"]),
+        ("[[service]]\nunit='a'\nbefore_oom={command=['/{pid}']}\n", &["x.toml:3", "absolute path"]),
+        (
+            "[[service]]\nunit='a'\nbefore_oom={command=['/bin/x','{ppid}']}\n",
+            &["x.toml:3: key 'before_oom'", "unknown placeholder", "{pid}, {dir}, {service}"],
+        ),
+        ("[[service]]\nunit='a'\nbefore_oom={timeout='11m'}\n", &["x.toml:3", "1s to 10m"]),
+        ("[[service]]\nunit='a'\nbefore_oom={within='0s'}\n", &["x.toml:3", "1s to 1d"]),
+        ("[[service]]\nunit='a'\nbefore_oom={keep='1GB'}\n", &["x.toml:3", "512MiB, 1GiB"]),
+        ("[[service]]\nunit='a'\nbefore_oom={keep='1KiB'}\n", &["x.toml:3", "64KiB to 1TiB"]),
+        ("[[service]]\nunit='a'\nbefore_oom={keeps='1GiB'}\n", &["x.toml:3", "keep"]),
         ("[defaults]\nplanned_restart={}\n", &["x.toml:2: key 'planned_restart'", "unknown field"]),
         ("[[service]\n", &["x.toml:1"]),
     ] {
@@ -205,4 +216,33 @@ fn the_configuration_that_the_guide_to_planned_restarts_shows_is_valid() {
     let line = SAMPLE.lines().find_map(|line| line.strip_prefix("# planned_restart")).expect("shown");
     let text = format!("[[service]]\nunit = 'a'\nrestart = true\nplanned_restart{line}");
     assert_eq!(Config::parse(Path::new("x"), &text).expect("valid").services()[0].planned_restart, Some(planned));
+}
+
+#[test]
+fn what_is_looked_at_before_memory_is_out_is_said_key_by_key() {
+    let text = "[defaults]\nbefore_oom = { command = ['/usr/bin/py-spy', 'dump', '--pid', '{pid}'], keep = '512MiB' }\n\
+        [[service]]\nunit = 'a.service'\n\
+        [[service]]\nunit = 'b.service'\nbefore_oom = { command = [], within = '1h' }\n\
+        [[service]]\nunit = 'c.service'\nbefore_oom = { picture = false, timeout = '5s', keep = '64KiB' }\n";
+    let services = Config::parse(Path::new("x"), text).expect("valid").services();
+    let all: Vec<_> = services.into_iter().map(|service| service.before_oom).collect();
+    let default = BeforeOom::default();
+    assert_eq!((all[0].command.len(), all[0].keep, all[0].within), (4, 512 << 20, default.within));
+    assert_eq!((all[1].command.len(), all[1].keep, all[1].within), (0, 512 << 20, Duration::from_secs(3600)));
+    assert_eq!((all[2].picture, all[2].timeout, all[2].keep), (false, Duration::from_secs(5), 64 << 10));
+    let none = Config::parse(Path::new("x"), "[[service]]\nunit = 'a'\n").expect("valid").services();
+    assert_eq!(none[0].before_oom, default, "pictures, and nothing is run");
+}
+
+#[test]
+fn the_configuration_that_the_page_on_pictures_shows_is_valid() {
+    let guide = include_str!("../../../docs/memory-picture.md");
+    let text = guide.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let config = Config::parse(Path::new("memory-picture.md"), text).expect("valid");
+    assert!(config.services().iter().all(|service| !service.before_oom.command.is_empty()));
+    // The sample that is shipped shows it too, commented out.
+    let line = SAMPLE.lines().find_map(|line| line.strip_prefix("# before_oom")).expect("shown");
+    let text = format!("[[service]]\nunit = 'a'\nbefore_oom{line}");
+    let shown = &Config::parse(Path::new("x"), &text).expect("valid").services()[0].before_oom;
+    assert_eq!(BeforeOom { command: Vec::new(), ..shown.clone() }, BeforeOom::default(), "but for the command");
 }

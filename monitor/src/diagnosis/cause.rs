@@ -206,6 +206,11 @@ pub(crate) struct Weighed {
 }
 
 impl Cause {
+    /// Whether memory was what it wanted.
+    pub(crate) fn is_want_of_memory(&self) -> bool {
+        matches!(self, Self::OomKill(_) | Self::UserspaceOomKill { .. } | Self::AppOomProbable { .. })
+    }
+
     /// The `kind`, as in JSON and metrics.
     pub(crate) fn kind(&self) -> &'static str {
         match self {

@@ -68,7 +68,7 @@ pub(crate) fn ensure_state_is_ours(directory: &Path) -> Result<()> {
     if !geteuid().is_root() {
         return Ok(());
     }
-    for name in ["defib.db", "defib.db-wal", "defib.db-shm", "output", "traces"] {
+    for name in ["defib.db", "defib.db-wal", "defib.db-shm", "output", "traces", "before-oom"] {
         let path = directory.join(name);
         let Some(metadata) = look_at(&path)? else { continue };
         if metadata.is_symlink() {

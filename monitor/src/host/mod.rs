@@ -10,6 +10,7 @@ pub(crate) mod kmsg;
 pub(crate) mod last_words;
 pub(crate) mod manager;
 pub(crate) mod memory;
+pub(crate) mod portrait;
 pub(crate) mod pressure;
 pub(crate) mod privilege;
 pub(crate) mod process;

@@ -82,6 +82,11 @@ fn has_ended(stat: &[u8]) -> bool {
     })
 }
 
+/// How many threads it has; `None` when it has gone.
+pub(crate) fn threads(tgid: u32) -> Option<u64> {
+    fields(&stat(tgid).ok()?)?.get(17)?.parse().ok()
+}
+
 /// Parent of a process, and who it is; `None` when it has gone.
 pub(crate) fn descent(tgid: u32) -> Option<(u32, Identity)> {
     let stat = stat(tgid).ok()?;

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::record::{Before, Entry, Incident, Kind};
-use crate::{healing::Outcome, recent::Recent};
+use crate::{healing::Outcome, memory::picture::BeforeOom, recent::Recent};
 
 /// Moments in one record; a service that is tried for weeks tells no more in the thousandth than in the hundredth.
 const MOMENTS: usize = 200;
@@ -22,6 +22,8 @@ const WAITING: usize = 16;
 const SERVICES: usize = 1024;
 /// A worker that dies again within this belongs to the same near miss.
 const SAME_MISS: Duration = Duration::from_secs(60);
+/// What was handed over longer ago than this belongs to no death that is told now.
+const SAME_DEATH: Duration = Duration::from_secs(60);
 
 /// What is known of the death that an incident begins with.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +38,15 @@ pub(crate) struct Death {
     pub(crate) missing: Value,
 }
 
+/// What came before the incident that it belongs to.
+#[derive(Debug, Default)]
+struct Waiting {
+    entries: Vec<Entry>,
+    death: Death,
+    /// And when that was handed over.
+    before_oom: Option<(Timestamp, BeforeOom)>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Book {
@@ -43,7 +54,7 @@ pub(crate) struct Book {
     open: HashMap<Arc<str>, Incident>,
     /// Closed ones that may still change: the last near miss of each service.
     misses: Recent<Arc<str>, Incident>,
-    waiting: Recent<Arc<str>, (Vec<Entry>, Death)>,
+    waiting: Recent<Arc<str>, Waiting>,
     /// Closed outages whose service was out of its pool: that it is in again comes a moment after it is healthy.
     returning: Recent<Arc<str>, Incident>,
     changed: BTreeSet<Arc<str>>,
@@ -91,12 +102,38 @@ impl Book {
             self.changed.insert(Arc::clone(service));
             return;
         }
-        let (mut entries, death) = self.waiting.remove(service).unwrap_or_default();
-        if entries.len() >= WAITING {
-            entries.remove(0);
+        let mut waiting = self.waiting.remove(service).unwrap_or_default();
+        if waiting.entries.len() >= WAITING {
+            waiting.entries.remove(0);
         }
-        entries.push(entry);
-        self.waiting.insert(Arc::clone(service), (entries, death));
+        waiting.entries.push(entry);
+        self.waiting.insert(Arc::clone(service), waiting);
+    }
+
+    /// What was in the memory of a service that dies for want of it at about `at`. The death may have been told already, or be
+    /// told in a moment.
+    pub(crate) fn before_oom(&mut self, service: &Arc<str>, at: Timestamp, seen: BeforeOom) {
+        let open = self.open.get_mut(service).filter(|incident| incident.kind != Kind::PlannedRestart);
+        if let Some(incident) = open {
+            incident.before_oom.get_or_insert_default().add(seen);
+            self.changed.insert(Arc::clone(service));
+            return;
+        }
+        // Whether a worker's death was told before it, or the main process' comes after it: both may be, of one want of memory.
+        let is_of = |miss: &Incident| miss.ended.is_some_and(|ended| is_recent(ended, at));
+        if self.misses.get(service).is_some_and(is_of)
+            && let Some(mut miss) = self.misses.remove(service)
+        {
+            miss.before_oom.get_or_insert_default().add(seen.clone());
+            self.finished.insert(miss.id, miss.clone());
+            self.misses.insert(Arc::clone(service), miss);
+        }
+        let mut waiting = self.waiting.remove(service).unwrap_or_default();
+        let earlier = waiting.before_oom.take().filter(|(then, _)| is_recent(*then, at));
+        let mut all = earlier.map(|(_, all)| all).unwrap_or_default();
+        all.add(seen);
+        waiting.before_oom = Some((at, all));
+        self.waiting.insert(Arc::clone(service), waiting);
     }
 
     /// A service is in its pool again: the last moment of the outage that took it out, though that is over.
@@ -123,8 +160,8 @@ impl Book {
             self.changed.insert(Arc::clone(service));
             return;
         }
-        let (entries, _) = self.waiting.remove(service).unwrap_or_default();
-        self.waiting.insert(Arc::clone(service), (entries, death));
+        let waiting = self.waiting.remove(service).unwrap_or_default();
+        self.waiting.insert(Arc::clone(service), Waiting { death, ..waiting });
     }
 
     /// An outage begins.
@@ -134,7 +171,9 @@ impl Book {
             Some(incident) if incident.kind == Kind::PlannedRestart => {
                 (incident.kind, incident.began, incident.deaths) = (Kind::Outage, began, 1);
                 incident.cause_text.clear();
-                tell(incident, self.waiting.remove(service).unwrap_or_default().1);
+                let Waiting { death, before_oom, .. } = self.waiting.remove(service).unwrap_or_default();
+                incident.before_oom = of_death(before_oom, began);
+                tell(incident, death);
             }
             Some(_) => return,
             None => {
@@ -171,7 +210,7 @@ impl Book {
     }
 
     fn begin(&mut self, service: &Arc<str>, kind: Kind, began: Timestamp, before: Before) -> Incident {
-        let (timeline, death) = self.waiting.remove(service).unwrap_or_default();
+        let Waiting { entries: timeline, death, before_oom } = self.waiting.remove(service).unwrap_or_default();
         let mut incident = Incident {
             id: self.next_id,
             service: service.to_string(),
@@ -189,6 +228,7 @@ impl Book {
             memory: before.memory,
             memory_limit: before.limit,
             foretold: before.foretold,
+            before_oom: of_death(before_oom, began),
             restarts: 0,
             deaths: 1,
         };
@@ -264,6 +304,16 @@ impl Book {
     }
 }
 
+fn is_recent(then: Timestamp, at: Timestamp) -> bool {
+    at.duration_since(then).unsigned_abs() < SAME_DEATH
+}
+
+/// A mark may have come to nothing: what was seen then is not of this death.
+fn of_death(seen: Option<(Timestamp, BeforeOom)>, began: Timestamp) -> Option<Box<BeforeOom>> {
+    let (at, seen) = seen?;
+    (is_recent(at, began) && !seen.is_empty()).then(|| Box::new(seen))
+}
+
 fn tell(incident: &mut Incident, Death { cause, cause_text, evidence, missing }: Death) {
     if cause_text.is_empty() {
         return;
@@ -283,7 +333,10 @@ fn add(incident: &mut Incident, entry: Entry) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::incident::{Foretold, Sample};
+    use crate::{
+        incident::{Foretold, Sample},
+        memory::picture::{Moment, Picture},
+    };
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_700_000_000 + second).expect("a time")
@@ -379,6 +432,43 @@ mod tests {
         let told: Vec<_> = changed.iter().map(|incident| (incident.id, incident.deaths)).collect();
         assert_eq!(told, [(7, 3), (8, 1)]);
         assert_eq!(changed[0].kind, Kind::NearMiss);
+    }
+
+    #[test]
+    fn what_was_in_memory_comes_before_or_after_the_death_and_goes_with_it() {
+        let seen = |second, moment| BeforeOom {
+            pictures: vec![Picture {
+                taken: at(second),
+                took_ms: 0,
+                moment,
+                missed: None,
+                processes: Vec::new(),
+                others: 0,
+            }],
+            command: None,
+        };
+        let moments = |incident: &Incident| {
+            let before = incident.before_oom.as_ref().expect("it was seen");
+            before.pictures.iter().map(|picture| picture.moment).collect::<Vec<_>>()
+        };
+        let (mut book, web) = book();
+        // A mark that came to nothing, an hour ago.
+        book.before_oom(&web, at(-3600), seen(-3600, Moment::Marked));
+        book.open(&web, at(0), Before::default());
+        assert_eq!(book.take_changed()[0].before_oom, None);
+        book.before_oom(&web, at(1), seen(1, Moment::Marked));
+        book.before_oom(&web, at(1), seen(-600, Moment::Foreseen));
+        assert_eq!(moments(&book.take_changed()[0]), [Moment::Foreseen, Moment::Marked]);
+        book.close(&web, at(9), Duration::from_secs(9), Outcome::Restarted);
+
+        // Of a worker, before its death and after it.
+        book.before_oom(&web, at(20), seen(20, Moment::Marked));
+        book.near_miss(&web, at(20), "killed".to_owned(), death("oom_kill"));
+        book.before_oom(&web, at(21), seen(19, Moment::Foreseen));
+        let changed = book.take_changed();
+        assert_eq!(moments(changed.last().expect("a near miss")), [Moment::Foreseen, Moment::Marked]);
+        book.open(&web, at(900), Before::default());
+        assert_eq!(book.take_changed()[0].before_oom, None, "each is told once");
     }
 
     #[test]

@@ -2,9 +2,11 @@
 //!
 //! * [`record`]: what is kept
 //! * [`book`]: the incidents that are open, written as moments come (pure)
+//! * [`picture`]: what was in memory, in words (pure)
 //! * [`report`]: the root-cause timeline for people (pure)
 
 mod book;
+pub(crate) mod picture;
 mod record;
 pub(crate) mod report;
 

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::healing::Outcome;
+use crate::{healing::Outcome, memory::picture::BeforeOom};
 
 /// What an incident is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +113,9 @@ pub(crate) struct Incident {
     /// What was known of its memory; `None` for a near miss, and in records of older agents.
     #[serde(default)]
     pub(crate) foretold: Option<Foretold>,
+    /// What was in memory before it died for want of it; `None` when it died of something else, and in records of older agents.
+    #[serde(default)]
+    pub(crate) before_oom: Option<Box<BeforeOom>>,
     /// Restarts that were asked for.
     pub(crate) restarts: u32,
     /// Deaths that are told in this record; none in that of a planned restart.

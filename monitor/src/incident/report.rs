@@ -5,8 +5,11 @@ use std::fmt::{self, Write as _};
 use jiff::{SpanRound, Timestamp, Unit};
 use serde_json::Value;
 
-use super::record::{Foretold, Incident, Kind};
-use crate::{healing::Outcome, text::Clean};
+use super::{
+    picture,
+    record::{Foretold, Incident, Kind},
+};
+use crate::{figures::bytes, healing::Outcome, text::Clean};
 
 /// Writes the report.
 pub(crate) fn markdown(incident: &Incident) -> String {
@@ -80,6 +83,8 @@ fn write(out: &mut String, incident: &Incident) -> fmt::Result {
         }
     }
 
+    write_picture(out, incident)?;
+
     if let Some(foretold) = incident.foretold.as_ref().filter(|_| is_want_of_memory(incident)) {
         writeln!(out, "\n## Was it foreseen?\n")?;
         writeln!(out, "{}", foreseen(incident, foretold))?;
@@ -88,6 +93,25 @@ fn write(out: &mut String, incident: &Incident) -> fmt::Result {
     writeln!(out, "\n## What would have prevented it\n")?;
     for advice in advice(incident) {
         writeln!(out, "- {advice}")?;
+    }
+    Ok(())
+}
+
+fn write_picture(out: &mut String, incident: &Incident) -> fmt::Result {
+    let Some(before) = &incident.before_oom else { return Ok(()) };
+    writeln!(out, "\n## What was in memory")?;
+    for picture in &before.pictures {
+        writeln!(out, "\n{}.", cell(&picture::heading(incident, picture)))?;
+        for portrait in &picture.processes {
+            writeln!(out, "\nOf {}:\n", cell(&picture::process(portrait)))?;
+            writeln!(out, "| In memory | In swap | What |\n|---:|---:|---|")?;
+            for (resident, swap, what) in picture::rows(portrait) {
+                writeln!(out, "| {} | {} | {} |", bytes(resident), bytes(swap), cell(&what))?;
+            }
+        }
+    }
+    if let Some(ran) = &before.command {
+        writeln!(out, "\n{}.", cell(&ran.text))?;
     }
     Ok(())
 }
@@ -213,12 +237,51 @@ pub(crate) fn advice(incident: &Incident) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::incident::record::{Entry, Sample};
+    use crate::{
+        incident::record::{Entry, Sample},
+        memory::picture::{BeforeOom, Ended, Mapping, Moment, Picture, Portrait, Ran, Sum},
+    };
     use serde_json::json;
 
-    fn incident() -> Incident {
+    fn before_oom() -> BeforeOom {
+        let portrait = Portrait {
+            tgid: 12,
+            comm: "web|x".to_owned(),
+            threads: Some(34),
+            open_files: Some(120),
+            resident_bytes: 30 << 20,
+            swap_bytes: 1 << 20,
+            mappings: 22,
+            largest: vec![Mapping {
+                kind: crate::memory::picture::Kind::File,
+                name: "/srv/a|<b>".to_owned(),
+                resident_bytes: 28 << 20,
+                swap_bytes: 0,
+            }],
+            rest: vec![Sum {
+                kind: crate::memory::picture::Kind::Anonymous,
+                mappings: 21,
+                resident_bytes: 2 << 20,
+                swap_bytes: 1 << 20,
+            }],
+            cut: None,
+        };
+        let taken = Timestamp::from_millisecond(1_699_999_940_000).expect("a time");
+        let processes = vec![portrait];
+        BeforeOom {
+            pictures: vec![Picture { taken, took_ms: 0, moment: Moment::Foreseen, missed: None, processes, others: 2 }],
+            command: Some(Ran {
+                at: taken,
+                ended: Ended::Ok,
+                text: "/usr/bin/x ran before memory was out: done in 0.1 s".to_owned(),
+                directory: None,
+            }),
+        }
+    }
+
+    pub(in crate::incident) fn incident() -> Incident {
         let at = |ms: i64| Timestamp::from_millisecond(1_700_000_000_000 + ms).expect("a time");
         let entry = |ms, what: &str, text: &str| Entry { at: at(ms), what: what.to_owned(), text: text.to_owned() };
         Incident {
@@ -251,6 +314,7 @@ mod tests {
                 earliest: Some(at(-3_600_000)),
                 latest: None,
             }),
+            before_oom: Some(Box::new(before_oom())),
             restarts: 1,
             deaths: 1,
         }
@@ -271,6 +335,11 @@ mod tests {
             "- not there in time: kernel_log",
             "From 10.0 MiB to 31.0 MiB in 5.000 s (limit 32.0 MiB).",
             "| -5.000 s | 31.0 MiB |",
+            "## What was in memory\n\n-1m, when memory was about to run out; 2 other processes are not shown.",
+            "Of pid 12 (web\\|x): 30.0 MiB in memory, 1.0 MiB in swap, 22 mappings, 34 threads, 120 open files:",
+            "| 28.0 MiB | 0 B | file: /srv/a\\| b> |",
+            "| 2.0 MiB | 1.0 MiB | anonymous: 21 others |",
+            "/usr/bin/x ran before memory was out: done in 0.1 s.",
             "Yes: since 2023-11-13T21:13:20Z, 25h before it died. Its memory grew by 2.1 MiB an hour",
             "said to run out at 2023-11-14T23:13:20Z, not before 2023-11-14T21:13:20Z",
         ] {

@@ -8,10 +8,12 @@
 //! * [`recorder`]: the last minutes of each service
 //! * [`follower`]: from measurements to samples, from forecasts to news (pure)
 //! * [`trend`]: how it grows with uptime over many incarnations (pure)
+//! * [`picture`]: what a process' memory consists of (pure)
 //! * [`forecast`]: what that means: a leak, hidden by restarts or not, and when memory runs out
 
 mod follower;
 pub mod forecast;
+pub(crate) mod picture;
 mod recorder;
 mod sampler;
 pub mod trend;

@@ -4,6 +4,7 @@ use anyhow::Result;
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use super::{counters, register};
+use crate::memory::picture::Ended;
 
 /// See the module.
 pub(crate) struct OwnMetrics {
@@ -11,6 +12,8 @@ pub(crate) struct OwnMetrics {
     detached: IntCounterVec,
     unpinned: IntCounter,
     clock_steps: IntCounter,
+    pictures: IntCounterVec,
+    ran_before_oom: IntCounterVec,
 }
 
 impl OwnMetrics {
@@ -19,7 +22,27 @@ impl OwnMetrics {
         let counter = |name, help| register(registry, IntCounter::new(name, help)?);
         let attached =
             Opts::new("defib_bpf_attached", "1 while a kernel program is attached, by the look each ten seconds.");
+        let pictures = counters(
+            registry,
+            "defib_memory_pictures_total",
+            "Pictures of a service's memory: taken, missed because the victim was gone, dropped because others had all turns.",
+            &["result"],
+        )?;
+        for result in ["taken", "missed", "dropped"] {
+            pictures.with_label_values(&[result]);
+        }
+        let ran_before_oom = counters(
+            registry,
+            "defib_before_oom_runs_total",
+            "Commands that looked at a service before it was out of memory, by how they ended.",
+            &["result"],
+        )?;
+        for ended in Ended::ALL {
+            ran_before_oom.with_label_values(&[ended.as_str()]);
+        }
         Ok(Self {
+            pictures,
+            ran_before_oom,
             attached: register(registry, IntGaugeVec::new(attached, &["program"])?)?,
             detached: counters(
                 registry,
@@ -60,5 +83,15 @@ impl OwnMetrics {
     /// The wall clock was found set.
     pub(crate) fn clock_stepped(&self) {
         self.clock_steps.inc();
+    }
+
+    /// A picture of memory was taken, or not.
+    pub(crate) fn picture(&self, result: &str) {
+        self.pictures.with_label_values(&[result]).inc();
+    }
+
+    /// A command has ended that looked at a service before it was out of memory.
+    pub(crate) fn ran_before_oom(&self, ended: Ended) {
+        self.ran_before_oom.with_label_values(&[ended.as_str()]).inc();
     }
 }

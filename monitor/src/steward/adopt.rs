@@ -206,6 +206,7 @@ impl Steward {
         self.alerts.foresees(&service, &forecast);
         let managed = Managed::new(Engine::new(policy, seed), rule.health.clone(), supervisor, cgroup, follower);
         self.roster.add(Arc::clone(&service), managed);
+        self.pictures.add(&service, rule);
         self.pools.add(&service, rule, self.mode, clock::boot_ns());
         if can_be_started(&service, &rule.target) {
             self.planned.add(&service, rule, self.mode);

@@ -57,6 +57,7 @@ impl Steward {
             let clocks = Clocks { began, now: clock::wall(measured.at_ns), boot_id: clock::boot_id() };
             let news = self.roster.measured(&measured, clocks);
             self.pool_measured(&measured, news.forecast.as_ref(), clock::boot_ns());
+            self.pictures_measured(&measured, news.forecast.as_ref());
             let service = &measured.service;
             self.metrics.memory(service, measured.bytes, measured.limit);
             if let Some(forecast) = &news.forecast {

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{bounded, curve, time};
 use crate::{
     figures::{bytes, span},
-    incident::{Incident, Kind, report},
+    incident::{Incident, Kind, picture, report},
 };
 
 /// Characters of a name and of a text that are shown; the record itself is bounded.
@@ -26,6 +26,7 @@ pub(super) fn body(incident: &Incident) -> Markup {
         (timeline(incident))
         (evidence(incident))
         (memory(incident))
+        (pictures(incident))
         @if let Some(foretold) = incident.foretold.as_ref().filter(|_| report::is_want_of_memory(incident)) {
             h2 { "Was it foreseen?" }
             p { (report::foreseen(incident, foretold)) }
@@ -121,5 +122,35 @@ fn memory(incident: &Incident) -> Markup {
                 }
             }
         }
+    }
+}
+
+fn pictures(incident: &Incident) -> Markup {
+    let Some(before) = &incident.before_oom else { return html! {} };
+    html! {
+        h2 { "What was in memory" }
+        @for shown in &before.pictures {
+            p { (bounded(&picture::heading(incident, shown), TEXT)) "." }
+            @for portrait in &shown.processes {
+                div class="scroll" role="region" tabindex="0" aria-label={ "Memory of process " (portrait.tgid) } {
+                    table {
+                        caption { (bounded(&picture::process(portrait), TEXT)) }
+                        thead {
+                            tr { th scope="col" { "In memory" } th scope="col" { "In swap" } th scope="col" { "What" } }
+                        }
+                        tbody {
+                            @for (resident, swap, what) in picture::rows(portrait) {
+                                tr {
+                                    th scope="row" { (bytes(resident)) }
+                                    td data-label="In swap" { (bytes(swap)) }
+                                    td data-label="What" { (bounded(&what, TEXT)) }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        @if let Some(ran) = &before.command { p { (bounded(&ran.text, TEXT)) "." } }
     }
 }

@@ -60,6 +60,17 @@ enum Way {
         /// What it takes in a second, in KiB
         kib: u64,
     },
+    /// Have many threads, open files and mappings, some of them with a name, then take memory at a pace
+    Hoard {
+        /// A file to map
+        file: PathBuf,
+        /// Mappings beside it, of a page each
+        pieces: usize,
+        /// What it takes at once, in MiB
+        base: usize,
+        /// What it takes in a second, in KiB
+        kib: u64,
+    },
     /// The first thread leaves, then another takes memory
     LeakAfterLeader,
     /// A thread takes memory, the first one waits
@@ -194,6 +205,7 @@ fn main() {
             processes::idle()
         }
         Way::LeakSlowly { base, kib } => memory::leak_slowly(base, kib),
+        Way::Hoard { file, pieces, base, kib } => memory::hoard(&file, pieces, base, kib),
         Way::LeakAfterLeader => threads::leave_to(|| memory::leak()),
         Way::LeakInThread => memory::leak_in_thread(),
         Way::LeakInTwin => memory::leak_in_twin(),

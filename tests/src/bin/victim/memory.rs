@@ -41,6 +41,51 @@ pub(crate) fn leak_slowly(base_mib: usize, kib_per_second: u64) -> ! {
     }
 }
 
+/// Threads and open files of [`hoard`].
+const THREADS: usize = 20;
+const FILES: usize = 100;
+
+/// Has a lot of everything, then takes memory at a pace.
+pub(crate) fn hoard(file: &Path, pieces: usize, base_mib: usize, kib_per_second: u64) -> ! {
+    for _ in 0..THREADS {
+        spawn(|| sleep(Duration::from_secs(3600)));
+    }
+    let files: Vec<_> = (0..FILES).map(|_| File::open("/dev/null").expect("it is there")).collect();
+    let page = 4096;
+    let mapped =
+        File::create_new(file).and_then(|mut file| file.write_all(&vec![1; 2 * MIB])).and_then(|()| File::open(file));
+    let mapped = mapped.expect("a file can be made");
+    // SAFETY: new mappings at addresses that the kernel chooses, which nobody else knows; they are read and written within their
+    // size, and stay until the end.
+    unsafe {
+        use std::os::fd::AsRawFd as _;
+        let map = |size: usize, flags, fd| {
+            let at = libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0);
+            assert_ne!(at, libc::MAP_FAILED, "memory can be mapped");
+            at.cast::<u8>()
+        };
+        let of_file = map(2 * MIB, libc::MAP_PRIVATE, mapped.as_raw_fd());
+        let shared = libc::memfd_create(c"hoard".as_ptr(), 0);
+        assert_eq!(libc::ftruncate(shared, 3 * MIB as i64), 0, "it can grow");
+        let of_shared = map(3 * MIB, libc::MAP_SHARED, shared);
+        for at in (0..2 * MIB).step_by(page) {
+            std::hint::black_box(of_file.add(at).read_volatile());
+            of_shared.add(at).write_volatile(1);
+        }
+        // What differs in protection from its neighbours is a mapping by itself.
+        let begin = map(pieces * page, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
+        for piece in 0..pieces {
+            let at = begin.add(piece * page);
+            at.write_volatile(1);
+            if piece % 2 == 0 {
+                assert_eq!(libc::mprotect(at.cast(), page, libc::PROT_READ), 0, "it can be protected");
+            }
+        }
+    }
+    std::hint::black_box(&files);
+    leak_slowly(base_mib, kib_per_second)
+}
+
 /// Takes this much in small pages and keeps it until the end of the input.
 pub(crate) fn hold(mib: usize) {
     // SAFETY: takes numbers only. It fails where there are no huge pages, which is as good.
