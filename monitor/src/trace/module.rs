@@ -15,9 +15,10 @@ use framehop::ExplicitModuleSectionInfo;
 use gimli::{BaseAddresses, EhFrame, EhFrameHdr, NativeEndian, UnwindSection as _};
 use memmap2::Mmap;
 use object::{
-    LittleEndian, Object as _, ObjectSection as _, ObjectSegment as _, ObjectSymbol as _, SymbolSection,
-    read::elf::ElfFile64,
+    LittleEndian, Object as _, ObjectSection as _, ObjectSegment as _, ObjectSymbol as _, SegmentFlags, SymbolSection,
+    elf::PF_X, read::elf::ElfFile64,
 };
+use rustix::param::page_size;
 
 type Elf<'a> = ElfFile64<'a, LittleEndian>;
 
@@ -41,7 +42,7 @@ impl Deref for Bytes {
 pub(super) struct Module {
     descriptor: File,
     file: Arc<Mmap>,
-    /// Virtual address, offset in the file and length of each part that is loaded.
+    /// Virtual address, offset in the file and length of each part with code.
     segments: Vec<[u64; 3]>,
 }
 
@@ -59,7 +60,9 @@ impl Module {
             let elf = Elf::parse(&*file).with_context(|| format!("{} is no 64-bit ELF file", path.display()))?;
             let machine = elf.architecture();
             ensure!(machine == object::Architecture::X86_64, "{} is for {machine:?}", path.display());
+            let is_code = |flags| matches!(flags, SegmentFlags::Elf { p_flags } if p_flags & PF_X != 0);
             elf.segments()
+                .filter(|segment| is_code(segment.flags()))
                 .map(|segment| {
                     let (offset, length) = segment.file_range();
                     [segment.address(), offset, length]
@@ -84,10 +87,15 @@ impl Module {
         self.segments.iter().find(within).map(|&[begin, offset, _]| address - begin + offset)
     }
 
-    /// At which address an offset of the file is.
-    pub(super) fn address_of(&self, at: u64) -> Option<u64> {
-        let within = |&&[_, offset, length]: &&[u64; 3]| at >= offset && at - offset < length;
-        self.segments.iter().find(within).map(|&[begin, offset, _]| at - offset + begin)
+    /// What is added to addresses of the file where its code from offset `at` on, a whole number of pages, is mapped at `begin`. A part
+    /// begins somewhere in its first page, which may be another part's last.
+    pub(super) fn bias(&self, at: u64, begin: u64) -> Option<u64> {
+        let page = page_size() as u64;
+        let is_from = |&&[_, offset, length]: &&[u64; 3]| at >= offset - offset % page && at < offset + length;
+        self.segments.iter().find(is_from).map(|&[address, offset, _]| {
+            let first = address.wrapping_sub(offset).wrapping_add(at);
+            begin.wrapping_sub(first)
+        })
     }
 
     /// The bytes at an address.

@@ -140,8 +140,7 @@ impl Process {
             let is_program = Some(mapping.path.as_str()) == program;
             let Some(number) = files.number(tgid, &mapping, is_program) else { continue };
             let Some(file) = files.get(number) else { continue };
-            let Some(address) = file.module.address_of(mapping.offset) else { continue };
-            let Some(bias) = mapping.begin.checked_sub(address) else { continue };
+            let Some(bias) = file.module.bias(mapping.offset, mapping.begin) else { continue };
             if is_program {
                 self.program = Some(number);
             }
@@ -195,7 +194,7 @@ impl Process {
     fn frame(&self, address: u64, back: u64) -> Frame {
         let address = address.saturating_sub(back);
         match self.code.iter().find(|code| (code.begin..code.end).contains(&address)) {
-            Some(code) => Frame { module: Some(code.file), address: address - code.bias },
+            Some(code) => Frame { module: Some(code.file), address: address.wrapping_sub(code.bias) },
             None => Frame { module: None, address },
         }
     }
