@@ -1,10 +1,7 @@
 //! Function, source file and line for many addresses at once: for call stacks of growing memory. Runs in the process of its own, see
 //! the module above.
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-};
+use std::{collections::HashMap, path::PathBuf};
 
 use blazesym::{
     Pid,

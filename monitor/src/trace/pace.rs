@@ -12,8 +12,10 @@ pub(super) const PROCESSOR_MIN: f64 = 0.25;
 
 /// Calls that one watch should see: long enough that what lives shortly is released within it.
 const CALLS: f64 = 4000.0;
-/// Samples that one watch should take; the ring has room for some 250.
-const SAMPLES: f64 = 120.0;
+/// Samples that one watch should take, and how many may come in a second: the ring has room for 126, and is looked into every other
+/// millisecond.
+const SAMPLES: f64 = 800.0;
+const SAMPLES_PER_SECOND: f64 = 25_000.0;
 /// The least share of calls to sample.
 const SHARE_MIN: f64 = 1e-4;
 /// The shortest and the longest watch.
@@ -79,7 +81,8 @@ pub(super) fn next(met: &Met, processor: f64, price: &Price) -> Plan {
     let watch = watch.min(seconds * 8.0).clamp(WATCH.0.as_secs_f64(), WATCH.1.as_secs_f64());
     // Fewer were sampled than the share allows, of kinds whose memory comes back: so it follows the samples, not the calls.
     let samples = met.samples as f64 / seconds * watch;
-    let share = (met.share * SAMPLES / samples.max(1.0)).clamp(SHARE_MIN, 1.0);
+    let wanted = SAMPLES.min(SAMPLES_PER_SECOND * watch);
+    let share = (met.share * wanted / samples.max(1.0)).clamp(SHARE_MIN, 1.0);
     let hits = met.hits as f64 / seconds * watch;
     let cost = hits * price.hit + samples * price.sample + price.watch;
     let rest = cost / (SHARE_MAX * processor.max(PROCESSOR_MIN)) - watch;

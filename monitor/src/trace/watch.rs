@@ -30,7 +30,7 @@ pub(super) const PRICES: [Price; 2] =
     [Price { hit: 12e-6, sample: 6e-6, watch: 1e-3 }, Price { hit: 3e-6, sample: 6e-6, watch: 1e-3 }];
 
 /// Between two looks into the ring, so that it never fills.
-const DRAIN: Duration = Duration::from_millis(10);
+const DRAIN: Duration = Duration::from_millis(2);
 /// Places to probe, by file.
 type Places = Vec<(PathBuf, Vec<(Role, u64)>)>;
 
