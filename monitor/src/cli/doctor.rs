@@ -77,6 +77,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     findings.push(cgroups(&hierarchy));
     findings.push(lockdown());
     findings.push(kernel_log());
+    findings.push(traces());
     findings.extend(programs(args.btf.as_deref(), hierarchy.as_ref().ok()));
     findings.extend(supervisors());
     if args.json {
@@ -186,6 +187,22 @@ fn lockdown() -> Finding {
         )
     } else {
         ok("lockdown", "does not stand in the way")
+    }
+}
+
+/// Whether programs can be probed (`CONFIG_UPROBES`).
+fn traces() -> Finding {
+    const PROBES: &str = "/sys/bus/event_source/devices/uprobe/type";
+    if cfg!(not(target_arch = "x86_64")) {
+        limited("traces", "'defib trace' knows x86-64 only", "the rest is not affected")
+    } else if Path::new(PROBES).exists() {
+        ok("traces", "'defib trace' can say where a service's memory grows")
+    } else {
+        limited(
+            "traces",
+            format!("{PROBES} is not there: 'defib trace' cannot watch programs"),
+            "use a kernel built with CONFIG_UPROBES=y; the rest is not affected",
+        )
     }
 }
 

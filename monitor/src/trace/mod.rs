@@ -88,6 +88,9 @@ pub(crate) struct Look {
 
 /// Processes that are traced at a time: those with the most memory.
 const PROCESSES_MAX: usize = 8;
+/// Share of a service's processor time that a trace takes at most, and watches before that is judged.
+const SHARE_PROMISED: f64 = 0.03;
+const ENOUGH: u64 = 8;
 /// Between two looks at which processes there are, and what they have mapped.
 const ROSTER: Duration = Duration::from_secs(5);
 /// Between two looks whether memory is still held.
@@ -126,6 +129,9 @@ pub(crate) async fn follow(
         }
         if trace.subjects.is_empty() {
             break Ended::ServiceGone;
+        }
+        if trace.is_too_dear() {
+            break Ended::TooDear;
         }
         if now >= look_at {
             look(trace.look(elapsed)?);
@@ -373,6 +379,11 @@ impl Trace {
             bytes_per_hour: growth.values().map(|sum| sum.sure_per_hour).sum(),
             cost_share: self.share(),
         })
+    }
+
+    /// Whether it takes more than is promised, after some watches: those that are planned rarer than the rarest.
+    fn is_too_dear(&self) -> bool {
+        self.totals.watches >= ENOUGH && self.share() > SHARE_PROMISED
     }
 
     /// Share of the service's processor time that was taken from it, as the pace counts it.

@@ -32,6 +32,8 @@ pub(super) struct Price {
     pub(super) sample: f64,
     /// Seconds for beginning and ending a watch.
     pub(super) watch: f64,
+    /// Seconds in which probes are still hit when a watch has ended: where they go one by one, they take longer than the watch did.
+    pub(super) linger: f64,
 }
 
 /// What one watch has met.
@@ -78,12 +80,13 @@ pub(super) fn next(met: &Met, processor: f64, price: &Price) -> Plan {
     let rate = met.calls as f64 / seconds;
     let watch = if rate > 0.0 { CALLS / rate } else { f64::INFINITY };
     // A watch that saw little tells little of how much there would be in a long one.
-    let watch = watch.min(seconds * 8.0).clamp(WATCH.0.as_secs_f64(), WATCH.1.as_secs_f64());
+    // Nor should it be much shorter than what it takes to end it.
+    let watch = watch.min(seconds * 8.0).max(price.linger).clamp(WATCH.0.as_secs_f64(), WATCH.1.as_secs_f64());
     // Fewer were sampled than the share allows, of kinds whose memory comes back: so it follows the samples, not the calls.
     let samples = met.samples as f64 / seconds * watch;
     let wanted = SAMPLES.min(SAMPLES_PER_SECOND * watch);
     let share = (met.share * wanted / samples.max(1.0)).clamp(SHARE_MIN, 1.0);
-    let hits = met.hits as f64 / seconds * watch;
+    let hits = met.hits as f64 / (seconds + price.linger) * (watch + price.linger);
     let cost = hits * price.hit + samples * price.sample + price.watch;
     let rest = cost / (SHARE_MAX * processor.max(PROCESSOR_MIN)) - watch;
     let rest = rest.clamp(REST.0.as_secs_f64(), REST.1.as_secs_f64());
@@ -94,7 +97,7 @@ pub(super) fn next(met: &Met, processor: f64, price: &Price) -> Plan {
 mod tests {
     use super::*;
 
-    const PRICE: Price = Price { hit: 2e-6, sample: 4e-6, watch: 2e-4 };
+    const PRICE: Price = Price { hit: 2e-6, sample: 4e-6, watch: 2e-4, linger: 0.0 };
 
     /// What a process that calls so often meets, when it is planned for again and again; returns the share of its time taken,
     /// and the share of time watched.

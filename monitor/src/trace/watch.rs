@@ -26,8 +26,10 @@ use crate::{
 };
 
 /// What a hit costs when it cannot be measured, without and with return probes: as on slow machines.
-pub(super) const PRICES: [Price; 2] =
-    [Price { hit: 12e-6, sample: 6e-6, watch: 1e-3 }, Price { hit: 3e-6, sample: 6e-6, watch: 1e-3 }];
+pub(super) const PRICES: [Price; 2] = [
+    Price { hit: 12e-6, sample: 6e-6, watch: 1e-3, linger: 0.1 },
+    Price { hit: 3e-6, sample: 6e-6, watch: 1e-3, linger: 0.1 },
+];
 
 /// Between two looks into the ring, so that it never fills.
 const DRAIN: Duration = Duration::from_millis(2);
@@ -255,7 +257,9 @@ fn measure(allocations: &mut Allocations, places: &Places) -> Result<Option<Pric
     let sample = (sampled - plain).max(0.0) / samples;
     tracing::debug!(hit, sample, attached, detached, hits, "the price of a probe");
     // The process waits only while its memory is changed, a small part of the time in which probes come and go.
-    Ok(Some(Price { hit, sample, watch: attached.min(1e-3) }))
+    // All at once they are gone when the kernel begins to wait, one by one each waits for the one before.
+    let linger = if allocations.all_at_once() { 0.0 } else { detached };
+    Ok(Some(Price { hit, sample, watch: attached.min(1e-3), linger }))
 }
 
 /// Seconds of processor time that it takes to allocate and release: the least of some tries, since others disturb.

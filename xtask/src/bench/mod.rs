@@ -9,6 +9,7 @@
 //! * [`footprint`]: resident memory and CPU of an idle agent
 //! * [`scale`]: the same with many services to look after
 //! * [`soak`]: hours of service life, in which nothing may grow; a command of its own
+//! * [`traced`]: what `defib trace` takes from a service
 //! * [`year`]: what a year of incidents takes on disk
 //! * [`forecast`]: how many leaks are found, and how many that are none, on simulated services; a command of its own
 //!
@@ -29,6 +30,7 @@ mod scale;
 mod sleepers;
 pub(crate) mod soak;
 mod stats;
+mod traced;
 mod workload;
 mod year;
 
@@ -77,6 +79,8 @@ enum Arm {
     Footprint,
     /// What a year of incidents takes on disk
     Year,
+    /// What a trace takes from a service
+    Trace,
 }
 
 #[derive(clap::Subcommand)]
@@ -114,6 +118,9 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     }
     if wanted(Arm::Year) {
         tables.year = Some(year::measure(&programs)?);
+    }
+    if wanted(Arm::Trace) {
+        tables.traced = Some(traced::measure(&programs)?);
     }
     let path = workspace::root().join("docs/performance.md");
     let text = tables.text(&std::fs::read_to_string(&path)?)?;

@@ -13,6 +13,7 @@ use super::{
     kernel::{self, Kernel, Row},
     recovery::Recovery,
     scale::Scale,
+    traced::Traced,
     workload::{self, Workload},
     year::Year,
 };
@@ -26,6 +27,7 @@ pub(super) struct Tables {
     pub(super) recovery: Option<Vec<Recovery>>,
     pub(super) footprint: Option<(Footprint, Vec<Scale>)>,
     pub(super) year: Option<Year>,
+    pub(super) traced: Option<Traced>,
 }
 
 impl Tables {
@@ -64,6 +66,10 @@ impl Tables {
             Some(year) => year_table(out, year)?,
             None => keep(out, before, &[YEAR]),
         }
+        match &self.traced {
+            Some(traced) => traced_table(out, traced)?,
+            None => keep(out, before, &[TRACED]),
+        }
         Ok(format!("{}\n", text.trim_end()))
     }
 }
@@ -77,6 +83,7 @@ const IDLE: &str = "An idle agent";
 const SCALE: &str = "An agent that looks after services whose memory it follows";
 
 const YEAR: &str = "A year of incidents on disk";
+const TRACED: &str = "What a trace takes from a service";
 
 /// Takes over sections of the text as it was, each from its heading to the next.
 fn keep(out: &mut String, before: &str, headings: &[&str]) {
@@ -151,6 +158,30 @@ fn workload_table(out: &mut String, workload: &Workload) -> fmt::Result {
             percent(ratio.high)
         )?;
     }
+    writeln!(out)
+}
+
+fn traced_table(out: &mut String, traced: &Traced) -> fmt::Result {
+    let percent = |ratio: f64| (ratio - 1.0) * 100.0;
+    let Traced { rounds, served, ratio, told, memory, processor, calls } = traced;
+    writeln!(out, "## {TRACED}\n")?;
+    writeln!(
+        out,
+        "A server that serves {served:.0} requests a second without a pause, {calls:.0} calls for memory a second, traced and not in \
+         each round; time for a request against that without a trace, mean of {rounds} rounds and its 95 % interval.\n"
+    )?;
+    writeln!(out, "| | measured | wanted |")?;
+    writeln!(out, "|---|---:|---:|")?;
+    writeln!(
+        out,
+        "| time for a request | {:+.2} % ({:+.2} % to {:+.2} %) | at most 3 % |",
+        percent(ratio.mean),
+        percent(ratio.low),
+        percent(ratio.high)
+    )?;
+    writeln!(out, "| what the traces say that they take | {:.2} % | |", told * 100.0)?;
+    writeln!(out, "| most private memory of the tracing process | {:.1} MiB | 8 MiB |", memory / 1_048_576.0)?;
+    writeln!(out, "| its own processor time, share of one | {:.1} % | |", processor * 100.0)?;
     writeln!(out)
 }
 
