@@ -1,6 +1,7 @@
 //! The programs that watch an allocator: loaded for a trace, attached to one process for moments.
 
 use std::{
+    io,
     num::NonZeroU32,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::Path,
@@ -108,6 +109,8 @@ pub(crate) struct Allocations {
     ebpf: Ebpf,
     /// The program for many places at once, where the kernel has that.
     many: Option<OwnedFd>,
+    /// Whether it was attached once.
+    many_works: bool,
     ring: RingBuf<MapData>,
     share: Array<MapData, u32>,
     followed: HashMap<MapData, Memory, u64>,
@@ -162,6 +165,7 @@ impl Allocations {
             counts: map("ALLOCATION_COUNTS")?.try_into()?,
             ebpf,
             many,
+            many_works: false,
         })
     }
 
@@ -182,16 +186,18 @@ impl Allocations {
     pub(crate) fn attach(&mut self, file: &Path, places: &[(Role, u64)], tgid: u32) -> Result<Vec<Probe>> {
         let what = || format!("cannot watch {}", file.display());
         if let Some(program) = &self.many {
-            let mut probes = Vec::new();
-            for returns in [true, false] {
-                let of = places.iter().filter(|(role, _)| (*role == Role::Returned) == returns);
-                let of: Vec<_> = of.map(|&(role, offset)| (offset, role.told().0)).collect();
-                if !of.is_empty() {
-                    let link = bpf::attach_probe(program, file, &of, tgid, returns);
-                    probes.push(Probe::Many(link.map_err(|error| explain(error.into())).with_context(what)?));
+            match attach_many(program, file, places, tgid) {
+                Ok(probes) => {
+                    self.many_works = true;
+                    return Ok(probes);
+                }
+                Err(error) if self.many_works => return Err(explain(error.into()).context(what())),
+                // Kernels that do not know this yet load its program all the same.
+                Err(error) => {
+                    tracing::debug!("probes are attached one by one: {error}");
+                    self.many = None;
                 }
             }
-            return Ok(probes);
         }
         let process = NonZeroU32::new(tgid).context("there is no process 0")?;
         let mut probes = Vec::new();
@@ -265,6 +271,19 @@ impl Allocations {
             lost: at(allocation::NO_RING) + at(allocation::NO_ROOM),
         })
     }
+}
+
+/// Attaches at all these places, returns apart.
+fn attach_many(program: &OwnedFd, file: &Path, places: &[(Role, u64)], tgid: u32) -> io::Result<Vec<Probe>> {
+    let mut probes = Vec::new();
+    for returns in [true, false] {
+        let of = places.iter().filter(|(role, _)| (*role == Role::Returned) == returns);
+        let of: Vec<_> = of.map(|&(role, offset)| (offset, role.told().0)).collect();
+        if !of.is_empty() {
+            probes.push(Probe::Many(bpf::attach_probe(program, file, &of, tgid, returns)?));
+        }
+    }
+    Ok(probes)
 }
 
 /// Loads the program for many places. The loader knows no such program, but the same object and how its maps are put in.
