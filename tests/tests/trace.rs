@@ -175,9 +175,13 @@ fn a_program_that_was_replaced_on_disk_is_named_and_one_that_dies_ends_the_trace
     sleep(Duration::from_secs(1));
     fs::remove_file(&copy).expect("it is ours");
     fs::write(&copy, "another program").expect("written");
+    // With the same C library: nothing is done to it.
+    let bystander = Server::start("bystander", "", &binary("victim"), &["sessions", "1"], place.path());
     let growth = thread::scope(|scope| {
         let traced = scope.spawn(|| trace(&server.cgroup, &place.path().join("out"), "10m"));
         sleep(Duration::from_secs(25));
+        assert!(is_probed(&server), "it is watched now and then");
+        assert!(!is_probed(&bystander), "the same library, and nobody asked for it");
         let pid = Pid::from_raw(server.child.id().cast_signed()).expect("a pid");
         kill_process(pid, Signal::KILL).expect("it is ours");
         traced.join().expect("it ends").expect("a result")
@@ -186,6 +190,12 @@ fn a_program_that_was_replaced_on_disk_is_named_and_one_that_dies_ends_the_trace
     assert_eq!(growth["ended"], "service_gone");
     assert!(growth["seconds"].as_f64().is_some_and(|seconds| seconds < 60.0), "{growth:#}");
     assert_eq!(growth["programs"][0]["path"].as_str().map(|path| path.contains("server")), Some(true), "{growth:#}");
+}
+
+/// Whether the kernel has ever stopped a process at a probe: it then has a page there to go on from.
+fn is_probed(server: &Server) -> bool {
+    let maps = fs::read_to_string(format!("/proc/{}/maps", server.child.id())).expect("it lives");
+    maps.contains("[uprobes]")
 }
 
 #[test]
