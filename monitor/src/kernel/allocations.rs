@@ -212,9 +212,11 @@ impl Allocations {
                 .attach(UProbeAttachLocation::AbsoluteOffset(offset), file, UProbeScope::OneProcess(process))
                 .map_err(|error| explain(error.into()))
                 .with_context(what)?;
-            probes.push(Probe::One(program.take_link(id)?));
+            probes.push((rank(places, role, offset), Probe::One(program.take_link(id)?)));
         }
-        Ok(probes)
+        // The last go first.
+        probes.sort_by_key(|&(rank, _)| rank);
+        Ok(probes.into_iter().map(|(_, probe)| probe).collect())
     }
 
     /// Samples this share of calls, 0 to 1.
@@ -270,6 +272,17 @@ impl Allocations {
             releases: at(allocation::RELEASES),
             lost: at(allocation::NO_RING) + at(allocation::NO_ROOM),
         })
+    }
+}
+
+/// The place of a probe among those that go one by one, the highest first: what is hit most often. A return probe stops its process where
+/// the function begins, too.
+fn rank(places: &[(Role, u64)], role: Role, offset: u64) -> u8 {
+    match role {
+        Role::Allocate | Role::AllocateGo => 3,
+        Role::Returned if places.contains(&(Role::Allocate, offset)) => 2,
+        Role::Release => 1,
+        _ => 0,
     }
 }
 

@@ -257,8 +257,10 @@ fn measure(allocations: &mut Allocations, places: &Places) -> Result<Option<Pric
     let sample = (sampled - plain).max(0.0) / samples;
     tracing::debug!(hit, sample, attached, detached, hits, "the price of a probe");
     // The process waits only while its memory is changed, a small part of the time in which probes come and go.
-    // All at once they are gone when the kernel begins to wait, one by one each waits for the one before.
-    let linger = if allocations.all_at_once() { 0.0 } else { detached };
+    // All at once they are gone when the kernel begins to wait. One by one each waits for the one before; after three the often hit
+    // ones are gone.
+    let count = places.iter().map(|(_, places)| places.len()).sum::<usize>().max(1) as f64;
+    let linger = if allocations.all_at_once() { 0.0 } else { detached * (3.0 / count).min(1.0) };
     Ok(Some(Price { hit, sample, watch: attached.min(1e-3), linger }))
 }
 
