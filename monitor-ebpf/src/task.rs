@@ -85,18 +85,6 @@ pub(crate) fn cgroup_id(task: Kernel) -> u64 {
     node_id(cgroup)
 }
 
-/// What stands for that cgroup as long as it exists, and is nearer: on v2 the cgroup itself, on v1 the memory controller's state
-/// of it; null when it cannot be read.
-#[inline(always)]
-pub(crate) fn membership(task: Kernel) -> Kernel {
-    let css_set = field!(task, task_cgroups: Kernel, else return core::ptr::null());
-    if offset!(watch_memory_v1) == 1 {
-        field!(css_set, css_set_memory: Kernel, else core::ptr::null())
-    } else {
-        field!(css_set, css_set_dfl_cgrp: Kernel, else core::ptr::null())
-    }
-}
-
 /// Id of a cgroup: the inode number of its directory.
 #[inline(always)]
 pub(crate) fn node_id(cgroup: Kernel) -> u64 {

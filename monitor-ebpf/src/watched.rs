@@ -10,11 +10,14 @@
 
 use core::ptr::{read_volatile, write_volatile};
 
-use monitor_common::counter::{EPOCH_STEP, UNWATCHED};
+use monitor_common::{
+    counter::{EPOCH_STEP, UNWATCHED},
+    layout::ABSENT,
+};
 
 use crate::{
     maps::{Cpu, EPOCH, LAYOUT, WATCHED},
-    task::{self, Kernel},
+    task::{self, Kernel, field, offset},
 };
 
 /// Whose steps a slot of [`EPOCH`] counts; each has its own, so none can undo another's.
@@ -33,8 +36,17 @@ pub(crate) fn watches(task: Kernel) -> bool {
 pub(crate) fn remembers(task: Kernel, cpu: *mut Cpu) -> bool {
     // Before the look into the map, or that could be older than the epoch that it is noted for.
     let epoch = steps(AGENT).wrapping_add(steps(PROGRAMS));
+    // What stands for the cgroup as long as it exists, and is nearer than its id: on v2 the cgroup itself, on v1 the memory
+    // controller's state of it. Where neither can be read nothing is watched; a null here would be refused below, as it is no
+    // pointer.
+    let css_set = field!(task, task_cgroups: Kernel, else return false);
+    let member = if offset!(watch_memory_v1) == 1 {
+        field!(css_set, css_set_memory: Kernel, else return false)
+    } else {
+        field!(css_set, css_set_dfl_cgrp: Kernel, else return false)
+    };
     // A number for the address: the verifier lets pointers be subtracted, and nothing else.
-    let address = (task::membership(task) as u64).wrapping_sub(&raw const LAYOUT as u64);
+    let address = (member as u64).wrapping_sub(&raw const LAYOUT as u64);
     let note = address ^ epoch;
     let slot = (address.wrapping_mul(EPOCH_STEP) >> (64 - UNWATCHED.ilog2())) as usize;
     // SAFETY: this CPU's slot of the map, and the shift leaves a number below UNWATCHED. Another run that comes between on

