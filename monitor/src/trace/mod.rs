@@ -88,9 +88,8 @@ pub(crate) struct Look {
 
 /// Processes that are traced at a time: those with the most memory.
 const PROCESSES_MAX: usize = 8;
-/// Share of a service's processor time that a trace takes at most, and watches before that is judged.
-const SHARE_PROMISED: f64 = 0.03;
-const ENOUGH: u64 = 8;
+/// Watches before the cost is judged.
+const ENOUGH: u64 = 3;
 /// Between two looks at which processes there are, and what they have mapped.
 const ROSTER: Duration = Duration::from_secs(5);
 /// Between two looks whether memory is still held.
@@ -197,6 +196,9 @@ struct Subject {
     processor: (f64, Instant),
     /// What it uses of a processor, seconds in a second.
     uses: f64,
+    /// Since when it is traced, and seconds taken from it.
+    since: Instant,
+    taken: f64,
 }
 
 /// Sums for the account of what it took.
@@ -345,6 +347,8 @@ impl Trace {
                 due: now + plan.rest,
                 processor,
                 uses: 0.0,
+                since: now,
+                taken: 0.0,
             },
         );
     }
@@ -381,9 +385,9 @@ impl Trace {
         })
     }
 
-    /// Whether it takes more than is promised, after some watches: those that are planned rarer than the rarest.
+    /// Whether even the rarest watching takes more than is promised. A first look is too short to tell.
     fn is_too_dear(&self) -> bool {
-        self.totals.watches >= ENOUGH && self.share() > SHARE_PROMISED
+        self.totals.watches >= ENOUGH && self.subjects.values().all(|subject| subject.plan.too_dear)
     }
 
     /// Share of the service's processor time that was taken from it, as the pace counts it.

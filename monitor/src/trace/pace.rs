@@ -60,6 +60,8 @@ pub(super) struct Plan {
     pub(super) watch: Duration,
     /// Share of calls to sample, 0 to 1.
     pub(super) share: f64,
+    /// Whether that costs half as much again as it may, for no longer rest is taken.
+    pub(super) too_dear: bool,
 }
 
 impl Price {
@@ -71,7 +73,7 @@ impl Price {
 
 /// The first watch of a process of which nothing is known: a short look.
 pub(super) fn first() -> Plan {
-    Plan { rest: Duration::ZERO, watch: WATCH.0, share: 0.1 }
+    Plan { rest: Duration::ZERO, watch: WATCH.0, share: 0.1, too_dear: false }
 }
 
 /// The next watch, after one that has met this. `processor`: seconds of processor time that the process uses in a second.
@@ -88,9 +90,23 @@ pub(super) fn next(met: &Met, processor: f64, price: &Price) -> Plan {
     let share = (met.share * wanted / samples.max(1.0)).clamp(SHARE_MIN, 1.0);
     let hits = met.hits as f64 / (seconds + price.linger) * (watch + price.linger);
     let cost = hits * price.hit + samples * price.sample + price.watch;
-    let rest = cost / (SHARE_MAX * processor.max(PROCESSOR_MIN)) - watch;
-    let rest = rest.clamp(REST.0.as_secs_f64(), REST.1.as_secs_f64());
-    Plan { rest: Duration::from_secs_f64(rest), watch: Duration::from_secs_f64(watch), share }
+    let wanted = cost / (SHARE_MAX * processor.max(PROCESSOR_MIN)) - watch;
+    let rest = wanted.clamp(REST.0.as_secs_f64(), REST.1.as_secs_f64());
+    Plan {
+        rest: Duration::from_secs_f64(rest),
+        watch: Duration::from_secs_f64(watch),
+        share,
+        too_dear: wanted > rest * 1.5,
+    }
+}
+
+impl Plan {
+    /// Rests longer where more was taken so far than may be: the first watches are planned without knowing. `taken`: seconds, of a process
+    /// that has been traced for `traced` seconds.
+    pub(super) fn owing(self, taken: f64, traced: f64, processor: f64) -> Self {
+        let owed = taken / (SHARE_MAX * processor.max(PROCESSOR_MIN)) - traced;
+        Self { rest: self.rest.max(Duration::from_secs_f64(owed.clamp(0.0, REST.1.as_secs_f64()))), ..self }
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +142,22 @@ mod tests {
                 assert!(share <= SHARE_MAX * 1.1, "{share} at {calls} calls a second on {processor} processors");
             }
         }
+    }
+
+    #[test]
+    fn what_was_taken_too_much_is_rested_for() {
+        let plan = Plan { rest: Duration::from_secs(2), ..first() };
+        assert_eq!(plan.owing(0.02, 10.0, 1.0), plan);
+        assert_eq!(plan.owing(0.3, 10.0, 1.0).rest, Duration::from_secs(5));
+        assert_eq!(plan.owing(1e9, 10.0, 1.0).rest, REST.1);
+    }
+
+    #[test]
+    fn what_no_rest_makes_up_for_is_too_dear() {
+        let met = |calls| Met { share: 0.1, seconds: 0.01, calls, hits: calls * 3, samples: 100 };
+        let slow = Price { hit: 1e-4, ..PRICE };
+        assert!(!next(&met(10_000), 1.0, &PRICE).too_dear);
+        assert!(next(&met(10_000), 0.1, &slow).too_dear);
     }
 
     #[test]

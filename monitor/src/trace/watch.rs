@@ -138,7 +138,9 @@ impl Trace {
             subject.uses = if subject.uses == 0.0 { uses } else { subject.uses * 0.7 + uses * 0.3 };
             subject.processor = (used, now);
         }
-        subject.plan = pace::next(met, subject.uses, &price);
+        subject.taken += price.of(met);
+        let traced = (now - subject.since).as_secs_f64();
+        subject.plan = pace::next(met, subject.uses, &price).owing(subject.taken, traced, subject.uses);
         subject.due = now + subject.plan.rest;
     }
 
