@@ -127,6 +127,8 @@ pub(crate) async fn follow(
             held_at = now + HELD;
         }
         if trace.subjects.is_empty() {
+            let never = trace.totals.watches == 0 && !trace.notes.is_empty();
+            ensure!(!never, "{} cannot be watched: {}", options.service, trace.notes.join("; "));
             break Ended::ServiceGone;
         }
         if trace.is_too_dear() {

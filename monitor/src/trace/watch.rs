@@ -21,7 +21,10 @@ use super::{
     process::{Files, Mapped, Process},
 };
 use crate::{
-    host::{clock, process::processor_seconds},
+    host::{
+        clock,
+        process::{is_alive, processor_seconds},
+    },
     kernel::{Allocations, Counts, Probe, Role},
 };
 
@@ -33,6 +36,7 @@ pub(super) const PRICES: [Price; 2] = [
 
 /// Between two looks into the ring, so that it never fills.
 const DRAIN: Duration = Duration::from_millis(2);
+
 /// Places to probe, by file.
 type Places = Vec<(PathBuf, Vec<(Role, u64)>)>;
 
@@ -78,13 +82,19 @@ impl Trace {
             Ok(probes) => probes,
             Err(error) => {
                 // A process that goes meanwhile is no failure.
-                if crate::host::process::is_alive(subject.process.identity) {
+                if is_alive(subject.process.identity) {
                     self.note(format!("{error:#}"));
                     self.end(id);
                 }
                 return Ok(());
             }
         };
+        // Now that they stand: they may stand in another process that has its id by now.
+        if !is_alive(subject.process.identity) {
+            drop(probes);
+            self.end(id);
+            return Ok(());
+        }
         let mut watch = Watch::default();
         let (begin, open) = (clock::boot_ns(), self.allocations.counts()?);
         self.allocations.sample(plan.share)?;
