@@ -108,7 +108,7 @@ impl Trace {
         let state = std::env::temp_dir().join(&*name);
         let mut command = Command::new(&programs.defib);
         command.args(["trace", &format!("/{name}"), "--for", "2m", "--json", "--socket", "/nonexistent"]);
-        command.arg("--output").arg(state.join("out")).arg("--state-dir").arg(&state);
+        command.arg("--state-dir").arg(&state);
         Ok(Self(Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?)))
     }
 
