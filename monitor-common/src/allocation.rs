@@ -104,8 +104,10 @@ pub const NO_RING: u32 = 3;
 pub const NO_ROOM: u32 = 4;
 /// Calls of release.
 pub const RELEASES: u32 = 5;
+/// Runs of the programs: each is a probe that was hit.
+pub const HITS: u32 = 6;
 /// Number of slots.
-pub const SLOTS: u32 = 6;
+pub const SLOTS: u32 = 7;
 
 /// What a probe is for, as it is told to the program for many places.
 pub mod role {

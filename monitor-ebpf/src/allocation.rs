@@ -20,8 +20,8 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use monitor_common::allocation::{
-    CALLS, ENDS, Gone, KIND_GONE, KIND_SAMPLE, Kind, NO_RING, NO_ROOM, PIECE, RELEASES, SAMPLED, SLOTS, STACK, Sample,
-    role,
+    CALLS, ENDS, Gone, HITS, KIND_GONE, KIND_SAMPLE, Kind, NO_RING, NO_ROOM, PIECE, RELEASES, SAMPLED, SLOTS, STACK,
+    Sample, role,
 };
 
 use crate::task;
@@ -89,6 +89,7 @@ macro_rules! register {
 /// many places at once (6.6 and newer), they are given up at once as well; one by one, each takes some ten milliseconds.
 #[uprobe]
 fn probed(ctx: ProbeContext) -> u32 {
+    count(HITS);
     // SAFETY: the helper takes the context.
     match unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } {
         role::ALLOCATE => allocate(&ctx),
@@ -111,6 +112,7 @@ macro_rules! programs {
         $(
             #[uprobe]
             fn $program(ctx: ProbeContext) -> u32 {
+                count(HITS);
                 let body: fn(&ProbeContext) = $body;
                 body(&ctx);
                 0
@@ -135,6 +137,7 @@ programs! {
 /// For older kernels: the return probe.
 #[uretprobe]
 fn probed_returned(ctx: RetProbeContext) -> u32 {
+    count(HITS);
     returned(&ProbeContext::new(ctx.as_ptr()));
     0
 }

@@ -129,15 +129,10 @@ pub(crate) struct Counts {
     pub(crate) sampled: u64,
     /// Calls of release.
     pub(crate) releases: u64,
+    /// Times that a probe was hit, also such as tell nothing: of a call that began before there were probes.
+    pub(crate) hits: u64,
     /// Records that found no room in the ring, and samples that found none among those that are followed.
     pub(crate) lost: u64,
-}
-
-impl Counts {
-    /// Times that a probe was hit: each call's beginning and end, each release.
-    pub(crate) fn hits(self) -> u64 {
-        self.calls + self.ends + self.releases
-    }
 }
 
 impl Allocations {
@@ -270,6 +265,7 @@ impl Allocations {
             ends: at(allocation::ENDS),
             sampled: at(allocation::SAMPLED),
             releases: at(allocation::RELEASES),
+            hits: at(allocation::HITS),
             lost: at(allocation::NO_RING) + at(allocation::NO_ROOM),
         })
     }
