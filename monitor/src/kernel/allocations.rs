@@ -123,12 +123,8 @@ pub(crate) struct Allocations {
 pub(crate) struct Counts {
     /// Calls for memory.
     pub(crate) calls: u64,
-    /// Those whose end was seen.
-    pub(crate) ends: u64,
     /// Those that were sampled.
     pub(crate) sampled: u64,
-    /// Calls of release.
-    pub(crate) releases: u64,
     /// Times that a probe was hit, also such as tell nothing: of a call that began before there were probes.
     pub(crate) hits: u64,
     /// Records that found no room in the ring, and samples that found none among those that are followed.
@@ -262,9 +258,7 @@ impl Allocations {
         let at = |slot: u32| sums[slot as usize];
         Ok(Counts {
             calls: at(allocation::CALLS),
-            ends: at(allocation::ENDS),
             sampled: at(allocation::SAMPLED),
-            releases: at(allocation::RELEASES),
             hits: at(allocation::HITS),
             lost: at(allocation::NO_RING) + at(allocation::NO_ROOM),
         })

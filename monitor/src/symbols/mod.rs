@@ -26,7 +26,7 @@ use tokio::{
 pub(crate) use maps::Mapping;
 #[cfg(any(test, fuzzing))]
 pub(crate) use maps::fuzz;
-pub(crate) use names::locate;
+pub(crate) use names::{hexadecimal, locate};
 pub(crate) use places::{Named, Places};
 
 /// The files with code that a process has mapped; nothing when it is gone. At most 512.
@@ -68,7 +68,7 @@ impl Frame {
     pub(crate) fn unresolved(raw: &RawFrame) -> Self {
         match raw {
             RawFrame::BuildId { id, offset } => {
-                Self { build_id: Some(names::hexadecimal(id)), offset: *offset, ..Self::default() }
+                Self { build_id: Some(hexadecimal(id)), offset: *offset, ..Self::default() }
             }
             RawFrame::Address(address) => Self { offset: *address, ..Self::default() },
         }

@@ -20,6 +20,8 @@ use object::{
 };
 use rustix::param::page_size;
 
+use crate::symbols::hexadecimal;
+
 type Elf<'a> = ElfFile64<'a, LittleEndian>;
 
 /// Part of a mapped file.
@@ -168,8 +170,7 @@ impl Module {
 
     /// GNU build id in hexadecimal digits.
     pub(super) fn build_id(&self) -> Option<String> {
-        let id = self.elf()?.build_id().ok()??.to_owned();
-        Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
+        Some(hexadecimal(self.elf()?.build_id().ok()??))
     }
 
     /// Whether it is a Go program without names of functions.
