@@ -10,9 +10,10 @@ use monitor_common::{
 };
 
 use crate::{
-    maps::WATCHED,
+    maps::cpu,
     ring::Lane,
     task::{self, Kernel, field},
+    watched,
 };
 
 #[btf_tracepoint(function = "sched_process_exec")]
@@ -33,8 +34,8 @@ fn process_fork(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn report(task: Kernel, flags: u32) {
-    // SAFETY: the value is only compared with "absent".
-    if unsafe { WATCHED.get(task::cgroup_id(task)) }.is_none() {
+    let Some(cpu) = cpu() else { return };
+    if !watched::remembers(task, cpu) {
         return;
     }
     let kernel_ns = task::now_ns();

@@ -1,4 +1,4 @@
-//! Is a task's cgroup watched? Asked at every exit, and the answer is nearly always no.
+//! Is a task's cgroup watched? Asked at every exit and fork, and the answer is nearly always no.
 //!
 //! From the set of a task's cgroups to a cgroup's id and on into [`WATCHED`] it is some 75 ns over cache lines that nobody else has
 //! touched for long. So each CPU remembers by their address a few cgroups that were not watched: that takes two lines, and most exits

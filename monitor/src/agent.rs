@@ -122,6 +122,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = Aft
         })
         .ok();
     let metrics = Metrics::new(&registry, config.agent.max_services)?;
+    timeline.register(&registry)?;
     if let Some(reloads) = reloads {
         reloads.register(&registry)?;
     }

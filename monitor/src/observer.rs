@@ -17,8 +17,8 @@ use monitor_common::{
 use crate::{
     attribution::{Place, Role, Table},
     diagnosis::{
-        Cause, Count, Counts, DeathContext, Docket, Evidence, Finding, Mark, MarkContext, Question, Reply, Senders,
-        Site, sender_kind,
+        Cause, Count, Counts, DeathContext, Docket, Evidence, Finding, Losses, Mark, MarkContext, Question, Reply,
+        Senders, Site, sender_kind,
     },
     host::{cgroup::Hierarchy, kmsg::OomLine, process::Identity, vmstat},
     kernel::{Event, Span},
@@ -269,6 +269,11 @@ impl Observer {
     /// Where a cgroup is, when that is known.
     pub(crate) fn known_place(&self, id: u64) -> Option<&Place> {
         self.table.get(id)
+    }
+
+    /// Evidence that found no room.
+    pub(crate) fn losses(&self) -> Losses {
+        self.docket.losses()
     }
 
     /// An earlier agent watched this cgroup. Should it be gone, its deaths may still be in the rings.

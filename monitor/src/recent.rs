@@ -38,6 +38,23 @@ impl<K: Clone + Eq + Hash, V> Recent<K, V> {
         true
     }
 
+    /// What the next new entry will push out.
+    pub(crate) fn oldest(&mut self) -> Option<(&K, &V)> {
+        while let Some((number, key)) = self.order.front() {
+            if self.entries.get(key).is_some_and(|(current, _)| current == number) {
+                break;
+            }
+            self.order.pop_front();
+        }
+        let (_, key) = self.order.front()?;
+        self.entries.get_key_value(key).map(|(key, (_, value))| (key, value))
+    }
+
+    /// True when a new entry pushes another out.
+    pub(crate) fn is_full(&self) -> bool {
+        self.entries.len() >= self.capacity
+    }
+
     /// The value of a key.
     pub(crate) fn get<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<&V>
     where
@@ -73,7 +90,11 @@ mod tests {
         recent.insert(2, "c");
         recent.insert(3, "d");
         assert_eq!((recent.get(&1), recent.get(&2), recent.get(&3)), (None, Some(&"c"), Some(&"d")));
+        assert!(recent.is_full());
+        assert_eq!(recent.oldest(), Some((&2, &"c")));
         assert_eq!(recent.remove(&2), Some("c"));
+        assert_eq!(recent.oldest(), Some((&3, &"d")));
+        assert!(!recent.is_full());
         assert_eq!(recent.iter().count(), 1);
     }
 

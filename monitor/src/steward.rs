@@ -22,7 +22,7 @@ mod suspects;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
-use monitor_common::record::{MARK_KILL_SENT, MARK_THREAD_ONLY, Record};
+use monitor_common::record::{MARK_THREAD_ONLY, Record};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
@@ -264,6 +264,7 @@ impl Steward {
                         self.event(&event);
                     }
                     self.metrics.sizes(self.observer.cgroups(), events.len());
+                    self.metrics.own().evidence_lost(self.observer.losses());
                 }
                 Some(line) = lines.recv() => self.observer.line(line),
                 Some(word) = self.words.1.recv() => self.word(word),
@@ -365,7 +366,7 @@ impl Steward {
         if event.span.is_some_and(|span| !self.progress.take(span)) {
             return;
         }
-        self.sight(event);
+        let kills = self.sight(event);
         let Some(span) = event.span else { return };
         match &event.record {
             // With the death that it is evidence of.
@@ -376,7 +377,6 @@ impl Steward {
                 } else {
                     Identity { tgid: mark.victim.tgid, start_ns: mark.victim.start_ns }
                 };
-                let kills = mark.header.flags & MARK_KILL_SENT != 0;
                 self.progress.hold_mark(span, process, kills, clock::boot_ns());
             }
             Record::CrashSite(site) => {
@@ -389,7 +389,8 @@ impl Steward {
         }
     }
 
-    fn sight(&mut self, event: &Event) {
+    /// Tells all that it concerns. True when an OOM kill was counted for it: of the marks of one victim that is so for the first.
+    fn sight(&mut self, event: &Event) -> bool {
         if let Record::Exit(exit) = &event.record {
             let process = Identity { tgid: exit.process.tgid, start_ns: exit.process.start_ns };
             self.pool_exited(process, clock::boot_ns());
@@ -411,12 +412,13 @@ impl Steward {
                     }
                     self.say(marked.kernel_ns, &service, What::Marked);
                 }
+                return marked.kill_sent;
             }
             // A worker that executes something is no new incarnation.
             Some(Sight::Alive { place, process, role: Some(Role::Main), exec: true, kernel_ns }) => {
                 // While no agent ran, it may have come and gone.
                 if self.took_over_ns.is_some_and(|took_over| kernel_ns < took_over) && !process::is_alive(process) {
-                    return;
+                    return false;
                 }
                 self.introduce(&place.service, process, kernel_ns);
             }
@@ -425,6 +427,7 @@ impl Steward {
             Some(Sight::Emptied { place, kernel_ns }) => self.emptied(&place, kernel_ns),
             Some(Sight::Alive { .. }) | None => {}
         }
+        false
     }
 
     fn word(&mut self, word: Word) {

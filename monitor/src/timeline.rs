@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use anyhow::Result;
+use prometheus::{IntCounter, Registry};
 use tokio::sync::broadcast;
 
 use crate::{
@@ -171,12 +173,30 @@ impl What {
 #[derive(Clone, Debug)]
 pub(crate) struct Timeline {
     listeners: broadcast::Sender<Moment>,
+    missed: IntCounter,
 }
 
 impl Timeline {
     /// A timeline that nobody listens to yet.
     pub(crate) fn new() -> Self {
-        Self { listeners: broadcast::channel(BACKLOG).0 }
+        let missed = IntCounter::new(
+            "defib_timeline_missed_total",
+            "Moments that readers of the event stream did not take in time; each was told how many it has missed.",
+        );
+        Self { listeners: broadcast::channel(BACKLOG).0, missed: missed.expect("a name of a metric") }
+    }
+
+    /// Has its losses exported.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub(crate) fn register(&self, registry: &Registry) -> Result<()> {
+        Ok(registry.register(Box::new(self.missed.clone()))?)
+    }
+
+    /// A listener did not take so many in time.
+    pub(crate) fn missed(&self, moments: u64) {
+        self.missed.inc_by(moments);
     }
 
     /// Listens from now on.

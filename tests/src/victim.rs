@@ -24,7 +24,7 @@ pub fn binary(name: &str) -> PathBuf {
         None => std::env::current_exe().ok().and_then(|test| Some(test.parent()?.parent()?.to_owned())),
     };
     let path = directory.expect("binaries lie in a directory").join(name);
-    assert!(path.exists(), "{} is missing: build it with the tests' own profile", path.display());
+    assert!(path.exists(), "{} is missing: build it beside the agent", path.display());
     path
 }
 

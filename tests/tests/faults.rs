@@ -1,4 +1,4 @@
-//! The agent amid faults of its host: a disk that fails, no file descriptors, a stop of its own, cgroups that vanish, and ten
+//! The agent amid faults of its host: a disk that fails, one that stalls, no file descriptors, a stop of its own, cgroups that vanish, and ten
 //! thousand at once. It lives through all of them, and what was lost is counted. A full disk stands in `healing.rs`; engines and
 //! buses that are restarted in `containers.rs` and `systemd.rs`.
 
@@ -73,6 +73,37 @@ impl Drop for Mounted {
     }
 }
 
+/// Mounts a disk of its own, which is a file in `place`, in the place of `state`.
+fn disk(test: &str, place: &TempDir, state: &TempDir) -> Option<Mounted> {
+    let image = place.path().join("disk");
+    fs::File::create(&image).and_then(|file| file.set_len(16 * MIB)).expect("a file");
+    let made = system(&["mkfs.ext4", "-q", text(&image)])
+        .and_then(|()| system(&["mount", "-o", "loop,errors=continue", text(&image), text(state.path())]));
+    if let Err(error) = made {
+        live::skip_ok(test, &format!("no file system in a file can be mounted here: {}", error.trim()));
+        return None;
+    }
+    Some(Mounted(state.path().to_owned()))
+}
+
+/// A file system that takes nothing, until dropped: whoever writes waits.
+struct Stalled<'a>(&'a Mounted);
+
+impl<'a> Stalled<'a> {
+    fn new(mounted: &'a Mounted) -> Self {
+        system(&["fsfreeze", "--freeze", text(&mounted.0)]).expect("it can be frozen");
+        Self(mounted)
+    }
+}
+
+impl Drop for Stalled<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = system(&["fsfreeze", "--unfreeze", text(&self.0.0)]) {
+            println!("left frozen: {} ({error})", self.0.0.display());
+        }
+    }
+}
+
 /// Ends an agent whose state lies on such a file system, and takes both away.
 fn leave(agent: Agent, mounted: Mounted) {
     let state: TempDir = agent.crash();
@@ -90,16 +121,8 @@ fn on_a_disk_that_fails_services_come_back_and_it_is_said() {
     if !live::can_run(NAME) {
         return;
     }
-    let (cgroup, state, place) = (Cgroup::new(None), scratch(), scratch());
-    let image = place.path().join("disk");
-    fs::File::create(&image).and_then(|file| file.set_len(16 * MIB)).expect("a file");
-    let made = system(&["mkfs.ext4", "-q", text(&image)])
-        .and_then(|()| system(&["mount", "-o", "loop,errors=continue", text(&image), text(state.path())]));
-    if let Err(error) = made {
-        live::skip_ok(NAME, &format!("no file system in a file can be mounted here: {}", error.trim()));
-        return;
-    }
-    let mounted = Mounted(state.path().to_owned());
+    let (cgroup, place, state) = (Cgroup::new(None), scratch(), scratch());
+    let Some(mounted) = disk(NAME, &place, &state) else { return };
     let agent = Agent::start_in(state, &patient(&cgroup));
     let first = member(&cgroup, None);
     healthy(&agent);
@@ -115,6 +138,84 @@ fn on_a_disk_that_fails_services_come_back_and_it_is_said() {
     });
     let (status, ready) = agent.try_get("/readyz").expect("answered");
     assert!(status == 200 && ready.contains("writing down state and incidents"), "{status} {ready}");
+    leave(agent, mounted);
+}
+
+#[test]
+fn on_a_disk_that_stalls_the_agent_goes_on_and_all_is_written_once_it_moves_again() {
+    const NAME: &str = "on_a_disk_that_stalls_the_agent_goes_on_and_all_is_written_once_it_moves_again";
+    /// More than the agent has threads to work with.
+    const SERVICES: usize = 6;
+    const STALLS: u32 = 10;
+    if !live::can_run(NAME) {
+        return;
+    }
+    let (place, state) = (scratch(), scratch());
+    let cgroups: Vec<_> = (0..SERVICES).map(|_| Cgroup::new(None)).collect();
+    let limited = Cgroup::new(Some(8 * MIB));
+    let Some(mounted) = disk(NAME, &place, &state) else { return };
+    let name = |number: usize| format!("patient-{number}");
+    let services = cgroups.iter().enumerate().map(|(number, cgroup)| patient(cgroup).replace("patient", &name(number)));
+    let defaults = "[defaults]\nbackoff = { initial = '10ms', max = '20ms' }\n\
+                    budget = { per_service = '1000/1s', per_host = '1000/1s' }\n";
+    let config = format!("{defaults}{}{}", services.collect::<String>(), victims(&limited));
+    let agent = Agent::start_in(state, &config);
+    let up = |agent: &Agent| {
+        let metrics = agent.metrics();
+        (0..SERVICES)
+            .filter(|&number| metrics.get(&format!("defib_service_up{{service=\"{}\"}}", name(number))) == Some(1.0))
+            .count()
+    };
+    let kills = |agent: &Agent| {
+        let metrics = agent.metrics();
+        let own = |line: &&str| line.starts_with("defib_oom_kills_total{") && line.contains("service=\"victims\"");
+        metrics.0.lines().filter(own).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
+    };
+    let all_up = |agent: &Agent| eventually("all services", || (up(agent) == SERVICES).then_some(()));
+    all_up(&agent);
+
+    let stalled = Stalled::new(&mounted);
+    let first: Vec<_> = cgroups.iter().map(|cgroup| member(cgroup, None)).collect();
+    first.iter().for_each(|&pid| send(pid, Signal::KILL));
+    eventually("the deaths", || (up(&agent) == 0).then_some(()));
+    // Their starts wait for the disk by now, all at once; whoever else is to be seen is seen.
+    sleep(Duration::from_secs(1));
+    assert!(!Victim::start(Some(&limited), &["leak"]).wait().success());
+    eventually("an OOM kill meanwhile", || (kills(&agent) == 1.0).then_some(()));
+    assert!(agent.try_get("/readyz").is_some_and(|(status, _)| status == 200));
+    assert!(cgroups.iter().all(|cgroup| cgroup.members().into_iter().all(|pid| !is_sleep(pid))), "nowhere to write to");
+    drop(stalled);
+    cgroups.iter().zip(&first).for_each(|(cgroup, &first)| drop(member(cgroup, Some(first))));
+    all_up(&agent);
+
+    // And a disk that is slow: each death meets another moment of it.
+    for stall in 1..=STALLS {
+        let before = member(&cgroups[0], None);
+        let stalled = Stalled::new(&mounted);
+        send(before, Signal::KILL);
+        assert!(!Victim::start(Some(&limited), &["leak"]).wait().success());
+        sleep(Duration::from_millis(u64::from(stall * 37)));
+        drop(stalled);
+        member(&cgroups[0], Some(before));
+        all_up(&agent);
+    }
+    let total = |number: usize| {
+        let incidents = agent.incidents(&name(number));
+        let over = incidents.iter().all(|incident| incident["ended"].is_string());
+        let sum = |field: &str| incidents.iter().filter_map(|incident| incident[field].as_u64()).sum::<u64>();
+        over.then(|| (sum("deaths"), sum("restarts")))
+    };
+    for number in 0..SERVICES {
+        // The first incident tells that it was not running at all.
+        let deaths = if number == 0 { 2 + u64::from(STALLS) } else { 2 };
+        eventually("the records", || (total(number)? == (deaths, deaths)).then_some(()));
+    }
+    assert_eq!(kills(&agent), 1.0 + f64::from(STALLS));
+    let metrics = agent.metrics();
+    for counter in ["defib_store_write_errors_total", "defib_incidents_dropped_total", "defib_oom_audit_missed_total"] {
+        assert_eq!(metrics.get(counter), Some(0.0), "{counter}");
+    }
+    assert_eq!(metrics.get("defib_events_lost_total{ring=\"critical\"}"), Some(0.0));
     leave(agent, mounted);
 }
 

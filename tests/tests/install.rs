@@ -10,7 +10,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tests::{defib::get, eventually, live};
+use tests::{defib::get, eventually, live, victim::binary};
 
 /// Its commands are the newcomer's.
 const GUIDE: &str = include_str!("../../docs/guide.md");
@@ -68,6 +68,7 @@ fn a_newcomer_installs_heals_upgrades_and_removes() {
     healed(second);
     assert_eq!(self::incidents().len(), 2, "the incidents of both agents");
     a_command_service_runs_with_its_drop_in(place.path());
+    a_suspect_is_traced_with_its_drop_in(place.path());
 
     fs::remove_file(place.path().join("defib_1.deb")).expect("removed");
     fs::copy(&packages[1], place.path().join("defib_2.deb")).expect("copied");
@@ -235,4 +236,37 @@ fn a_command_service_runs_with_its_drop_in(place: &Path) {
     let second = up(Some(first));
     fs::write("/etc/defib/defib.toml", before).expect("written");
     shell(place, &format!("rm -r {drop_ins}; systemctl daemon-reload; systemctl restart defib; kill {second}"));
+}
+
+/// Nor is there room for what sees where a service's memory grows. An hour of the forecast is 0.6 s here.
+fn a_suspect_is_traced_with_its_drop_in(place: &Path) {
+    const CONFIG: &str = "/etc/defib/defib.toml";
+    let unit = "/etc/systemd/system/leaky.service";
+    let before = fs::read_to_string(CONFIG).expect("a configuration");
+    let fast = before.replace("sample = \"60s\"", "sample = \"10ms\"");
+    assert_ne!(fast, before);
+    let added = "\n[[service]]\nunit = 'leaky.service'\ntrace = 'suspects'\n";
+    fs::write(CONFIG, fast + added).expect("written");
+    let victim = binary("victim");
+    let leaky = "MemoryMax=48M\nMemorySwapMax=0\nRestart=always\n";
+    fs::write(unit, format!("[Service]\nExecStart={} leak-slowly 16 569\n{leaky}", victim.display())).expect("written");
+    let drop_ins = "/etc/systemd/system/defib.service.d";
+    shell(
+        place,
+        &format!(
+            "mkdir {drop_ins}; cp /usr/share/defib/traces.conf {drop_ins}
+             systemctl daemon-reload; systemctl restart defib; systemctl start leaky"
+        ),
+    );
+    eventually("a suspicion", || journal().contains("to see where it grows").then_some(()));
+    eventually("the end of a trace", || {
+        let said = journal();
+        assert!(!said.contains("cannot see where its memory grows"), "{said}");
+        said.contains("traced for").then_some(())
+    });
+    fs::write(CONFIG, before).expect("written");
+    shell(
+        place,
+        &format!("rm -r {drop_ins}; systemctl stop leaky; rm {unit}; systemctl daemon-reload; systemctl restart defib"),
+    );
 }

@@ -1,7 +1,7 @@
 //! What a real systemd keeps for the agent: with the unit of the package, nothing is lost over a crash, a restart and a reload,
 //! and nothing is left after a stop. Runs where systemd is PID 1, as in `cargo xtask vm --kernel 6.1 --test kept`.
 //!
-//! And a host whose memory is used up: the agent lives, and has seen every kill.
+//! And a host whose memory is used up: the agent lives, and has seen every kill. And one whose clock is set.
 
 use std::{
     fs,
@@ -10,12 +10,13 @@ use std::{
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread::{scope, sleep},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tests::{
+    PATIENCE,
     defib::{Metrics, free_address, get},
     eventually, live,
     victim::{Victim, binary},
@@ -260,4 +261,57 @@ fn on_a_host_without_memory_the_agent_lives_and_tells_of_every_kill() {
         resident().0
     );
     assert!(resident().0 < before + 16 * 1024, "{} KiB, {before} before", resident().0);
+}
+
+/// The clock that people read; put back when dropped.
+struct SetClock {
+    begin: Instant,
+    was: SystemTime,
+}
+
+impl SetClock {
+    fn new() -> Self {
+        Self { begin: Instant::now(), was: SystemTime::now() }
+    }
+
+    /// Has it be so many seconds ahead of what it would be.
+    fn ahead(&self, seconds: u64) {
+        let time = self.was + self.begin.elapsed() + Duration::from_secs(seconds);
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+        let status =
+            Command::new("date").args(["-s", &format!("@{}.{:09}", since.as_secs(), since.subsec_nanos())]).status();
+        assert!(status.expect("date starts").success());
+    }
+}
+
+impl Drop for SetClock {
+    fn drop(&mut self) {
+        self.ahead(0);
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_in_an_outage_is_noticed_and_changes_no_span() {
+    const NAME: &str = "a_clock_that_is_set_in_an_outage_is_noticed_and_changes_no_span";
+    if !can_run(NAME) {
+        return;
+    }
+    if !Path::new("/payload").exists() {
+        return live::skip_ok(NAME, "sets the clock: runs in a virtual machine only");
+    }
+    let host = Host::start("1s");
+    let clock = SetClock::new();
+    for (outage, ahead) in [(0, 3600), (1, 0)] {
+        kill(main_process(SERVICE));
+        clock.ahead(ahead);
+        let incident = host.ended(outage);
+        let lasted = incident["outage_ms"].as_u64().expect("a span");
+        assert!(lasted < PATIENCE.as_millis() as u64, "{incident:#}");
+        eventually("the step to be seen", || {
+            (host.metrics()?.get("defib_clock_steps_total") == Some(outage as f64 + 1.0)).then_some(())
+        });
+        host.is_watching();
+    }
+    let metrics = host.metrics().expect("metrics");
+    assert_eq!(metrics.sum("defib_restarts_total"), 2.0, "each death is answered once");
 }

@@ -255,6 +255,7 @@ fn a_suspect_is_traced_by_the_agent_once_it_is_said_to_leak() {
     let kept = all[0]["kept"].as_str().expect("where");
     let (status, svg) = get(agent.address(), &format!("/api/v1/traces/{kept}/flame.svg")).expect("answered");
     assert!(status == 200 && svg.contains("leaky: memory that stays"), "{svg}");
+    assert_eq!(agent.metrics().get("defib_traces_total{result=\"done\"}"), Some(1.0));
     // One incarnation is traced once.
     assert_eq!(agent.log().matches("to see where it grows").count(), 1);
     drop(agent);

@@ -43,6 +43,9 @@ const PLACE_WAIT_NS: u64 = 20_000_000;
 const TWIN_NS: u64 = 1_000_000_000;
 /// Marks, lines, sites and deaths kept for what is to come; a victim of gigabytes takes a while to die.
 const KEPT: usize = 1024;
+/// Deaths that wait at a time: those of 40,000 kills a second within the longest wait. Beyond, the oldest are decided with what
+/// is there.
+const WAITING: usize = 4096;
 
 /// A decided death.
 #[derive(Clone, Debug)]
@@ -67,6 +70,20 @@ pub(crate) struct Docket {
     /// Deaths seen lately: a kernel where programs can be preempted may report one twice.
     seen: Recent<Identity, ()>,
     page_size: u64,
+    losses: Losses,
+}
+
+/// What a crowd has cost, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Losses {
+    /// OOM marks, crash sites and lines of the kernel's log that newer ones pushed out. Some may have been of no use any more.
+    pub(crate) marks: u64,
+    /// Likewise.
+    pub(crate) sites: u64,
+    /// Likewise.
+    pub(crate) lines: u64,
+    /// Deaths that were decided before all was there that could change the verdict.
+    pub(crate) waits: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -120,7 +137,13 @@ impl Docket {
             waiting: Vec::new(),
             seen: Recent::new(KEPT),
             page_size,
+            losses: Losses::default(),
         }
+    }
+
+    /// See [`Losses`].
+    pub(crate) fn losses(&self) -> Losses {
+        self.losses
     }
 
     /// An OOM mark came. False for one that is known.
@@ -167,6 +190,14 @@ impl Docket {
         } else {
             Identity { tgid: mark.victim.tgid, start_ns: mark.victim.start_ns }
         };
+        // Those of deaths that came are kept for members of a group and twins, and age out.
+        if self.marks.is_full()
+            && self.marks.get(&identity).is_none()
+            && let Some((oldest, _)) = self.marks.oldest()
+            && self.seen.get(oldest).is_none()
+        {
+            self.losses.marks += 1;
+        }
         // A victim that cannot die at once is marked again by its own allocations; the first mark is the kill.
         self.marks.insert(identity, known)
     }
@@ -176,11 +207,15 @@ impl Docket {
         self.lines.push_back(line);
         if self.lines.len() > KEPT {
             self.lines.pop_front();
+            self.losses.lines += 1;
         }
     }
 
     /// A process is about to crash.
     pub(crate) fn site(&mut self, process: Identity, site: Site) {
+        if self.sites.is_full() && self.sites.get(&process).is_none() {
+            self.losses.sites += 1;
+        }
         self.sites.insert(process, site);
     }
 
@@ -243,9 +278,13 @@ impl Docket {
     /// Takes out the deaths that need wait no longer, in order of arrival.
     pub(crate) fn decide(&mut self, now_ns: u64) -> Vec<Finding> {
         let mut decided = Vec::new();
-        for mut death in std::mem::take(&mut self.waiting) {
+        let crowd = self.waiting.len().saturating_sub(WAITING);
+        for (number, mut death) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
             self.gather(&mut death.evidence);
             if self.deadline(&death) <= now_ns {
+                decided.push(self.find(death));
+            } else if number < crowd {
+                self.losses.waits += 1;
                 decided.push(self.find(death));
             } else {
                 self.waiting.push(death);
@@ -686,5 +725,35 @@ mod tests {
             docket.line(line(tgid));
         }
         assert_eq!((docket.marks.iter().count(), docket.lines.len()), (KEPT, KEPT));
+        let pushed_out = 5000 - KEPT as u64;
+        assert_eq!(docket.losses(), Losses { marks: pushed_out, lines: pushed_out, sites: 0, waits: 0 });
+    }
+
+    #[test]
+    fn a_mark_whose_death_has_come_is_no_loss() {
+        let mut docket = docket();
+        docket.mark(&mark(5), MarkContext::default());
+        docket.death(exit(5, 0, by_kernel()), None, 0, DeathContext::default());
+        for tgid in 10..10 + KEPT as u32 {
+            docket.mark(&mark(tgid), MarkContext::default());
+        }
+        assert_eq!(docket.losses(), Losses::default());
+        docket.mark(&mark(9), MarkContext::default());
+        assert_eq!(docket.losses().marks, 1);
+    }
+
+    #[test]
+    fn a_crowd_of_deaths_that_wait_is_bounded_and_none_is_lost() {
+        let mut docket = docket();
+        let all = WAITING as u32 + 7;
+        for tgid in 0..all {
+            // The kernel's own signal, for which a mark may yet come.
+            docket.death(exit(tgid + 1, 0, by_kernel()), None, 0, DeathContext::default());
+        }
+        let hurried: Vec<_> = docket.decide(0).iter().map(|death| death.evidence.exit.process.tgid).collect();
+        assert_eq!(hurried, (1..=7).collect::<Vec<_>>());
+        assert_eq!(docket.losses().waits, 7);
+        assert_eq!(docket.decide(EVIDENCE_WAIT_NS).len(), WAITING);
+        assert_eq!(docket.losses().waits, 7);
     }
 }

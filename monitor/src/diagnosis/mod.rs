@@ -15,7 +15,7 @@ mod site;
 mod verdict;
 
 pub(crate) use cause::{Cause, Scope};
-pub(crate) use docket::{DeathContext, Docket, Finding, MarkContext};
+pub(crate) use docket::{DeathContext, Docket, Finding, Losses, MarkContext};
 pub(crate) use evidence::{Count, Counts, Evidence, Item, Mark, Missing, Senders};
 pub(crate) use question::{Question, Reply, sender_kind};
 pub(crate) use site::Site;

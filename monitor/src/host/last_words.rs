@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use tokio::{io::AsyncReadExt as _, process::Command};
+use tokio::{io::AsyncReadExt as _, process::Command, task::spawn_blocking};
 
 use super::containers;
 
@@ -49,7 +49,11 @@ const LINES: usize = 60;
 /// When whoever keeps it does not give it.
 pub(crate) async fn read(source: &Source) -> Result<String> {
     match source {
-        Source::File(path) => tail(path),
+        Source::File(path) => {
+            let path = path.clone();
+            // A disk that stalls must not stall those who run here.
+            spawn_blocking(move || tail(&path)).await.context("cannot read its output")?
+        }
         Source::Journal { unit, tgid } => journal(unit, *tgid).await,
         Source::Container { engine, id } => containers::output(engine, id, LINES).await,
     }

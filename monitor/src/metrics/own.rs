@@ -4,7 +4,11 @@ use anyhow::Result;
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use super::{counters, register};
-use crate::memory::picture::Ended;
+use crate::{
+    diagnosis::Losses,
+    memory::picture::Ended,
+    trace::{NoTrace, Summary},
+};
 
 /// See the module.
 pub(crate) struct OwnMetrics {
@@ -12,9 +16,14 @@ pub(crate) struct OwnMetrics {
     detached: IntCounterVec,
     unpinned: IntCounter,
     clock_steps: IntCounter,
+    evidence_lost: IntCounterVec,
     pictures: IntCounterVec,
     ran_before_oom: IntCounterVec,
+    traces: IntCounterVec,
 }
+
+/// How a trace of a suspect can end.
+const TRACES: [&str; 5] = ["done", "busy", "recent", "stopped", "failed"];
 
 impl OwnMetrics {
     /// Registers everything.
@@ -40,7 +49,27 @@ impl OwnMetrics {
         for ended in Ended::ALL {
             ran_before_oom.with_label_values(&[ended.as_str()]);
         }
+        let evidence_lost = counters(
+            registry,
+            "defib_evidence_lost_total",
+            "Evidence that newer pushed out before it was used, at most so much (oom_mark, crash_site, log_line); waits for evidence that were cut short, since too many deaths waited (wait).",
+            &["kind"],
+        )?;
+        for kind in ["oom_mark", "crash_site", "log_line", "wait"] {
+            evidence_lost.with_label_values(&[kind]);
+        }
+        let traces = counters(
+            registry,
+            "defib_traces_total",
+            "Traces of suspects that the agent began: done, put off because another was at work (busy), not needed after one of late (recent), ended with the agent (stopped), failed.",
+            &["result"],
+        )?;
+        for result in TRACES {
+            traces.with_label_values(&[result]);
+        }
         Ok(Self {
+            traces,
+            evidence_lost,
             pictures,
             ran_before_oom,
             attached: register(registry, IntGaugeVec::new(attached, &["program"])?)?,
@@ -85,6 +114,14 @@ impl OwnMetrics {
         self.clock_steps.inc();
     }
 
+    /// So much evidence was lost since the start.
+    pub(crate) fn evidence_lost(&self, Losses { marks, sites, lines, waits }: Losses) {
+        for (kind, all) in [("oom_mark", marks), ("crash_site", sites), ("log_line", lines), ("wait", waits)] {
+            let counter = self.evidence_lost.with_label_values(&[kind]);
+            counter.inc_by(all.saturating_sub(counter.get()));
+        }
+    }
+
     /// A picture of memory was taken, or not.
     pub(crate) fn picture(&self, result: &str) {
         self.pictures.with_label_values(&[result]).inc();
@@ -93,5 +130,17 @@ impl OwnMetrics {
     /// A command has ended that looked at a service before it was out of memory.
     pub(crate) fn ran_before_oom(&self, ended: Ended) {
         self.ran_before_oom.with_label_values(&[ended.as_str()]).inc();
+    }
+
+    /// A trace of a suspect has ended.
+    pub(crate) fn traced(&self, result: &Result<Summary, NoTrace>) {
+        let result = match result {
+            Ok(_) => "done",
+            Err(NoTrace::Busy) => "busy",
+            Err(NoTrace::Recent) => "recent",
+            Err(NoTrace::Stopped) => "stopped",
+            Err(NoTrace::Broken(_)) => "failed",
+        };
+        self.traces.with_label_values(&[result]).inc();
     }
 }

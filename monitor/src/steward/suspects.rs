@@ -80,6 +80,7 @@ impl Steward {
     /// The trace of a suspect has ended.
     pub(super) fn traced(&mut self, service: &Arc<str>, result: Result<Summary, NoTrace>) {
         self.traces.running = None;
+        self.metrics.own().traced(&result);
         match result {
             Err(NoTrace::Busy) => return self.traces.suspects.put_off(),
             Err(NoTrace::Recent | NoTrace::Stopped) => {}

@@ -119,7 +119,9 @@ impl CommandSupervisor {
         let program = self.command.start.first().context("there is no program to start")?;
         self.prepare()?;
         self.clear().await?;
-        let output = self.open_output()?;
+        let file = self.output_file();
+        // A disk that stalls must hold up this start alone.
+        let output = spawn_blocking(move || open_output(&file)).await.context("cannot open its output")??;
         // Held open by `launch` as its standard input until it has become the program; what it writes there is why not.
         let (mut refusal, held) = io::pipe().context("cannot make a pipe")?;
         let mut launch = tokio::process::Command::new("/proc/self/exe");
@@ -159,27 +161,26 @@ impl CommandSupervisor {
     pub(crate) async fn clear(&self) -> Result<()> {
         fence::clear(&self.hierarchy, &self.command.cgroup, &self.name).await
     }
+}
 
-    fn open_output(&self) -> Result<File> {
-        let output = self.output_file();
-        let shown = output.display();
-        if let Some(directory) = output.parent() {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-            made.with_context(|| format!("cannot make {}", directory.display()))?;
-        }
-        if fs::symlink_metadata(&output).is_ok_and(|metadata| metadata.len() > OUTPUT_MAX) {
-            fs::rename(&output, output.with_extension("log.1")).with_context(|| format!("cannot set {shown} aside"))?;
-        }
-        // What a service says may be secret, and a link in the file's place would be written through.
-        let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .custom_flags(no_follow)
-            .open(&output)
-            .with_context(|| format!("cannot open {shown}"))
+fn open_output(output: &Path) -> Result<File> {
+    let shown = output.display();
+    if let Some(directory) = output.parent() {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.with_context(|| format!("cannot make {}", directory.display()))?;
     }
+    if fs::symlink_metadata(output).is_ok_and(|metadata| metadata.len() > OUTPUT_MAX) {
+        fs::rename(output, output.with_extension("log.1")).with_context(|| format!("cannot set {shown} aside"))?;
+    }
+    // What a service says may be secret, and a link in the file's place would be written through.
+    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .custom_flags(no_follow)
+        .open(output)
+        .with_context(|| format!("cannot open {shown}"))
 }
 
 impl Supervisor for CommandSupervisor {

@@ -29,13 +29,17 @@ pub(super) async fn stream(State(api): State<Api>) -> Response {
         let full = format!("{STREAMS} readers follow already, which is all that may; try again later\n");
         return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "30")], full).into_response();
     };
-    let events = stream::unfold((api.timeline.listen(), place), |(mut moments, place)| async move {
+    let moments = api.timeline.listen();
+    let events = stream::unfold((api.timeline, moments, place), |(timeline, mut moments, place)| async move {
         let event = match moments.recv().await {
             Ok(moment) => told(&moment),
-            Err(RecvError::Lagged(lost)) => Event::default().event("lost").data(json!({ "lost": lost }).to_string()),
+            Err(RecvError::Lagged(lost)) => {
+                timeline.missed(lost);
+                Event::default().event("lost").data(json!({ "lost": lost }).to_string())
+            }
             Err(RecvError::Closed) => return None,
         };
-        Some((Ok::<_, Infallible>(event), (moments, place)))
+        Some((Ok::<_, Infallible>(event), (timeline, moments, place)))
     });
     let events = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     // A proxy that collects an answer first (nginx does) would never pass this one on.
@@ -83,6 +87,9 @@ mod tests {
         }
         let text = next(&mut body).await;
         assert_eq!(text, "event: lost\ndata: {\"lost\":6}\n\n");
+        let registry = prometheus::Registry::new();
+        timeline.register(&registry).expect("a name of its own");
+        assert_eq!(registry.gather()[0].get_metric()[0].get_counter().value(), 6.0);
         let mut others = Vec::new();
         for _ in 1..STREAMS {
             others.push(stream(State(api.clone())).await);

@@ -22,15 +22,14 @@ const PASSED_ON: [&str; 4] = ["CI", "RUST_BACKTRACE", "RUST_LOG", "TMPDIR"];
 
 /// All of them except the corpus, which has a step of its own.
 pub(super) fn run(session: &mut Session) -> Result<()> {
-    let mut build = workspace::cargo();
-    let built = artifacts::build(build.args(["test", "--release", "--locked", "--package", "tests", "--no-run"]))?;
+    let built = artifacts::live_tests()?;
     let privilege = Privilege::available()?;
     match privilege {
         Privilege::Root => {}
         Privilege::Sudo => say::line("the tests need root: running them through sudo, which may ask for your password"),
         Privilege::Unprivileged => say::line("neither root nor sudo: each test that needs root says so and is skipped"),
     }
-    let mut programs: Vec<_> = built.iter().filter(|built| built.test && built.name != corpus::TEST).collect();
+    let mut programs: Vec<_> = built.iter().filter(|built| built.name != corpus::TEST).collect();
     programs.sort_by(|a, b| a.name.cmp(&b.name));
 
     let before = session.skips.len();
