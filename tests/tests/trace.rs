@@ -13,6 +13,7 @@ use serde_json::Value;
 use tests::{
     cgroup::Cgroup,
     defib::scratch,
+    engine::{Engine, Kind},
     eventually,
     live::{can_run, skip_ok},
     victim::binary,
@@ -68,8 +69,14 @@ impl Drop for Server {
 
 /// Traces a cgroup; the result, or what was said instead.
 fn trace(cgroup: &Cgroup, place: &Path, time: &str) -> Result<Value, String> {
+    trace_by(&cgroup.path, None, place, time)
+}
+
+/// Likewise a service by its name, with a variable that says where its container's engine is.
+fn trace_by(name: &str, engine: Option<(&str, String)>, place: &Path, time: &str) -> Result<Value, String> {
     let output = Command::new(binary("defib"))
-        .args(["trace", &cgroup.path, "--for", time, "--json", "--socket", "/nonexistent", "--output"])
+        .args(["trace", name, "--for", time, "--json", "--socket", "/nonexistent", "--output"])
+        .envs(engine)
         .arg(place)
         // One trace at a time is let run for each state directory.
         .arg("--state-dir")
@@ -162,6 +169,34 @@ fn judge(server: &Server, growth: &Value, place: &Path, kib: f64) {
     assert!(folded.contains(server.function), "{name}: {folded}");
     let flame = fs::read_to_string(place.join("flame.svg")).expect("a flame graph");
     assert!(flame.contains("<svg"), "{name}");
+}
+
+#[test]
+fn a_container_is_traced_by_its_name_and_its_files_are_those_that_it_sees() {
+    const TEST: &str = "a_container_is_traced_by_its_name_and_its_files_are_those_that_it_sees";
+    if !can_run(TEST) {
+        return;
+    }
+    if let Some(what) = Kind::Docker.missing() {
+        return skip_ok(TEST, &format!("needs {what}"));
+    }
+    let Some(program) = foreign(TEST, "sessions-c") else { return };
+    let (place, engine) = (scratch(), Engine::start(Kind::Docker));
+    // Nothing of that name is on the host, where another file of its path would be another program.
+    let inside = place.path().join("inside");
+    fs::create_dir(&inside).expect("made");
+    fs::copy(&program, inside.join("server")).expect("a copy");
+    let inside = format!("{}:/only-inside:ro", inside.display());
+    let libraries = ["/lib", "/lib64", "/usr/lib"].map(|path| format!("{path}:{path}:ro"));
+    let volumes: Vec<&str> = libraries.iter().chain([&inside]).flat_map(|volume| ["-v", volume.as_str()]).collect();
+    engine.start_container("leaky-container", &volumes, "exec /only-inside/server 500");
+    sleep(Duration::from_secs(1));
+    let out = place.path().join("out");
+    let growth = trace_by("leaky-container", Some(engine.variable()), &out, "25s").expect("a result");
+    let functions = fastest(&growth);
+    assert!(functions.iter().any(|function| function == "open_session"), "{functions:?}\n{growth:#}");
+    assert_eq!(growth["programs"][0]["path"], "/only-inside/server", "{growth:#}");
+    assert_eq!(growth["service"], "leaky-container", "{growth:#}");
 }
 
 #[test]
