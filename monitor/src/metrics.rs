@@ -1,5 +1,6 @@
 //! The metrics of the agent, on a registry that is handed in. Labels are bounded: no pid, no name that a process chose.
 
+mod families;
 mod own;
 mod services;
 
@@ -25,9 +26,10 @@ use crate::{
     pool::State,
     store::Store,
 };
+use families::Of;
 pub(crate) use own::OwnMetrics;
+use services::Row;
 pub(crate) use services::Table;
-use services::{Of, Row};
 
 /// The label of services beyond the cap, and of all that has no stable name (sessions, plain cgroups).
 const OTHER: &str = "other";

@@ -20,18 +20,20 @@
 //! A planned restart ([`super::renewal`]) goes from Running by Renewing to Proving. The end that it asks for is no outage;
 //! one that leads to no healthy incarnation is, from that end on, and goes on as every other.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+mod memory;
+mod renewing;
+mod words;
 
-use serde::{Deserialize, Serialize};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     budget::{Ledger, nanoseconds},
     plan::Plan,
 };
-use crate::{
-    config::{Backoff, Budget, Mode},
-    host::process::Identity,
-};
+use crate::{config::Mode, host::process::Identity};
+
+pub(crate) use memory::Memory;
+pub(crate) use words::{Action, Input, Intent, Outcome, Policy};
 
 /// A supervisor that has not told its plan within this does not answer: 10 s. Longer than its own time-outs.
 const ASK_TIMEOUT_NS: u64 = 10_000_000_000;
@@ -49,210 +51,6 @@ const HELD_NS: u64 = 5_000_000_000;
 const BUSY_MIN_NS: u64 = 20_000_000;
 /// Doubling stops here; 2^16 times the initial back-off is beyond any maximum.
 const MAX_DOUBLINGS: u32 = 16;
-
-/// The rules for one service, or for many.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Policy {
-    /// How much the agent may do.
-    pub(crate) mode: Mode,
-    /// Bring the service back.
-    pub(crate) restart: bool,
-    /// Least time for its own supervisor, from the death.
-    pub(crate) grace: Duration,
-    /// Times between tries.
-    pub(crate) backoff: Backoff,
-    /// Restarts in a window.
-    pub(crate) budget: Budget,
-}
-
-/// Whether a service was meant to end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Intent {
-    /// Nothing says so.
-    None,
-    /// By this sign, unless its supervisor knows better.
-    Likely(String),
-    /// By this sign.
-    Certain(String),
-}
-
-/// What the engine is told.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Input {
-    /// The service's main process lives.
-    Alive(Identity),
-    /// The service's main process died.
-    Died {
-        /// Who.
-        process: Identity,
-        /// When, CLOCK_BOOTTIME nanoseconds.
-        at_ns: u64,
-        /// Whether it was meant to end.
-        intent: Intent,
-    },
-    /// At start-up the service was not running, and it is one that always should.
-    Missing,
-    /// The supervisor told its plan.
-    Planned {
-        /// The question that this answers; answers may come late.
-        question: u32,
-        /// The plan, or why there is no answer.
-        plan: Result<Plan, String>,
-        /// Why the host has no memory for a restart.
-        exhausted: Option<String>,
-    },
-    /// The supervisor has started it, or not.
-    Started {
-        /// The try that this is the answer to; answers may come late.
-        attempt: u32,
-        /// The new main process, or why there is none.
-        result: Result<Identity, String>,
-    },
-    /// Health was proven, or a living process was not healthy in its time.
-    Probed {
-        /// The incarnation that was asked.
-        process: Identity,
-        /// Why it is not healthy.
-        result: Result<(), String>,
-    },
-    /// This incarnation shall be ended, and the next one started.
-    Renew {
-        /// Who.
-        process: Identity,
-        /// Why.
-        because: String,
-    },
-    /// The supervisor has done so, or not.
-    RenewalEnded {
-        /// The new main process, or why there is none.
-        result: Result<Identity, String>,
-    },
-    /// An operator wants no restarts until then.
-    Pause {
-        /// CLOCK_BOOTTIME nanoseconds.
-        until_ns: u64,
-    },
-    /// The pause is over.
-    Resume,
-    /// A deadline has come.
-    Tick,
-}
-
-/// What became of a death.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Outcome {
-    /// It was meant.
-    Intended,
-    /// Somebody else started a new incarnation.
-    Respawned,
-    /// We did.
-    Restarted,
-    /// Nothing was to be done, by configuration.
-    LeftAlone,
-    /// We asked for it ahead of time, and for the next incarnation.
-    Renewed,
-}
-
-/// What the owner of the engine shall do.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Action {
-    /// An outage begins.
-    Open {
-        /// When the service died.
-        at_ns: u64,
-    },
-    /// Ask its supervisor what it is going to do.
-    Ask {
-        /// Comes back with the answer.
-        question: u32,
-        /// When the last incarnation died: what began before is what it left behind.
-        died_ns: u64,
-        /// Its end was asked for by us, so it is no sign that somebody wants it down.
-        ours: bool,
-    },
-    /// The next move is not ours.
-    Wait {
-        /// Until when.
-        until_ns: u64,
-        /// Why so long.
-        reason: &'static str,
-        /// What that rests on.
-        because: String,
-    },
-    /// Ask the supervisor to start it.
-    Restart {
-        /// 1 for the first try in a row.
-        attempt: u32,
-        /// What that rests on.
-        because: String,
-    },
-    /// Ask the supervisor to end this incarnation and to start the next one.
-    Renew {
-        /// Who ends.
-        process: Identity,
-        /// Why.
-        because: String,
-    },
-    /// The planned restart is over, and the new incarnation healthy.
-    Renewed {
-        /// From the end of the old one to the health of the new one, nanoseconds.
-        down_ns: u64,
-    },
-    /// It is over, or did not begin, for this reason; where nothing lives, an outage begins.
-    NotRenewed {
-        /// Why.
-        reason: String,
-    },
-    /// Find out whether this incarnation is healthy.
-    Probe {
-        /// Who.
-        process: Identity,
-    },
-    /// No restart, and why.
-    Suppress {
-        /// A label.
-        reason: &'static str,
-        /// What that rests on.
-        because: String,
-    },
-    /// A try failed.
-    Failed {
-        /// Why.
-        reason: String,
-    },
-    /// What became of a death; once for each.
-    Conclude {
-        /// Who died; `None`: it was not running at start-up.
-        process: Option<Identity>,
-        /// What became of it.
-        outcome: Outcome,
-    },
-    /// The outage is over.
-    Close {
-        /// From death to proven health, nanoseconds.
-        outage_ns: u64,
-        /// How.
-        outcome: Outcome,
-    },
-}
-
-impl Action {
-    /// The reasons of [`Action::Suppress`], for series that exist from the start.
-    pub(crate) const SUPPRESSED: [&'static str; 11] = [
-        "respawned",
-        "observe",
-        "not_configured",
-        "dry_run",
-        "service_budget",
-        "host_budget",
-        "maintenance",
-        "intended_stop",
-        "held",
-        "host_memory",
-        "supervisor_unreachable",
-    ];
-}
 
 #[derive(Clone, Debug, PartialEq)]
 enum State {
@@ -282,52 +80,6 @@ enum State {
     Stopped,
     /// Dead, and nothing will be done about it.
     Left,
-}
-
-/// What outlives the agent. Times are CLOCK_BOOTTIME nanoseconds, which whoever keeps it for longer than that converts.
-#[derive(Clone, Debug, Default, PartialEq, Hash, Serialize, Deserialize)]
-pub(crate) struct Memory {
-    /// The living main process.
-    pub(crate) process: Option<Identity>,
-    /// Begin of the outage.
-    pub(crate) down_ns: Option<u64>,
-    /// The last proof of health.
-    pub(crate) healthy_ns: Option<u64>,
-    /// Restarts in a row.
-    pub(crate) attempts: u32,
-    /// A restart was asked for, and there was no answer yet.
-    pub(crate) in_flight: bool,
-    /// When restarts were spent.
-    pub(crate) spent_ns: VecDeque<u64>,
-    /// The end of a pause.
-    pub(crate) paused_until_ns: Option<u64>,
-    /// The incarnation that died last.
-    pub(crate) gone: Option<Identity>,
-    /// Its death, or its absence at a start, has no outcome yet.
-    pub(crate) pending: bool,
-    /// It was meant to be down.
-    pub(crate) stopped: bool,
-    /// By what sign the death that has no outcome yet was likely meant.
-    #[serde(default)]
-    pub(crate) likely: Option<String>,
-    /// The incarnation whose end was asked for last, to start the next one.
-    #[serde(default)]
-    pub(crate) renewed: Option<Identity>,
-}
-
-impl Memory {
-    /// What it means after the host was started again: nothing of what ran lives, and the boot begins all anew; budgets and
-    /// pauses go on. `shift_ns` is what to add to an old moment; one before this boot becomes its beginning.
-    pub(crate) fn after_reboot(self, shift_ns: i64) -> Self {
-        let moved = |at_ns: u64| at_ns.saturating_add_signed(shift_ns);
-        Self {
-            healthy_ns: self.healthy_ns.map(moved),
-            attempts: self.attempts,
-            spent_ns: self.spent_ns.into_iter().map(moved).collect(),
-            paused_until_ns: self.paused_until_ns.map(moved),
-            ..Self::default()
-        }
-    }
 }
 
 /// One service.
@@ -397,65 +149,6 @@ impl Engine {
         }
     }
 
-    /// Goes on where an earlier agent was: then tell it what is alive, or that nothing is. An outage goes on with a fresh
-    /// question to the supervisor, also when a restart was in flight: it may have succeeded.
-    pub(crate) fn remember(&mut self, memory: Memory, now_ns: u64) {
-        let Memory {
-            process,
-            down_ns,
-            healthy_ns,
-            attempts,
-            in_flight,
-            spent_ns,
-            paused_until_ns,
-            gone,
-            pending,
-            stopped,
-            likely,
-            renewed,
-        } = memory;
-        self.ledger.restore(spent_ns);
-        (self.attempts, self.down_ns, self.healthy_ns) = (attempts, down_ns, healthy_ns);
-        (self.paused_until_ns, self.died_ns) = (paused_until_ns, down_ns.unwrap_or(0));
-        self.gone = gone;
-        self.pending = pending.then_some(gone);
-        self.likely = likely;
-        self.renewed = renewed;
-        self.revived = if in_flight { Outcome::Restarted } else { Outcome::Respawned };
-        self.state = match process {
-            Some(process) if down_ns.is_some() => State::Proving(process),
-            Some(process) => State::Running(process),
-            // Nothing was to be done then, or is now.
-            None if down_ns.is_some() && (!pending || !self.may_restart()) => State::Left,
-            None if down_ns.is_some() => State::Waiting { until_ns: now_ns, reason: "agent restarted" },
-            None if stopped => State::Stopped,
-            None => State::Unknown,
-        };
-    }
-
-    /// What to keep for [`Self::remember`].
-    pub(crate) fn memory(&self) -> Memory {
-        // One that is being renewed is believed to live until the next one does: so the next agent finds its death.
-        let process = match self.state {
-            State::Renewing { process, .. } => Some(process),
-            _ => self.process(),
-        };
-        Memory {
-            process,
-            down_ns: self.down_ns,
-            healthy_ns: self.healthy_ns,
-            attempts: self.attempts,
-            in_flight: matches!(self.state, State::Restarting { .. }),
-            spent_ns: self.ledger.spent().clone(),
-            paused_until_ns: self.paused_until_ns,
-            gone: self.gone,
-            pending: self.pending.is_some(),
-            stopped: self.state == State::Stopped,
-            likely: self.likely.clone(),
-            renewed: self.renewed,
-        }
-    }
-
     /// When [`Input::Tick`] is due; `None`: not without another input.
     pub(crate) fn deadline(&self) -> Option<u64> {
         match self.state {
@@ -505,20 +198,6 @@ impl Engine {
     /// Begin of the outage, CLOCK_BOOTTIME nanoseconds.
     pub(crate) fn down_since(&self) -> Option<u64> {
         self.down_ns
-    }
-
-    /// Why its living incarnation may not be ended and followed by a new one now, by what the engine knows.
-    pub(crate) fn refuses_renewal(&mut self, host: &mut Ledger, now_ns: u64) -> Option<&'static str> {
-        let State::Running(process) = self.state else { return Some("it is not up and proven to be healthy") };
-        [
-            (!self.may_restart(), "Defib may not restart it"),
-            (self.renewed.is_some_and(|renewed| renewed.matches(process)), "this incarnation had its planned restart"),
-            (self.paused_until(now_ns).is_some(), "paused by an operator"),
-            (self.ledger.blocked_until(now_ns).is_some(), "its restarts are spent"),
-            (host.blocked_until(now_ns).is_some(), "the host's restarts are spent"),
-        ]
-        .into_iter()
-        .find_map(|(is, why)| is.then_some(why))
     }
 
     /// Takes one input. `host` is the budget that all services share.
@@ -862,53 +541,6 @@ impl Engine {
     /// True when we asked for the end of this incarnation.
     fn is_ours(&self, process: Option<Identity>) -> bool {
         matches!((self.renewed, process), (Some(renewed), Some(process)) if renewed.matches(process))
-    }
-
-    /// A planned restart begins, if nothing has come between.
-    fn renew(&mut self, process: Identity, because: String, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
-        let refusal = match self.refuses_renewal(host, now_ns) {
-            None if self.policy.mode != Mode::Act => Some("this mode does nothing"),
-            None if !self.process().is_some_and(|living| living.matches(process)) => Some("another incarnation lives"),
-            refusal => refusal,
-        };
-        if let Some(reason) = refusal {
-            return vec![Action::NotRenewed { reason: reason.to_owned() }];
-        }
-        self.ledger.spend(now_ns);
-        host.spend(now_ns);
-        self.renewed = Some(process);
-        let until_ns = now_ns.saturating_add(RENEWAL_TIMEOUT_NS);
-        self.state = State::Renewing { process, died_ns: None, until_ns };
-        vec![Action::Renew { process, because }]
-    }
-
-    fn renewal_ended(&mut self, result: Result<Identity, String>, now_ns: u64) -> Vec<Action> {
-        match (result, self.state.clone()) {
-            (Ok(next), State::Renewing { process, died_ns, .. }) => {
-                // Word of its death may come later.
-                self.gone = Some(process);
-                self.newer = None;
-                self.renewal_ns = Some(died_ns.unwrap_or(now_ns));
-                self.revived = Outcome::Restarted;
-                self.state = State::Proving(next);
-                vec![Action::Probe { process: next }]
-            }
-            (Err(reason), State::Renewing { .. }) => self.not_renewed(reason, now_ns),
-            // When the time for it was over: a life like any other that is found.
-            (Ok(process), _) => self.alive(process),
-            (Err(_), _) => Vec::new(),
-        }
-    }
-
-    /// The old incarnation lives on, or its death is one like any other.
-    fn not_renewed(&mut self, reason: String, now_ns: u64) -> Vec<Action> {
-        let State::Renewing { process, died_ns, .. } = self.state else { return Vec::new() };
-        self.state = State::Running(process);
-        let mut actions = vec![Action::NotRenewed { reason }];
-        if let Some(at_ns) = died_ns {
-            actions.extend(self.died(process, at_ns, Intent::None, now_ns));
-        }
-        actions
     }
 
     fn failed(&mut self, reason: String, now_ns: u64) -> Vec<Action> {

@@ -1,0 +1,259 @@
+//! From records to the services that they are about: deaths, new lives, and who is asked about them.
+
+use std::{sync::Arc, time::Duration};
+
+use monitor_common::record::{MARK_THREAD_ONLY, Record};
+use tokio::time::sleep;
+
+use super::{Steward, WORD_OF_DEATH, Word};
+use crate::{
+    attribution::{Place, Role},
+    diagnosis::{Cause, Question},
+    healing::{Input, Intent},
+    host::{
+        clock,
+        process::{self, Identity},
+    },
+    incident,
+    kernel::Event,
+    observer::{Death, Sight},
+    pool::Input as PoolInput,
+    roster::Managed,
+    text::Clean,
+    timeline::What,
+};
+
+impl Steward {
+    pub(super) fn event(&mut self, event: &Event) {
+        // An earlier agent may have settled it.
+        if event.span.is_some_and(|span| !self.progress.take(span)) {
+            return;
+        }
+        let kills = self.sight(event);
+        let Some(span) = event.span else { return };
+        match &event.record {
+            // With the death that it is evidence of.
+            Record::OomMark(mark) => {
+                let is_thread = mark.header.flags & MARK_THREAD_ONLY != 0;
+                let process = if is_thread {
+                    Identity { tgid: mark.victim.tid, start_ns: 0 }
+                } else {
+                    Identity { tgid: mark.victim.tgid, start_ns: mark.victim.start_ns }
+                };
+                self.progress.hold_mark(span, process, kills, clock::boot_ns());
+            }
+            Record::CrashSite(site) => {
+                let process = Identity { tgid: site.tgid, start_ns: site.start_ns };
+                self.progress.hold_site(span, process, clock::boot_ns());
+            }
+            // When it is decided.
+            Record::Exit(_) if self.observer.has_taken(span) => {}
+            Record::Exit(_) | Record::Life(_) | Record::Cgroup(_) => self.progress.settle(span),
+        }
+    }
+
+    /// Tells all that it concerns. True when an OOM kill was counted for it: of the marks of one victim that is so for the first.
+    fn sight(&mut self, event: &Event) -> bool {
+        if let Record::Exit(exit) = &event.record {
+            let process = Identity { tgid: exit.process.tgid, start_ns: exit.process.start_ns };
+            self.pool_exited(process, clock::boot_ns());
+        }
+        match self.observer.event(event) {
+            Some(Sight::Marked(marked)) => {
+                // First of all: the victim is about to go.
+                self.pictures_marked(&marked);
+                self.metrics.detected(marked.kernel_ns, marked.seen_ns);
+                if marked.kill_sent {
+                    self.audit.saw_one();
+                }
+                if let Some(place) = &marked.place
+                    && self.roster.get(&place.service).is_some()
+                {
+                    let service = Arc::clone(&place.service);
+                    if marked.kill_sent {
+                        self.pool_step(&service, PoolInput::Marked(marked.process), clock::boot_ns());
+                    }
+                    self.say(marked.kernel_ns, &service, What::Marked);
+                }
+                return marked.kill_sent;
+            }
+            // A worker that executes something is no new incarnation.
+            Some(Sight::Alive { place, process, role: Some(Role::Main), exec: true, kernel_ns }) => {
+                // While no agent ran, it may have come and gone.
+                if self.took_over_ns.is_some_and(|took_over| kernel_ns < took_over) && !process::is_alive(process) {
+                    return false;
+                }
+                self.introduce(&place.service, process, kernel_ns);
+            }
+            Some(Sight::Created { id, place }) => self.appeared(id, &place),
+            Some(Sight::Asked { process, question }) => self.ask(process, question),
+            Some(Sight::Emptied { place, kernel_ns }) => self.emptied(&place, kernel_ns),
+            Some(Sight::Alive { .. }) | None => {}
+        }
+        false
+    }
+
+    /// Asks somebody else about a death; the verdict waits for the answer, not for long.
+    pub(super) fn ask(&mut self, process: Identity, question: Question) {
+        let output = match &question {
+            Question::LastWords { place, .. } => {
+                self.roster.get(&place.service).and_then(|managed| managed.supervisor.output())
+            }
+            Question::Systemd { .. } => None,
+        };
+        let (words, enquiry) = (self.words.0.clone(), self.enquiry.clone());
+        self.tasks.spawn(async move {
+            let reply = enquiry.ask(question, output).await;
+            // Nobody receives only when the agent stops.
+            words.send(Word::Replied(process, reply)).await.ok();
+        });
+    }
+
+    pub(super) fn main_process(&self, cgroup: &str) -> Option<Identity> {
+        let found = self.hierarchy.as_ref()?.main_process(cgroup);
+        found.inspect_err(|error| tracing::warn!("cannot look for a main process: {error:#}")).ok().flatten()
+    }
+
+    /// A process that looks like the main process of a service lives. Its supervisor knows whether it is; one that cannot be
+    /// asked is believed to mean yes.
+    pub(super) fn introduce(&mut self, service: &Arc<str>, process: Identity, now: u64) {
+        let Some(managed) = self.roster.get(service) else { return };
+        let supervisor = Arc::clone(&managed.supervisor);
+        if supervisor.is_main(process).is_none() || managed.process().is_some_and(|known| known.matches(process)) {
+            self.step(service, Input::Alive(process), now);
+            return;
+        }
+        let (words, service) = (self.words.0.clone(), Arc::clone(service));
+        self.tasks.spawn(async move {
+            let is_main = match supervisor.is_main(process) {
+                Some(answer) => answer.await.unwrap_or(true),
+                None => true,
+            };
+            if is_main {
+                // Nobody receives only when the agent stops.
+                words.send(Word::Input(service, Input::Alive(process))).await.ok();
+            }
+        });
+    }
+
+    pub(super) fn died(&mut self, death: &Death) {
+        let kill = self.metrics.died(death);
+        self.draft.settling.oom_kills.extend(kill);
+        self.progress.died(death.span, death.process, death.evidence.mark.as_ref().map(|mark| mark.tid));
+        if let Cause::OomKill(oom) = &death.cause {
+            // Its mark was one; it may have been lost, or the kernel may count it twice.
+            let text = format!("{} (pid {}) {}", death.comm, death.process.tgid, death.cause);
+            self.alerts.oom_kill(self.metrics.label_of(death), oom.scope, death.kernel_ns, &text);
+            let by_its_mark = u64::from(oom.triggered_by.is_some());
+            for _ in by_its_mark..oom.kernel_count {
+                self.audit.saw_one();
+            }
+        }
+        let Some(place) = &death.place else { return };
+        let Some(managed) = self.roster.get(&place.service) else { return };
+        let is_main = match managed.process() {
+            Some(process) => process.matches(death.process),
+            // One that ended well before it was known for the main process prepared something.
+            None => {
+                let is_known = managed.supervisor.is_main(death.process).is_none();
+                death.role == Some(Role::Main) && (is_known || death.status != 0)
+            }
+        };
+        if !is_main {
+            // Not an outage; that a worker was killed for want of memory is worth a line all the same, and a record.
+            match &death.cause {
+                Cause::OomKill(_)
+                | Cause::UserspaceOomKill { .. }
+                | Cause::AppOomProbable { .. }
+                | Cause::Crash { .. } => {
+                    let text = format!("a worker ({}): {}", death.comm, death.cause);
+                    tracing::info!(service = %Clean(&place.service), "{text}");
+                    self.book.near_miss(&place.service, clock::wall(death.kernel_ns), text, record_of(death));
+                    if death.cause.is_want_of_memory() {
+                        self.pictures_for_death(&place.service, death.process, death.kernel_ns);
+                    }
+                }
+                Cause::CleanExit | Cause::Exit { .. } | Cause::Stopped { .. } => {
+                    tracing::debug!(service = %Clean(&place.service), "a worker ({}) {}", death.comm, death.cause);
+                }
+                cause => tracing::info!(service = %Clean(&place.service), "a worker ({}) {cause}", death.comm),
+            }
+            return;
+        }
+        let service = Arc::clone(&place.service);
+        // A supervisor may have been faster, and a forking daemon's first process ends at once and well. What a failed one
+        // leaves behind is no new incarnation.
+        let is_new = |process: &Identity| death.status == 0 || process.begins_after(death.kernel_ns);
+        if let Some(process) = self.main_process(&place.path).filter(is_new) {
+            self.introduce(&service, process, clock::boot_ns());
+        }
+        let now = clock::boot_ns();
+        self.say(death.kernel_ns, &service, What::Died);
+        self.say(now, &service, What::Verdict(death.cause.to_string()));
+        self.say(now, &service, What::Evidence(death.evidence.to_string()));
+        self.book.death(&service, record_of(death));
+        self.name_site(&service, death);
+        self.metrics.last_died(&service, clock::wall(death.kernel_ns));
+        let intent = match &death.cause {
+            // A stop that systemd did not confirm in time is no more than likely: its plan will tell.
+            cause @ Cause::Stopped { .. } if death.evidence.lacks_systemd() => Intent::Likely(cause.to_string()),
+            cause @ Cause::Stopped { .. } => Intent::Certain(cause.to_string()),
+            _ => Intent::None,
+        };
+        self.step(&service, Input::Died { process: death.process, at_ns: death.kernel_ns, intent }, now);
+        if death.cause.is_want_of_memory() {
+            self.pictures_for_death(&service, death.process, death.kernel_ns);
+        }
+    }
+
+    /// Finds the names of a crash site, beside everything else.
+    fn name_site(&mut self, service: &Arc<str>, death: &Death) {
+        if death.cause.site().is_none() {
+            return;
+        }
+        let (mut death, service, words) = (death.clone(), Arc::clone(service), self.words.0.clone());
+        self.tasks.spawn(async move {
+            death.name_site().await;
+            if let Some(site) = death.cause.site() {
+                let word = Word::Moment(service, clock::boot_ns(), What::CrashedAt(site.to_string()));
+                // Nobody receives only when the agent stops.
+                words.send(word).await.ok();
+            }
+        });
+    }
+
+    /// A service's cgroup has no process left. Should word of the main process's death be lost, this is a second witness.
+    pub(super) fn emptied(&mut self, place: &Place, kernel_ns: u64) {
+        let Some(process) = self.roster.get(&place.service).and_then(Managed::process) else { return };
+        let (words, service) = (self.words.0.clone(), Arc::clone(&place.service));
+        self.tasks.spawn(async move {
+            sleep(WORD_OF_DEATH).await;
+            // Nobody receives only when the agent stops.
+            words.send(Word::Lost(service, process, kernel_ns)).await.ok();
+        });
+    }
+
+    /// That incarnation should be dead, and no record has said so.
+    pub(super) fn lost(&mut self, service: &Arc<str>, process: Identity, at_ns: u64) {
+        let believed = self.roster.get(service).and_then(Managed::process);
+        if believed == Some(process) && !process::is_alive(process) {
+            let now = clock::boot_ns();
+            self.say(at_ns, service, What::Died);
+            self.say(now, service, What::Verdict("unknown: the record of its death was lost".to_owned()));
+            // What would tell a stop from a failure is lost with the record: its supervisor has the word.
+            let intent = Intent::Likely("nothing tells why it ended".to_owned());
+            self.step(service, Input::Died { process, at_ns, intent }, now);
+        }
+    }
+}
+
+/// What an incident keeps of a death.
+fn record_of(death: &Death) -> incident::Death {
+    let value = |value: serde_json::Result<serde_json::Value>| value.unwrap_or_default();
+    incident::Death {
+        cause: value(serde_json::to_value(&death.cause)),
+        cause_text: death.cause.to_string(),
+        evidence: value(serde_json::to_value(death.evidence.items())),
+        missing: value(serde_json::to_value(&death.evidence.missing)),
+    }
+}
