@@ -2,20 +2,20 @@
 
 use crate::status::Outcome;
 
-/// Process exits with wait status 0.
-pub const EXIT_CLEAN: u32 = 0;
 /// Process exits with a non-zero exit code.
-pub const EXIT_ERROR: u32 = 1;
+pub const EXIT_ERROR: u32 = 0;
 /// Processes ended by a signal that the kernel's OOM killer did not send.
-pub const EXIT_SIGNAL: u32 = 2;
+pub const EXIT_SIGNAL: u32 = 1;
 /// Processes ended by the kernel's OOM killer.
-pub const EXIT_OOM: u32 = 3;
+pub const EXIT_OOM: u32 = 2;
 /// Records of OOM marks or abnormal deaths that the critical ring had no room for.
-pub const LOST_CRITICAL: u32 = 4;
+pub const LOST_CRITICAL: u32 = 3;
 /// Records that the bulk ring had no room for.
-pub const LOST_BULK: u32 = 5;
+pub const LOST_BULK: u32 = 4;
 /// Routine records of watched services (exec, fork, clean exit, cgroup) that stood back to keep room for deaths.
-pub const LOST_ROUTINE: u32 = 6;
+pub const LOST_ROUTINE: u32 = 5;
+/// Process exits with wait status 0. The last one: what else such an exit asks for lies behind it.
+pub const EXIT_CLEAN: u32 = 6;
 /// Number of counters.
 pub const SLOTS: u32 = 7;
 /// Cgroups that a CPU remembers as not watched; a power of two.
@@ -23,8 +23,8 @@ pub const UNWATCHED: usize = 8;
 /// What is added to an epoch to get the next one: 2⁶⁴ over the golden ratio, odd, so that a number comes again only after 2⁶⁴
 /// steps, and those of one address in different epochs lie far from those of its neighbours.
 pub const EPOCH_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-/// All words of a CPU: the counters, the task that was handled last, the cgroups. Two cache lines.
-pub const CPU_WORDS: usize = SLOTS as usize + 1 + UNWATCHED;
+/// All words of a CPU: the counters, the cgroup that was asked for last, the other cgroups, the task that was handled last.
+pub const CPU_WORDS: usize = SLOTS as usize + 1 + UNWATCHED + 1;
 
 impl Outcome {
     /// The slot that counts this outcome.

@@ -32,10 +32,12 @@ pub(crate) static COUNTERS: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 
 pub(crate) struct Cpu {
     /// Exit outcomes and losses, see [`monitor_common::counter`].
     pub(crate) counters: [u64; SLOTS as usize],
+    /// See [`crate::watched`].
+    pub(crate) latest: u64,
+    /// Likewise.
+    pub(crate) unwatched: [u64; UNWATCHED],
     /// The task that the first copy of the exit program has handled last, where copies are needed.
     pub(crate) handled: u64,
-    /// See [`crate::watched`].
-    pub(crate) unwatched: [u64; UNWATCHED],
 }
 
 const _: () = assert!(size_of::<Cpu>() == CPU_WORDS * 8, "what the agent reads");

@@ -28,46 +28,33 @@ mod suspects;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
-use monitor_common::record::{MARK_THREAD_ONLY, Record};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 
 use crate::{
-    alert::{Alerts, Standing},
-    attribution::{Place, Role},
+    alert::Alerts,
     audit::{Audit, Wall},
-    config::{Config, Health, Mode, Service},
+    config::{Config, Mode, Service},
     control::Command,
-    diagnosis::{Cause, Question, Reply},
+    diagnosis::Reply,
     enquiry::Enquiry,
     fleet::{self, Fleet},
     handover::Handover,
-    healing::{Action, Input, Intent, Memory, Outcome, Policy},
-    health::{self, Unproven},
-    host::{
-        cgroup::Hierarchy,
-        clock,
-        kmsg::OomLine,
-        manager::Pulse,
-        pressure,
-        process::{self, Identity},
-        systemd::Systemd,
-    },
-    incident::{self, Before, Book},
-    kernel::{Event, Kernel, Origin},
+    healing::{Input, Memory, Policy},
+    host::{cgroup::Hierarchy, clock, kmsg::OomLine, manager::Pulse, process::Identity, systemd::Systemd},
+    incident::Book,
+    kernel::{Event, Kernel},
     memory::{self, Follower, Measured},
     metrics::Metrics,
-    observer::{Death, Observer, Sight},
+    observer::Observer,
     pool::{Board, Input as PoolInput, State},
     progress::Progress,
-    roster::{Managed, Roster},
+    roster::Roster,
     shared::Shared,
     store::{Draft, Left, Store},
-    supervisor::{End, Permit},
-    text::Clean,
     timeline::{Timeline, What},
     trace,
 };

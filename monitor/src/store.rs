@@ -14,10 +14,8 @@ mod settling;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, DirBuilder},
     mem,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -25,14 +23,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+use rusqlite::{Connection, params};
 use tokio::sync::oneshot;
 
 use crate::{
-    alert, healing::Memory, host::clock, incident::Incident, kernel::Settled, memory::Follower, pool,
-    progress::Account, steward::Kept,
+    alert, healing::Memory, host::clock, incident::Incident, kernel::Settled, memory::Follower, pool, steward::Kept,
 };
 pub(crate) use left::Left;
 pub(crate) use reader::Reader;

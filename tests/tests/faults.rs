@@ -185,7 +185,9 @@ fn on_a_disk_that_stalls_the_agent_goes_on_and_all_is_written_once_it_moves_agai
     assert!(agent.try_get("/readyz").is_some_and(|(status, _)| status == 200));
     assert!(cgroups.iter().all(|cgroup| cgroup.members().into_iter().all(|pid| !is_sleep(pid))), "nowhere to write to");
     drop(stalled);
-    cgroups.iter().zip(&first).for_each(|(cgroup, &first)| drop(member(cgroup, Some(first))));
+    for (cgroup, &first) in cgroups.iter().zip(&first) {
+        member(cgroup, Some(first));
+    }
     all_up(&agent);
 
     // And a disk that is slow: each death meets another moment of it.

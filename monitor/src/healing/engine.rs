@@ -30,7 +30,10 @@ use super::{
     budget::{Ledger, nanoseconds},
     plan::Plan,
 };
-use crate::{config::Mode, host::process::Identity};
+use crate::{
+    config::{Backoff, Budget, Mode},
+    host::process::Identity,
+};
 
 pub(crate) use memory::Memory;
 pub(crate) use words::{Action, Input, Intent, Outcome, Policy};

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use super::families::{Of, Whose, families};
+use super::families::{Family, Of, Whose, families};
 
 /// Upper bounds of an outage's buckets, seconds: from a restart without grace to the eleven minutes of the incident this was
 /// written for, and beyond.
@@ -325,6 +325,7 @@ fn escaped(text: &str) -> Box<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diagnosis::Cause;
 
     fn text(table: &Arc<Table>) -> String {
         Arc::clone(table).text().collect()

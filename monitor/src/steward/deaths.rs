@@ -1,6 +1,6 @@
 //! From records to the services that they are about: deaths, new lives, and who is asked about them.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use monitor_common::record::{MARK_THREAD_ONLY, Record};
 use tokio::time::sleep;

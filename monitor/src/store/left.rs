@@ -112,7 +112,7 @@ fn set_aside(path: &Path) -> Result<PathBuf> {
     Ok(aside)
 }
 
-fn read(connection: &Connection) -> Result<Left> {
+pub(super) fn read(connection: &Connection) -> Result<Left> {
     let mut left = Left::default();
     let (boot_id, lead_now) = (clock::boot_id(), clock::lead_ns());
     let mut statement = connection.prepare("SELECT name, boot_id, lead_ns, memory FROM service")?;

@@ -1,4 +1,6 @@
-use super::*;
+use std::fs;
+
+use super::{left::read, *};
 use crate::{
     host::process::Identity,
     incident::{Before, Book},

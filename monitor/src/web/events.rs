@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(text, "event: lost\ndata: {\"lost\":6}\n\n");
         let registry = prometheus::Registry::new();
         timeline.register(&registry).expect("a name of its own");
-        assert_eq!(registry.gather()[0].get_metric()[0].get_counter().value(), 6.0);
+        assert_eq!(registry.gather()[0].get_metric()[0].get_counter().get_value(), 6.0);
         let mut others = Vec::new();
         for _ in 1..STREAMS {
             others.push(stream(State(api.clone())).await);

@@ -1,7 +1,7 @@
 //! A planned restart: the service is ended while it is well, and started again.
 
-use super::{Action, Engine, State};
-use crate::{healing::budget::Ledger, host::process::Identity};
+use super::{Action, Engine, Intent, Outcome, RENEWAL_TIMEOUT_NS, State};
+use crate::{config::Mode, healing::budget::Ledger, host::process::Identity};
 
 impl Engine {
     /// Why its living incarnation may not be ended and followed by a new one now, by what the engine knows.
