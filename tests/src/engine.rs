@@ -233,10 +233,12 @@ impl Drop for Engine {
         }
         self.signal(Signal::TERM);
         self.child.wait().ok();
-        if self.kind == Kind::Podman {
-            // It mounts its storage over itself, and leaves it so.
-            Command::new("umount").args(["--lazy", "--quiet"]).arg(self.directory.path().join("data")).status().ok();
-        }
+        // Podman mounts its storage over itself, and Docker the network that its containers share; both leave it so.
+        let mounted = match self.kind {
+            Kind::Docker => "exec/netns/default",
+            Kind::Podman => "data",
+        };
+        Command::new("umount").args(["--lazy", "--quiet"]).arg(self.directory.path().join(mounted)).output().ok();
         for path in &self.made {
             // Most were not made; one that another engine uses by now is not empty, and stays.
             fs::remove_dir(path).ok();

@@ -19,11 +19,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData};
 use monitor_common::record::Record;
-use tokio::{
-    io::unix::AsyncFd,
-    sync::mpsc,
-    time::{sleep, timeout},
-};
+use tokio::{io::unix::AsyncFd, sync::mpsc, time::timeout};
 
 use super::records::{Records, Span};
 use crate::host::clock;
@@ -182,7 +178,10 @@ pub(crate) async fn follow(reader: Reader, events: mpsc::Sender<Event>, stats: &
                 awake = stay;
                 reader.get_ref().awake(awake)?;
             }
-            sleep(PAUSE).await;
+            // Who is awake is woken by OOM marks alone.
+            if let Ok(ready) = timeout(PAUSE, reader.readable_mut()).await {
+                ready.context("cannot wait for a ring of the kernel programs")?.clear_ready();
+            }
         }
     }
 }
