@@ -21,18 +21,19 @@ use crate::{process, say};
 /// Exits in a measurement; a second or two.
 pub(super) const EXITS: u32 = 10_000;
 /// Enough for an interval of a few parts in a thousand on a quiet machine.
-const ROUNDS: u32 = 24;
+pub(super) const ROUNDS: u32 = 60;
+/// Peers, which cost much more, are measured in one round of so many.
+pub(super) const PEERS_EACH: u32 = 5;
 
 /// An arm against nothing.
 pub(super) struct Against {
     pub(super) name: &'static str,
-    /// Time, as a share of that with nothing attached; mean of the rounds with its 95 % interval.
+    /// Time, as a share of that with nothing attached; median of the rounds with its 95 % interval.
     pub(super) ratio: Interval,
 }
 
 /// See the module.
 pub(super) struct Workload {
-    pub(super) rounds: u32,
     /// With nothing attached.
     pub(super) exits_per_second: f64,
     pub(super) arms: Vec<Against>,
@@ -55,26 +56,30 @@ const ARMS: [(&str, Start); 4] = [
 ];
 
 pub(super) fn measure(programs: &Programs) -> Result<Workload> {
-    let mut seconds: [Vec<f64>; ARMS.len()] = Default::default();
+    let mut nothing = Vec::new();
+    let mut ratios: [Vec<f64>; ARMS.len()] = Default::default();
     for round in 0..ROUNDS {
         say::line(format_args!("bench: fork and exit with and without watchers, round {} of {ROUNDS}", round + 1));
-        for step in 0..ARMS.len() {
-            let arm = (step + round as usize) % ARMS.len();
+        // Ours right beside nothing, which comes first in every other round.
+        let arms = if round % PEERS_EACH == 0 { ARMS.len() } else { 2 };
+        let mut seconds = [None; ARMS.len()];
+        for step in 0..arms {
+            let arm = (step + round as usize) % arms;
             let Some(_watcher) = ARMS[arm].1(programs)? else { continue };
             let mut storm = programs.storm(EXITS, End::Clean, None);
             let begin = Instant::now();
             process::run(&mut storm)?;
-            seconds[arm].push(begin.elapsed().as_secs_f64());
+            seconds[arm] = Some(begin.elapsed().as_secs_f64());
+        }
+        let [Some(without), ..] = seconds else { continue };
+        nothing.push(without);
+        for (all, with) in ratios.iter_mut().zip(seconds) {
+            all.extend(with.map(|with| with / without));
         }
     }
-    let [nothing, others @ ..] = &mut seconds;
-    let arms =
-        ARMS[1..].iter().zip(others).filter(|(_, seconds)| seconds.len() == nothing.len()).map(|(arm, seconds)| {
-            let ratios: Vec<_> = seconds.iter().zip(&*nothing).map(|(with, without)| with / without).collect();
-            Against { name: arm.0, ratio: stats::interval(&ratios) }
-        });
-    let arms = arms.collect();
-    Ok(Workload { rounds: ROUNDS, exits_per_second: f64::from(EXITS) / stats::quantile(nothing, 0.5), arms })
+    let arms = ARMS.iter().zip(&ratios).skip(1).filter(|(_, ratios)| !ratios.is_empty());
+    let arms = arms.map(|(arm, ratios)| Against { name: arm.0, ratio: stats::median_interval(ratios) }).collect();
+    Ok(Workload { exits_per_second: f64::from(EXITS) / stats::quantile(&mut nothing, 0.5), arms })
 }
 
 fn forkstat() -> Result<Option<Running>> {
