@@ -132,6 +132,8 @@ fn whenever_it_is_killed_each_death_is_accounted_for_once_and_answered_once() {
     let kills = setting("DEFIB_KILLS", 20);
     let seed = setting("DEFIB_SEED", u64::from(std::process::id()) + 1);
     println!("{kills} kills, DEFIB_SEED={seed}");
+    // The store keeps 10,000 incidents, and all of these are to be found in it: some ten deaths for each kill, or fewer.
+    let pause = 60 * kills.div_ceil(500);
     let (mut random, bpffs) = (Random(seed), BpfFs::mount());
     let services: Vec<_> = (0..SERVICES).map(|number| Service::new(format!("dies-{number}"))).collect();
     let config = config(&services, &bpffs.pin_dir());
@@ -157,7 +159,7 @@ fn whenever_it_is_killed_each_death_is_accounted_for_once_and_answered_once() {
                     deaths[which] += 1;
                     ooms[which] += u64::from(end == "leak");
                 }
-                sleep(Duration::from_millis(choices.below(60)));
+                sleep(Duration::from_millis(choices.below(pause)));
             }
         });
         let mut state = state;
