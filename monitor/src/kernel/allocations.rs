@@ -1,7 +1,7 @@
 //! The programs that watch an allocator: loaded for a trace, attached to one process for moments.
 
 use std::{
-    io,
+    fs, io,
     num::NonZeroU32,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::Path,
@@ -201,7 +201,7 @@ impl Allocations {
             }
             let id = program
                 .attach(UProbeAttachLocation::AbsoluteOffset(offset), file, UProbeScope::OneProcess(process))
-                .map_err(|error| explain(error.into()))
+                .map_err(|error| name_the_level(explain(error.into())))
                 .with_context(what)?;
             probes.push((rank(places, role, offset), Probe::One(program.take_link(id)?)));
         }
@@ -276,6 +276,24 @@ fn rank(places: &[(Role, u64)], role: Role, offset: u64) -> u8 {
     }
 }
 
+/// Kernels of Debian and Ubuntu have a level of their own above the kernel's highest, 2: there, CAP_SYS_ADMIN alone may open what one
+/// probe is attached through (their patch `perf_paranoid_any`). Attaching to many places at once does not go through that.
+fn name_the_level(error: anyhow::Error) -> anyhow::Error {
+    let level = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
+    match too_high(level.trim()) {
+        true => error.context(format!(
+            "kernel.perf_event_paranoid is {}, where this kernel attaches probes for CAP_SYS_ADMIN only; \
+             'sysctl kernel.perf_event_paranoid=2' is what other kernels have",
+            level.trim()
+        )),
+        false => error,
+    }
+}
+
+fn too_high(level: &str) -> bool {
+    level.parse::<i32>().is_ok_and(|level| level > 2)
+}
+
 /// Attaches at all these places, returns apart.
 fn attach_many(program: &OwnedFd, file: &Path, places: &[(Role, u64)], tgid: u32) -> io::Result<Vec<Probe>> {
     let mut probes = Vec::new();
@@ -330,4 +348,14 @@ pub(crate) enum Probe {
     Many(#[expect(dead_code, reason = "it is held")] OwnedFd),
     /// One.
     One(#[expect(dead_code, reason = "it is held")] UProbeLink),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_levels_that_the_kernel_itself_does_not_have_are_too_high() {
+        assert_eq!(["-1", "2", "3", "4", ""].map(too_high), [false, false, true, true, false]);
+    }
 }
