@@ -148,9 +148,13 @@ impl Effective {
 
     /// True when `capability` is effective. CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON, as it did before 5.8.
     pub(crate) fn has(self, capability: Capability) -> bool {
-        const SYS_ADMIN: u64 = 1 << 21;
-        let implied = matches!(capability.name, "CAP_BPF" | "CAP_PERFMON") && self.0 & SYS_ADMIN != 0;
+        let implied = matches!(capability.name, "CAP_BPF" | "CAP_PERFMON") && self.is_admin();
         self.0 >> capability.bit & 1 == 1 || implied
+    }
+
+    /// True with CAP_SYS_ADMIN.
+    pub(crate) fn is_admin(self) -> bool {
+        self.0 >> 21 & 1 == 1
     }
 
     /// The required capabilities that are not there.

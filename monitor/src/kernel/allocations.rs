@@ -1,7 +1,7 @@
 //! The programs that watch an allocator: loaded for a trace, attached to one process for moments.
 
 use std::{
-    fs, io,
+    io,
     num::NonZeroU32,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::Path,
@@ -23,6 +23,7 @@ use super::{
     bpf,
     load::{OBJECT, explain, permitted},
 };
+use crate::host::privilege::Effective;
 
 /// What a probe is for; each has a program of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -201,7 +202,7 @@ impl Allocations {
             }
             let id = program
                 .attach(UProbeAttachLocation::AbsoluteOffset(offset), file, UProbeScope::OneProcess(process))
-                .map_err(|error| name_the_level(explain(error.into())))
+                .map_err(|error| name_the_right(explain(error.into())))
                 .with_context(what)?;
             probes.push((rank(places, role, offset), Probe::One(program.take_link(id)?)));
         }
@@ -276,22 +277,14 @@ fn rank(places: &[(Role, u64)], role: Role, offset: u64) -> u8 {
     }
 }
 
-/// Kernels of Debian and Ubuntu have a level of their own above the kernel's highest, 2: there, CAP_SYS_ADMIN alone may open what one
-/// probe is attached through (their patch `perf_paranoid_any`). Attaching to many places at once does not go through that.
-fn name_the_level(error: anyhow::Error) -> anyhow::Error {
-    let level = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
-    match too_high(level.trim()) {
-        true => error.context(format!(
-            "kernel.perf_event_paranoid is {}, where this kernel attaches probes for CAP_SYS_ADMIN only; \
-             'sysctl kernel.perf_event_paranoid=2' is what other kernels have",
-            level.trim()
-        )),
-        false => error,
+/// Before probes could be attached to many places at once (6.6), the kernel left them to CAP_SYS_ADMIN (`perf_uprobe_event_init`).
+fn name_the_right(error: anyhow::Error) -> anyhow::Error {
+    match Effective::of_self() {
+        Ok(rights) if !rights.is_admin() => error.context(
+            "this kernel attaches probes for CAP_SYS_ADMIN only; run 'defib trace' from a root shell, or a kernel from 6.6 on",
+        ),
+        Ok(_) | Err(_) => error,
     }
-}
-
-fn too_high(level: &str) -> bool {
-    level.parse::<i32>().is_ok_and(|level| level > 2)
 }
 
 /// Attaches at all these places, returns apart.
@@ -348,14 +341,4 @@ pub(crate) enum Probe {
     Many(#[expect(dead_code, reason = "it is held")] OwnedFd),
     /// One.
     One(#[expect(dead_code, reason = "it is held")] UProbeLink),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_levels_that_the_kernel_itself_does_not_have_are_too_high() {
-        assert_eq!(["-1", "2", "3", "4", ""].map(too_high), [false, false, true, true, false]);
-    }
 }
