@@ -279,12 +279,17 @@ fn rank(places: &[(Role, u64)], role: Role, offset: u64) -> u8 {
 
 /// Before probes could be attached to many places at once (6.6), the kernel left them to CAP_SYS_ADMIN (`perf_uprobe_event_init`).
 fn name_the_right(error: anyhow::Error) -> anyhow::Error {
-    match Effective::of_self() {
-        Ok(rights) if !rights.is_admin() => error.context(
+    if is_denied(&error) && Effective::of_self().is_ok_and(|rights| !rights.is_admin()) {
+        return error.context(
             "this kernel attaches probes for CAP_SYS_ADMIN only; run 'defib trace' from a root shell, or a kernel from 6.6 on",
-        ),
-        Ok(_) | Err(_) => error,
+        );
     }
+    error
+}
+
+fn is_denied(error: &anyhow::Error) -> bool {
+    let by_kernel = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
+    by_kernel.is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// Attaches at all these places, returns apart.
@@ -341,4 +346,22 @@ pub(crate) enum Probe {
     Many(#[expect(dead_code, reason = "it is held")] OwnedFd),
     /// One.
     One(#[expect(dead_code, reason = "it is held")] UProbeLink),
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::{programs::ProgramError, sys::SyscallError};
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_for_want_of_rights_is_told_from_others() {
+        const EACCES: i32 = 13;
+        const ESRCH: i32 = 3;
+        let refused = |errno| {
+            let io_error = io::Error::from_raw_os_error(errno);
+            explain(ProgramError::SyscallError(SyscallError { call: "perf_event_open", io_error }).into())
+        };
+        assert!(is_denied(&refused(EACCES)) && !is_denied(&refused(ESRCH)));
+    }
 }
