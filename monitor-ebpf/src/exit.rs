@@ -2,7 +2,7 @@
 //!
 //! `pid == tgid` says nothing (a leader may leave first): `group_dead` does from 6.16 on, before that
 //! `signal->live == 0`, which two threads may both see. A clean exit that nobody watches costs one counter and a
-//! look at what [`crate::watched`] remembers: about 50 ns beyond an empty program's 57 (6.18, cgroup v1, a shared machine), where
+//! look at what [`crate::watched`] remembers: some 40 ns beyond an empty program's 54 (6.18, cgroup v1; docs/performance.md), where
 //! reading the whole way to the cgroup's id and looking that up took 110. What is left is cache lines that the kernel itself has not
 //! touched for long: the counter (about 15 ns), `task->cgroups` and the set that it leads to (28), the layout (10).
 //!
