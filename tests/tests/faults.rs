@@ -36,6 +36,12 @@ fn victims(cgroup: &Cgroup) -> String {
     format!("[[service]]\nname = \"victims\"\ncommand = {{ start = [\"/bin/false\"], cgroup = \"{}\" }}\n", cgroup.path)
 }
 
+/// The OOM kills of [`victims`], by whatever scope, which the kernel's log may not have said of all.
+fn oom_kills(metrics: &Metrics) -> f64 {
+    let own = |line: &&str| line.starts_with("defib_oom_kills_total{") && line.contains("service=\"victims\"");
+    metrics.0.lines().filter(own).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
 fn member(cgroup: &Cgroup, but: Option<i32>) -> i32 {
     eventually("the service", || cgroup.members().into_iter().find(|&pid| Some(pid) != but && is_sleep(pid)))
 }
@@ -166,11 +172,7 @@ fn on_a_disk_that_stalls_the_agent_goes_on_and_all_is_written_once_it_moves_agai
             .filter(|&number| metrics.get(&format!("defib_service_up{{service=\"{}\"}}", name(number))) == Some(1.0))
             .count()
     };
-    let kills = |agent: &Agent| {
-        let metrics = agent.metrics();
-        let own = |line: &&str| line.starts_with("defib_oom_kills_total{") && line.contains("service=\"victims\"");
-        metrics.0.lines().filter(own).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
-    };
+    let kills = |agent: &Agent| oom_kills(&agent.metrics());
     let all_up = |agent: &Agent| eventually("all services", || (up(agent) == SERVICES).then_some(()));
     all_up(&agent);
 
@@ -271,16 +273,11 @@ fn an_agent_that_was_stopped_amid_a_storm_misses_no_death_that_it_watches_for() 
     send(agent_pid, Signal::CONT);
     let second = member(&cgroup, Some(first));
     healthy(&agent);
-    // By scope, which the kernel's log may not have said of all.
-    let kills = |metrics: &Metrics| -> f64 {
-        let own = |line: &&str| line.starts_with("defib_oom_kills_total{") && line.contains("service=\"victims\"");
-        metrics.0.lines().filter(own).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-    };
     let metrics = eventually("the last of the kills", || {
         let metrics = agent.metrics();
-        (kills(&metrics) >= f64::from(KILLS)).then_some(metrics)
+        (oom_kills(&metrics) >= f64::from(KILLS)).then_some(metrics)
     });
-    assert_eq!(kills(&metrics), f64::from(KILLS), "each once");
+    assert_eq!(oom_kills(&metrics), f64::from(KILLS), "each once");
     assert_eq!(metrics.get("defib_events_lost_total{ring=\"critical\"}"), Some(0.0));
     eventually("the restart, once", || (agent.metrics().get(restarts) == Some(2.0)).then_some(()));
     let exits = metrics.get("defib_process_exits_total{outcome=\"error\"}");

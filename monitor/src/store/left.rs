@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags};
+use serde::de::DeserializeOwned;
 
 use super::{BUSY, CACHE, CLAIMS, FILE, LAYOUT, MAX_UNSEEN, MEMBER, SCHEMA, settling};
 use crate::{
@@ -141,45 +142,48 @@ pub(super) fn read(connection: &Connection) -> Result<Left> {
 /// Those that another version wrote, and that this one does not understand, begin anew: that costs a few days of forecast,
 /// not the file.
 fn read_followers(connection: &Connection, left: &mut Left) -> Result<()> {
-    let oldest = Timestamp::now().as_millisecond() - i64::try_from(MAX_UNSEEN.as_millis()).unwrap_or(i64::MAX);
-    connection.execute("DELETE FROM follower WHERE kept_ms < ?1", [oldest])?;
-    let mut statement = connection.prepare("SELECT name, follower FROM follower")?;
-    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
-    for row in rows {
-        let (name, text) = row?;
-        match serde_json::from_str(&text) {
-            Ok(follower) => drop(left.followers.insert(name, follower)),
-            Err(error) => tracing::warn!("what was known of the memory of {name:?} cannot be read: {error}"),
-        }
-    }
-    Ok(())
+    forget_unseen(connection, "follower")?;
+    let rows = "SELECT name, follower FROM follower";
+    read_named(connection, rows, "what was known of the memory of", |name, follower| {
+        left.followers.insert(name, follower);
+    })
 }
 
 /// Likewise: the next one is taken before memory is out.
 fn read_pictures(connection: &Connection, left: &mut Left) -> Result<()> {
-    let oldest = Timestamp::now().as_millisecond() - i64::try_from(MAX_UNSEEN.as_millis()).unwrap_or(i64::MAX);
-    connection.execute("DELETE FROM picture WHERE kept_ms < ?1", [oldest])?;
-    let mut statement = connection.prepare("SELECT name, record FROM picture")?;
-    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
-    for row in rows {
-        let (name, text) = row?;
-        match serde_json::from_str(&text) {
-            Ok(kept) => drop(left.pictures.insert(name, kept)),
-            Err(error) => tracing::warn!("the picture of the memory of {name:?} cannot be read: {error}"),
-        }
-    }
-    Ok(())
+    forget_unseen(connection, "picture")?;
+    let rows = "SELECT name, record FROM picture";
+    read_named(connection, rows, "the picture of the memory of", |name, kept| {
+        left.pictures.insert(name, kept);
+    })
 }
 
 /// Those that this version does not understand are forgotten: Alertmanager ends them by itself.
 fn read_alerts(connection: &Connection, left: &mut Left) -> Result<()> {
-    let mut statement = connection.prepare("SELECT name, alert FROM alert")?;
+    read_named(connection, "SELECT name, alert FROM alert", "the alert", |_, alert| left.alerts.push(alert))
+}
+
+/// Removes from a table of ours what was not written for long.
+fn forget_unseen(connection: &Connection, table: &'static str) -> Result<()> {
+    let oldest = Timestamp::now().as_millisecond() - i64::try_from(MAX_UNSEEN.as_millis()).unwrap_or(i64::MAX);
+    connection.execute(&format!("DELETE FROM {table} WHERE kept_ms < ?1"), [oldest])?;
+    Ok(())
+}
+
+/// Hands each row, a name and JSON, to `take`; one that cannot be read is passed over, and said to be `what` by its name.
+fn read_named<T: DeserializeOwned>(
+    connection: &Connection,
+    rows: &str,
+    what: &str,
+    mut take: impl FnMut(String, T),
+) -> Result<()> {
+    let mut statement = connection.prepare(rows)?;
     let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
     for row in rows {
         let (name, text) = row?;
         match serde_json::from_str(&text) {
-            Ok(alert) => left.alerts.push(alert),
-            Err(error) => tracing::warn!("the alert {name:?} cannot be read: {error}"),
+            Ok(value) => take(name, value),
+            Err(error) => tracing::warn!("{what} {name:?} cannot be read: {error}"),
         }
     }
     Ok(())
@@ -187,8 +191,7 @@ fn read_alerts(connection: &Connection, left: &mut Left) -> Result<()> {
 
 /// Likewise: a service that is not known is asked for its health, and a HAProxy for what it has.
 fn read_pool(connection: &Connection, left: &mut pool::Left) -> Result<()> {
-    let oldest = Timestamp::now().as_millisecond() - i64::try_from(MAX_UNSEEN.as_millis()).unwrap_or(i64::MAX);
-    connection.execute("DELETE FROM pool WHERE kept_ms < ?1", [oldest])?;
+    forget_unseen(connection, "pool")?;
     let mut statement = connection.prepare("SELECT kind, name, record FROM pool")?;
     let rows = statement
         .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)))?;
