@@ -55,9 +55,6 @@ impl OwnMetrics {
             "Evidence that newer pushed out before it was used, at most so much (oom_mark, crash_site, log_line); waits for evidence that were cut short, since too many deaths waited (wait).",
             &["kind"],
         )?;
-        for kind in ["oom_mark", "crash_site", "log_line", "wait"] {
-            evidence_lost.with_label_values(&[kind]);
-        }
         let traces = counters(
             registry,
             "defib_traces_total",
@@ -67,7 +64,7 @@ impl OwnMetrics {
         for result in TRACES {
             traces.with_label_values(&[result]);
         }
-        Ok(Self {
+        let metrics = Self {
             traces,
             evidence_lost,
             pictures,
@@ -87,7 +84,10 @@ impl OwnMetrics {
                 "defib_clock_steps_total",
                 "Times that the wall clock was found set by half a second or more.",
             )?,
-        })
+        };
+        // Each series is there from the start.
+        metrics.evidence_lost(Losses::default());
+        Ok(metrics)
     }
 
     /// These programs are attached.
