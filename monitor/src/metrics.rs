@@ -282,6 +282,7 @@ pub(crate) struct KernelMetrics {
     runs: IntCounterVec,
     log_lines_lost: IntCounter,
     unsettled: IntCounter,
+    late: IntCounterVec,
     /// One at a time: two scrapes that raise a counter to the same total would raise it twice.
     refreshing: Mutex<()>,
 }
@@ -333,8 +334,17 @@ impl KernelMetrics {
                     "Times that room in the critical ring was needed before what came of its records was written down; a crash of the agent right then would lose them.",
                 )?,
             )?,
+            late: counters(
+                registry,
+                "defib_records_late_total",
+                "Times that records lay in a ring for up to a second, because word of them had not woken the agent.",
+                &["ring"],
+            )?,
             refreshing: Mutex::new(()),
         };
+        for ring in ["critical", "bulk"] {
+            metrics.late.with_label_values(&[ring]);
+        }
         for outcome in ["clean", "error", "signal", "oom"] {
             metrics.exits.with_label_values(&[outcome]);
         }
@@ -364,6 +374,7 @@ impl KernelMetrics {
         raise(&self.lost, "malformed", rings.iter().map(|ring| ring.malformed()).sum());
         for (label, ring) in ["critical", "bulk"].into_iter().zip(rings) {
             raise(&self.records, label, ring.records());
+            raise(&self.late, label, ring.overslept());
         }
         let given_up: u64 = rings.iter().map(|ring| ring.given_up()).sum();
         self.unsettled.inc_by(given_up.saturating_sub(self.unsettled.get()));

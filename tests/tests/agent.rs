@@ -42,6 +42,25 @@ fn two_hundred_oom_kills_are_counted_as_the_kernel_counts_them() {
     assert_eq!(metrics.sum("defib_events_lost_total"), 0.0);
 }
 
+/// A reader goes to sleep some 20 ms after the last record. Whenever another one comes just then, nobody else's has to wake it.
+#[test]
+fn a_death_at_any_moment_wakes_the_agent() {
+    if !live::can_run("a_death_at_any_moment_wakes_the_agent") {
+        return;
+    }
+    let agent = Agent::start("");
+    let read = || agent.metrics().get("defib_records_read_total{ring=\"bulk\"}").expect("a count");
+    for quarter_ms in 4 * 12..4 * 32 {
+        let before = read();
+        for pause in [Duration::ZERO, Duration::from_micros(250 * quarter_ms)] {
+            sleep(pause);
+            assert!(!Command::new("/bin/false").status().expect("it starts").success());
+        }
+        eventually("both records", || (read() >= before + 2.0).then_some(()));
+    }
+    assert_eq!(agent.metrics().get("defib_records_late_total{ring=\"bulk\"}"), Some(0.0));
+}
+
 /// A service that lives until it is killed, healthy at once.
 fn sleeper(cgroup: &Cgroup, extra: &str) -> String {
     format!(

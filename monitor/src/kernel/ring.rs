@@ -41,6 +41,7 @@ pub(crate) struct RingStats {
     read: AtomicU64,
     malformed: AtomicU64,
     given_up: AtomicU64,
+    overslept: AtomicU64,
 }
 
 impl RingStats {
@@ -58,6 +59,11 @@ impl RingStats {
     /// make us lose what comes.
     pub(crate) fn given_up(&self) -> u64 {
         self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// Times that the look of once a second found records that nobody had woken the reader for.
+    pub(crate) fn overslept(&self) -> u64 {
+        self.overslept.load(Ordering::Relaxed)
     }
 
     /// Reads a record; `None` when it is malformed.
@@ -160,18 +166,25 @@ pub(crate) async fn follow(reader: Reader, events: mpsc::Sender<Event>, stats: &
         return Ok(());
     }
     loop {
-        if let Ok(ready) = timeout(SAFETY, reader.readable_mut()).await {
-            ready.context("cannot wait for a ring of the kernel programs")?.clear_ready();
-        }
+        let woken = wait(&mut reader, SAFETY).await?;
         let mut quiet = 0;
         let mut awake = false;
-        while quiet < QUIET_LOOKS + LAST_LOOKS {
+        loop {
             match drain(reader.get_mut(), &events, stats).await {
                 None => return Ok(()),
-                // Woken by the clock, and there was nothing: back to sleep.
+                // The clock's look, and there was nothing: back to sleep.
                 Some(0) if !awake && quiet == 0 => break,
                 Some(0) => quiet += 1,
-                Some(_) => quiet = 0,
+                Some(_) => {
+                    if !woken && !awake && quiet == 0 {
+                        stats.overslept.fetch_add(1, Ordering::Relaxed);
+                    }
+                    quiet = 0;
+                }
+            }
+            // Not after another pause: what wakes us in one is read after it.
+            if quiet == QUIET_LOOKS + LAST_LOOKS {
+                break;
             }
             let stay = quiet < QUIET_LOOKS;
             if stay != awake {
@@ -179,11 +192,16 @@ pub(crate) async fn follow(reader: Reader, events: mpsc::Sender<Event>, stats: &
                 reader.get_ref().awake(awake)?;
             }
             // Who is awake is woken by OOM marks alone.
-            if let Ok(ready) = timeout(PAUSE, reader.readable_mut()).await {
-                ready.context("cannot wait for a ring of the kernel programs")?.clear_ready();
-            }
+            wait(&mut reader, PAUSE).await?;
         }
     }
+}
+
+/// Waits until the programs wake the reader, `at_most` so long. True when they did; then somebody has to look.
+async fn wait(reader: &mut AsyncFd<Reader>, at_most: Duration) -> Result<bool> {
+    let Ok(ready) = timeout(at_most, reader.readable_mut()).await else { return Ok(false) };
+    ready.context("cannot wait for a ring of the kernel programs")?.clear_ready();
+    Ok(true)
 }
 
 /// Sends on records that were left in rings whose programs have gone.

@@ -166,7 +166,7 @@ impl Steward {
                 | Cause::UserspaceOomKill { .. }
                 | Cause::AppOomProbable { .. }
                 | Cause::Crash { .. } => {
-                    let text = format!("a worker ({}): {}", death.comm, death.cause);
+                    let text = format!("a worker ({}, pid {}): {}", death.comm, death.process.tgid, death.cause);
                     tracing::info!(service = %Clean(&place.service), "{text}");
                     self.book.near_miss(&place.service, clock::wall(death.kernel_ns), text, record_of(death));
                     if death.cause.is_want_of_memory() {
@@ -174,9 +174,9 @@ impl Steward {
                     }
                 }
                 Cause::CleanExit | Cause::Exit { .. } | Cause::Stopped { .. } => {
-                    tracing::debug!(service = %Clean(&place.service), "a worker ({}) {}", death.comm, death.cause);
+                    tracing::debug!(service = %Clean(&place.service), "a worker ({}, pid {}) {}", death.comm, death.process.tgid, death.cause);
                 }
-                cause => tracing::info!(service = %Clean(&place.service), "a worker ({}) {cause}", death.comm),
+                cause => tracing::info!(service = %Clean(&place.service), "a worker ({}, pid {}) {cause}", death.comm, death.process.tgid),
             }
             return;
         }
