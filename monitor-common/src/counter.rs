@@ -20,9 +20,25 @@ pub const EXIT_CLEAN: u32 = 6;
 pub const SLOTS: u32 = 7;
 /// Cgroups that a CPU remembers as not watched; a power of two.
 pub const UNWATCHED: usize = 8;
-/// What is added to an epoch to get the next one: 2⁶⁴ over the golden ratio, odd, so that a number comes again only after 2⁶⁴
-/// steps, and those of one address in different epochs lie far from those of its neighbours.
-pub const EPOCH_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+/// 2⁶⁴ over the golden ratio, and odd: different numbers times this are different, and those of neighbours lie far apart.
+pub const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Who begins an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Author {
+    /// The agent, one at a time.
+    Agent,
+    /// The programs, likewise: the kernel makes cgroups one at a time.
+    Programs,
+}
+
+/// The name of an epoch that begins now, CLOCK_BOOTTIME nanoseconds: no other of this boot has it. It is combined with addresses, so
+/// those of epochs that follow each other must differ in more than a few bits.
+#[must_use]
+pub const fn epoch(now_ns: u64, author: Author) -> u64 {
+    (now_ns << 1 | author as u64).wrapping_mul(SPREAD)
+}
+
 /// All words of a CPU: the counters, the cgroup that was asked for last, the other cgroups, the task that was handled last.
 pub const CPU_WORDS: usize = SLOTS as usize + 1 + UNWATCHED + 1;
 

@@ -1,11 +1,36 @@
 //! Where the running kernel keeps the fields that the programs read.
 //!
-//! The agent fills a [`Layout`] from `/sys/kernel/btf/vmlinux` and hands it to the programs as one read-only global
-//! before they are loaded. The verifier then treats every offset as a constant: it checks each read against the
+//! The agent fills a [`Layout`] from `/sys/kernel/btf/vmlinux` and writes it into the programs
+//! before they are loaded. The verifier then knows every offset: it checks each read against the
 //! kernel's own types (a wrong offset is refused at load, never read) and removes the branches whose fields are absent.
+//!
+//! Where a program wants a slot, it has an instruction that loads a [`placeholder`], and the agent puts the slot's value in its
+//! stead. Nothing is read at run time for it.
 
 /// The offset of a field that the running kernel does not have; the evidence it carries is off.
 pub const ABSENT: u32 = u32::MAX;
+
+/// Tells a placeholder from every number that means something: "defib", and a zero.
+const PLACEHOLDER: u64 = 0x6465_6669_6200_0000;
+
+/// What the compiled programs load in place of the slot at this byte of a [`Layout`], which is below 64 KiB.
+#[must_use]
+pub const fn placeholder(at: usize) -> u64 {
+    assert!(at < 1 << 16, "the place of a slot");
+    PLACEHOLDER | at as u64
+}
+
+/// The place of the slot that a number stands for, bytes; `None` when it is no placeholder.
+#[must_use]
+pub const fn place_of(number: u64) -> Option<usize> {
+    if number & !0xffff == PLACEHOLDER { Some((number & 0xffff) as usize) } else { None }
+}
+
+/// The number that takes the placeholder's place. [`ABSENT`] gets all 64 bits, which an instruction can compare with at no cost.
+#[must_use]
+pub const fn constant(slot: u32) -> u64 {
+    if slot == ABSENT { u64::MAX } else { slot as u64 }
+}
 
 /// One field of the kernel and where its offset goes.
 #[derive(Clone, Copy, Debug)]
@@ -179,8 +204,6 @@ layout! {
     regs_first: "pt_regs"."di" => "refused requests for memory",
     /// Second argument of a system call, on x86-64.
     regs_second: "pt_regs"."si" => "refused requests for memory",
-
-    // From here to `report_clean`, what every exit asks for: together, in few cache lines.
     /// The cgroup of a controller's state.
     css_cgroup: "cgroup_subsys_state"."cgroup" => "attribution to a service on cgroup v1",
     /// A cgroup's node in its file system.

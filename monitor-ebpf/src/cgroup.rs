@@ -4,15 +4,14 @@
 //! the tracepoint's own argument; nothing is walked here.
 
 use aya_ebpf::{helpers::bpf_probe_read_kernel_str_bytes, macros::btf_tracepoint, programs::BtfTracePointContext};
-use monitor_common::{
-    layout::ABSENT,
-    record::{CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, CGROUP_REMOVED, Cgroup, Header, KIND_CGROUP, PATH_LEN},
+use monitor_common::record::{
+    CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, CGROUP_REMOVED, Cgroup, Header, KIND_CGROUP, PATH_LEN,
 };
 
 use crate::{
     maps::WATCHED,
     ring::Lane,
-    task::{self, Kernel, field, offset},
+    task::{self, ABSENT, Kernel, field, offset},
     watched,
 };
 
@@ -58,7 +57,7 @@ fn cgroup_populated(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn is_followed(cgroup: Kernel) -> bool {
     let root = field!(cgroup, cgroup_root: Kernel, else return false);
-    field!(root, cgroup_root_hierarchy: u32, else return false) == offset!(hierarchy)
+    u64::from(field!(root, cgroup_root_hierarchy: u32, else return false)) == offset!(hierarchy)
 }
 
 /// A child of a watched cgroup is watched too.

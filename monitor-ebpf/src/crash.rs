@@ -9,16 +9,13 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_stack, bpf_probe_read_kernel_str},
     programs::BtfTracePointContext,
 };
-use monitor_common::{
-    layout::ABSENT,
-    record::{CrashSite, FRAMES, Frame, Header, KIND_CRASH_SITE, PROGRAM_NAME_LEN, PROGRAM_NAMES},
-};
+use monitor_common::record::{CrashSite, FRAMES, Frame, Header, KIND_CRASH_SITE, PROGRAM_NAME_LEN, PROGRAM_NAMES};
 
 use crate::{
     current::{self, Address, probe},
     maps::{Identity, SITES, WATCHED},
     ring::Lane,
-    task::{self, offset},
+    task::{self, ABSENT, offset},
 };
 
 /// Signals whose default action is a core dump, QUIT apart: ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS (signal(7)).

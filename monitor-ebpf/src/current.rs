@@ -4,9 +4,12 @@
 //! addresses; lockdown=confidentiality refuses it, and then the answers are "not known".
 
 use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_task, bpf_probe_read_kernel};
-use monitor_common::layout::ABSENT;
 
-use crate::{maps::Identity, task, task::offset};
+use crate::{
+    maps::Identity,
+    task,
+    task::{ABSENT, offset},
+};
 
 /// `PF_EXITING` (sched.h).
 const EXITING: u32 = 4;
@@ -17,8 +20,8 @@ pub(crate) type Address = u64;
 /// Reads a field at an offset of the table; returns the given default from what encloses it when that is not possible.
 macro_rules! probe {
     ($base:expr, $slot:ident: $type:ty, else $default:expr) => {{
-        let (base, offset): ($crate::current::Address, u32) = ($base, $crate::task::offset!($slot));
-        if offset == ABSENT {
+        let (base, offset): ($crate::current::Address, u64) = ($base, $crate::task::offset!($slot));
+        if offset == $crate::task::ABSENT {
             $default
         } else {
             match $crate::current::probe_at::<$type>(base, offset) {
@@ -32,12 +35,12 @@ pub(crate) use probe;
 
 /// Reads `T`; `None` when the address is bad or reading is not allowed.
 #[inline(always)]
-pub(crate) fn probe_at<T>(base: Address, offset: u32) -> Option<T> {
+pub(crate) fn probe_at<T>(base: Address, offset: u64) -> Option<T> {
     if offset!(may_probe) == 0 {
         return None;
     }
     // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.ok()
+    unsafe { bpf_probe_read_kernel((base + offset) as *const T) }.ok()
 }
 
 /// Address of the current task.
@@ -99,10 +102,10 @@ pub(crate) fn is_namespace_init() -> bool {
         return false;
     }
     // The id in its own namespace is the last one.
-    let own = pid + u64::from(level) * u64::from(size);
+    let own = pid + u64::from(level) * size;
     let at = offset!(pid_numbers);
     if at == ABSENT {
         return false;
     }
-    probe!(own + u64::from(at), upid_nr: u32, else 0) == 1
+    probe!(own + at, upid_nr: u32, else 0) == 1
 }

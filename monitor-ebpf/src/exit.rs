@@ -2,9 +2,10 @@
 //!
 //! `pid == tgid` says nothing (a leader may leave first): `group_dead` does from 6.16 on, before that
 //! `signal->live == 0`, which two threads may both see. A clean exit that nobody watches costs one counter and a
-//! look at what [`crate::watched`] remembers: some 40 ns beyond an empty program's 54 (6.18, cgroup v1; docs/performance.md), where
-//! reading the whole way to the cgroup's id and looking that up took 110. What is left is cache lines that the kernel itself has not
-//! touched for long: the counter (about 15 ns), `task->cgroups` and the set that it leads to (28), the layout (10).
+//! look at what [`crate::watched`] remembers: some 25 ns beyond an empty program's 55 (6.18, cgroup v1; docs/performance.md), where
+//! reading the whole way to the cgroup's id and looking that up took 110. Some of what is left are cache lines that the kernel itself
+//! has not touched for long: the counter, `task->cgroups` and the set that it leads to. But instructions count as well: some 50 fewer
+//! of them, by offsets that are part of the code and an epoch that takes no look-up, were 15 to 20 ns.
 //!
 //! From 7.0 on, a program on this tracepoint can be preempted, and the kernel then skips it for every other exit on the
 //! same processor until it goes on: 1 % of the exits of a storm on 7.2. So there a second copy of the program is
@@ -13,7 +14,6 @@
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
 use monitor_common::{
-    layout::ABSENT,
     record::{EXIT_OOM_VICTIM, EXIT_SENDER, EXIT_WATCHED, Exit, Header, KIND_EXIT, Sender},
     status::{Outcome, SIGKILL},
 };
@@ -21,17 +21,17 @@ use monitor_common::{
 use crate::{
     maps::{ENDED, REFUSED, SIGNALS, cpu},
     ring::Lane,
-    task::{self, Kernel, field, offset},
+    task::{self, ABSENT, Kernel, field, offset},
     watched,
 };
 
 /// `SIGNAL_GROUP_EXIT` (sched/signal.h): `group_exit_code` holds the status. Without it wait(2) reports the leader's.
 const SIGNAL_GROUP_EXIT: u32 = 4;
 /// Bytes of a `struct rlimit`: the limit in force, then the highest that it may be raised to (uapi resource.h).
-const RLIMIT: u32 = 16;
+const RLIMIT: u64 = 16;
 /// In the table of limits: `RLIMIT_AS`, in force; `RLIMIT_CPU`, the highest (asm-generic/resource.h).
-const ADDRESS_SPACE_NOW: u32 = 9 * RLIMIT;
-const CPU_MAX: u32 = 8;
+const ADDRESS_SPACE_NOW: u64 = 9 * RLIMIT;
+const CPU_MAX: u64 = 8;
 /// `BPF_NOEXIST` (uapi bpf.h): insert only.
 const NOEXIST: u64 = 1;
 /// `-EEXIST` (errno-base.h): it is there already.

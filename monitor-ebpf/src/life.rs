@@ -4,10 +4,7 @@
 //! new incarnation; forks show the workers it makes afterwards.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use monitor_common::{
-    layout::ABSENT,
-    record::{Header, KIND_LIFE, LIFE_EXEC, Life},
-};
+use monitor_common::record::{Header, KIND_LIFE, LIFE_EXEC, Life};
 
 use crate::{
     maps::cpu,

@@ -15,6 +15,8 @@
 //! Kernel fields are read through typed pointers at offsets that the agent took from BTF, so the verifier checks each
 //! read and no helper call is spent on it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// For [`task::constant`], the only assembly here.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod allocation;

@@ -6,13 +6,8 @@ use aya_ebpf::{
 };
 use monitor_common::{
     counter::{CPU_WORDS, SLOTS, UNWATCHED},
-    layout::Layout,
     record::{Process, Sender},
 };
-
-/// Filled by the agent before load; constants for the verifier.
-#[unsafe(no_mangle)]
-pub(crate) static LAYOUT: Layout = Layout::unknown();
 
 /// OOM marks, OOM deaths, and everything about watched services.
 #[map]
@@ -48,9 +43,10 @@ const _: () = assert!(size_of::<Cpu>() == CPU_WORDS * 8, "what the agent reads")
 #[map]
 pub(crate) static WATCHED: HashMap<u64, u32> = HashMap::with_max_entries(16384, 0);
 
-/// The epoch, in steps of the agent (slot 0) and of the programs (slot 1), see [`crate::watched`].
-#[map]
-pub(crate) static EPOCH: Array<u64> = Array::with_max_entries(2, 0);
+/// The epoch, see [`crate::watched`]. A global and no map of its own, since every exit reads it: that takes no look-up. The agent
+/// finds it as the only one in the section of globals that begin as zero.
+#[unsafe(no_mangle)]
+pub(crate) static mut EPOCH: u64 = 0;
 
 /// 1 while the reader of a ring looks by itself and need not be woken: slot 0 critical, slot 1 bulk.
 #[map]

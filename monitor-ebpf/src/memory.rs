@@ -9,7 +9,6 @@ use aya_ebpf::{
     macros::{btf_tracepoint, fexit},
     programs::{BtfTracePointContext, FExitContext},
 };
-use monitor_common::layout::ABSENT;
 
 use crate::{
     current::{self, probe},

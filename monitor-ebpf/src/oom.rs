@@ -14,7 +14,6 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::info;
 use monitor_common::{
-    layout::ABSENT,
     record::{
         Header, KIND_OOM_MARK, MARK_KILL_SENT, MARK_MEMORY, MARK_THREAD_ONLY, OomMark, Process, SCOPE_CPUSET,
         SCOPE_GLOBAL, SCOPE_MEMCG, SCOPE_SYSRQ, SCOPE_UNKNOWN, SI_KERNEL,
@@ -26,7 +25,7 @@ use crate::{
     current::{self, Address, probe},
     maps::{Identity, KERNEL_KILL, OOM_REQUESTS, OomRequest, SIGNALS, Signals},
     ring::Lane,
-    task::{self, Kernel, field, offset},
+    task::{self, ABSENT, Kernel, field, offset},
 };
 
 /// `enum oom_constraint` (oom.h).
@@ -34,9 +33,9 @@ const CONSTRAINT_NONE: u32 = 0;
 const CONSTRAINT_CPUSET: u32 = 1;
 const CONSTRAINT_MEMORY_POLICY: u32 = 2;
 /// Counters of `mm_struct.rss_stat` (mm_types_task.h).
-const MM_FILEPAGES: u32 = 0;
-const MM_ANONPAGES: u32 = 1;
-const MM_SHMEMPAGES: u32 = 3;
+const MM_FILEPAGES: u64 = 0;
+const MM_ANONPAGES: u64 = 1;
+const MM_SHMEMPAGES: u64 = 3;
 /// From the begin of a request to its mark: the report to the log lies between, and a slow console makes it long. The same
 /// thread overwrites an older request, so this only guards against a thread id that is used again.
 const REQUEST_MAX_NS: u64 = 60_000_000_000;
@@ -108,7 +107,7 @@ fn reason() -> Reason {
         return of_host(SCOPE_UNKNOWN);
     }
     // SAFETY: the helper checks the address. The structure is on this thread's stack, below the call that marks.
-    match unsafe { bpf_probe_read_kernel((request.control + u64::from(constraint)) as *const u32) } {
+    match unsafe { bpf_probe_read_kernel((request.control + constraint) as *const u32) } {
         Ok(CONSTRAINT_NONE) => of_host(SCOPE_GLOBAL),
         Ok(CONSTRAINT_CPUSET | CONSTRAINT_MEMORY_POLICY) => of_host(SCOPE_CPUSET),
         Ok(_) | Err(_) => of_host(SCOPE_UNKNOWN),
@@ -214,7 +213,7 @@ unsafe fn figures(task: Address, mark: *mut OomMark) -> bool {
     }
     // A counter is the sum of what processors have handed in and may be below zero for a moment.
     let pages =
-        |counter: u32| current::probe_at::<i64>(mm, rss + counter * stride).map_or(0, |count| count.max(0) as u64);
+        |counter: u64| current::probe_at::<i64>(mm, rss + counter * stride).map_or(0, |count| count.max(0) as u64);
     // SAFETY: the caller vouches for `mark`.
     unsafe {
         (*mark).total_vm_pages = probe!(mm, mm_total_vm: u64, else 0);

@@ -12,7 +12,6 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::trace;
 use monitor_common::{
-    layout::ABSENT,
     record::{
         SENT_AGAIN, SENT_BY_NAMESPACE_END, SENT_BY_TRACER_END, SENT_TO_PROCESS, SENT_WITHOUT_INFO, SI_KERNEL,
         SI_UNKNOWN, Sender,
@@ -23,7 +22,7 @@ use monitor_common::{
 use crate::{
     crash, current,
     maps::{KERNEL_KILL, SIGNALS, Signals},
-    task::{self, Kernel, field, offset},
+    task::{self, ABSENT, Kernel, field, offset},
 };
 
 /// `TRACE_SIGNAL_DELIVERED` and `TRACE_SIGNAL_LOSE_INFO` (trace/events/signal.h): the signal took effect. A second
@@ -189,7 +188,7 @@ fn code_of(info: u64) -> i32 {
         return SI_UNKNOWN;
     }
     // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_kernel((info + u64::from(offset)) as *const i32) }.unwrap_or(SI_UNKNOWN)
+    unsafe { bpf_probe_read_kernel((info + offset) as *const i32) }.unwrap_or(SI_UNKNOWN)
 }
 
 /// True when the process has no handler for `signal`, or when that cannot be known.
@@ -201,7 +200,8 @@ fn is_default(task: Kernel, signal: u32) -> bool {
         return true;
     }
     let table = field!(task, task_sighand: Kernel, else return true);
-    let at = u64::from(actions) + u64::from(signal - 1) * u64::from(size) + u64::from(action) + u64::from(handler);
+    // What older verifiers know nothing of after a product, the mask tells again: a table of 64 entries is smaller.
+    let at = actions + (u64::from(signal - 1) * size & 0xffff) + action + handler;
     // SAFETY: the helper checks the address; the index is below the 64 entries of the table.
     unsafe { bpf_probe_read_kernel((table as u64 + at) as *const u64) }.unwrap_or(0) == 0
 }

@@ -1,10 +1,10 @@
 //! How a task is read: through pointers that the verifier knows the type of, at offsets from BTF.
 
-use core::ffi::c_void;
+use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns, generated::bpf_get_current_comm};
 use monitor_common::{
-    layout::ABSENT,
+    layout::{self, placeholder},
     record::{COMM_LEN, Process},
 };
 
@@ -19,30 +19,40 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 /// The value that the agent put into a slot of the layout.
 macro_rules! offset {
     ($slot:ident) => {
-        $crate::task::constant(&$crate::maps::LAYOUT.$slot)
+        $crate::task::constant::<{ core::mem::offset_of!(monitor_common::layout::Layout, $slot) }>()
     };
 }
 pub(crate) use offset;
 
-/// Reads a slot of the layout; volatile, because the agent writes it after compilation.
+/// A slot of the layout, by its place there: an instruction that holds the number itself, once the agent has put it there
+/// ([`monitor_common::layout`] tells how). A global would be a cache line more for each exit, and one that every other read waits for.
 #[inline(always)]
-pub(crate) fn constant(slot: &'static u32) -> u32 {
-    // SAFETY: a plain read of a static; volatile only keeps the compiler from folding the placeholder in.
-    unsafe { core::ptr::read_volatile(slot) }
+pub(crate) fn constant<const AT: usize>() -> u64 {
+    let value: u64;
+    // SAFETY: the instruction loads a number and does nothing else. Not `pure`: it shall stand where the number is wanted, or the compiler
+    // carries it over branches and the stack, where older verifiers lose it.
+    unsafe {
+        asm!("{value} = {placeholder} ll", value = out(reg) value, placeholder = const placeholder(AT),
+            options(nomem, nostack, preserves_flags));
+    }
+    value
 }
+
+/// The offset of a field that the running kernel does not have.
+pub(crate) const ABSENT: u64 = layout::constant(layout::ABSENT);
 
 /// Reads a field at an offset of the table; the given default where the kernel has no such field.
 macro_rules! field {
     ($base:expr, $slot:ident: $type:ty, else $default:expr) => {{
         let offset = $crate::task::offset!($slot);
-        if offset == ABSENT { $default } else { $crate::task::read::<$type>($base, offset) }
+        if offset == $crate::task::ABSENT { $default } else { $crate::task::read::<$type>($base, offset) }
     }};
 }
 pub(crate) use field;
 
 /// Reads `T` at `offset`.
 #[inline(always)]
-pub(crate) fn read<T: Copy>(base: Kernel, offset: u32) -> T {
+pub(crate) fn read<T: Copy>(base: Kernel, offset: u64) -> T {
     // SAFETY: the verifier refuses the program unless `base` is a typed kernel pointer and the read stays inside one
     // field of that type; a pointer that has gone stale reads as zero (BPF_PROBE_MEM).
     unsafe { core::ptr::read_volatile(base.byte_add(offset as usize).cast::<T>()) }

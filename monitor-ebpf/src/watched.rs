@@ -10,19 +10,12 @@
 
 use core::ptr::{read_volatile, write_volatile};
 
-use monitor_common::{
-    counter::{EPOCH_STEP, UNWATCHED},
-    layout::ABSENT,
-};
+use monitor_common::counter::{Author, SPREAD, UNWATCHED, epoch};
 
 use crate::{
-    maps::{Cpu, EPOCH, LAYOUT, WATCHED},
+    maps::{Cpu, EPOCH, WATCHED},
     task::{self, Kernel, field, offset},
 };
-
-/// Whose steps a slot of [`EPOCH`] counts; each has its own, so none can undo another's.
-const AGENT: u32 = 0;
-const PROGRAMS: u32 = 1;
 
 /// True when the task's cgroup is watched.
 #[inline(always)]
@@ -35,7 +28,8 @@ pub(crate) fn watches(task: Kernel) -> bool {
 #[inline(always)]
 pub(crate) fn remembers(task: Kernel, cpu: *mut Cpu) -> bool {
     // Before the look into the map, or that could be older than the epoch that it is noted for.
-    let epoch = steps(AGENT).wrapping_add(steps(PROGRAMS));
+    // SAFETY: an aligned word of a map value.
+    let epoch = unsafe { read_volatile(&raw const EPOCH) };
     // What stands for the cgroup as long as it exists, and is nearer than its id: on v2 the cgroup itself, on v1 the memory
     // controller's state of it. Where neither can be read nothing is watched; a null here would be refused below, as it is no
     // pointer.
@@ -46,7 +40,7 @@ pub(crate) fn remembers(task: Kernel, cpu: *mut Cpu) -> bool {
         field!(css_set, css_set_dfl_cgrp: Kernel, else return false)
     };
     // A number for the address: the verifier lets pointers be subtracted, and nothing else.
-    let address = (member as u64).wrapping_sub(&raw const LAYOUT as u64);
+    let address = (member as u64).wrapping_sub(cpu as u64);
     let note = address ^ epoch;
     // SAFETY: this CPU's slot of the map. Another run that comes between on a kernel where programs can be preempted writes a whole
     // note of its own.
@@ -55,7 +49,7 @@ pub(crate) fn remembers(task: Kernel, cpu: *mut Cpu) -> bool {
     if unsafe { read_volatile(latest) } == note {
         return false;
     }
-    let slot = (address.wrapping_mul(EPOCH_STEP) >> (64 - UNWATCHED.ilog2())) as usize;
+    let slot = (address.wrapping_mul(SPREAD) >> (64 - UNWATCHED.ilog2())) as usize;
     // SAFETY: as above, and the shift leaves a number below UNWATCHED.
     let noted = unsafe { (&raw mut (*cpu).unwatched).cast::<u64>().add(slot) };
     // SAFETY: as above.
@@ -71,17 +65,10 @@ pub(crate) fn remembers(task: Kernel, cpu: *mut Cpu) -> bool {
     false
 }
 
-/// Begins another epoch. The kernel makes cgroups one at a time, so no other program does so meanwhile.
+/// Begins another epoch, with a name that neither we nor the agent have given to one before: so it does no harm when both begin one
+/// at the same time, and one name is lost.
 #[inline(always)]
 pub(crate) fn added() {
-    if let Some(steps) = EPOCH.get_ptr_mut(PROGRAMS) {
-        // SAFETY: an aligned word of a map value, which only this program writes.
-        unsafe { write_volatile(steps, read_volatile(steps).wrapping_add(EPOCH_STEP)) };
-    }
-}
-
-#[inline(always)]
-fn steps(of: u32) -> u64 {
     // SAFETY: an aligned word of a map value.
-    EPOCH.get_ptr(of).map_or(0, |steps| unsafe { read_volatile(steps) })
+    unsafe { write_volatile(&raw mut EPOCH, epoch(task::now_ns(), Author::Programs)) };
 }

@@ -15,18 +15,18 @@ use aya::{
     programs::{BtfTracePoint, Program, ProgramError},
 };
 use aya_log::EbpfLogger;
-use monitor_common::counter::{CPU_WORDS, EPOCH_STEP, SLOTS};
+use monitor_common::counter::{self, Author, CPU_WORDS, SLOTS};
 
 use super::{
     about::{About, Remains},
     allocations::UNUSED_BY_AGENT,
-    btf,
+    btf, constants,
     diagnostics::{self, Diagnostics},
     layout::{self, Function, Plan},
     ring::Reader,
     set::{self, Facts, Set},
 };
-use crate::host::{cgroup::Hierarchy, inherited::Named, privilege};
+use crate::host::{cgroup::Hierarchy, clock, inherited::Named, privilege};
 
 /// Where the kernel shows its type information.
 pub(crate) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -77,7 +77,7 @@ pub(crate) struct Kernel {
     diagnostics: Option<Diagnostics>,
 }
 
-/// The cgroups that are watched, and the agent's steps of the epoch that makes the programs look again.
+/// The cgroups that are watched, and the epoch whose change makes the programs look again.
 struct Watched {
     cgroups: HashMap<MapData, u64, u32>,
     epoch: Array<MapData, u64>,
@@ -197,16 +197,15 @@ fn begin(
     log_level: u8,
     about: &About,
 ) -> Result<(Set, Vec<&'static str>, Option<Diagnostics>)> {
-    let layout: &[u32] = bytemuck::cast_slice(std::slice::from_ref(&plan.layout));
+    let object = constants::fill(&OBJECT.0, &plan.layout)?;
     let mut loader = EbpfLoader::new();
     for (map, entries) in UNUSED_BY_AGENT {
         loader.map_max_entries(map, entries);
     }
     let mut ebpf = loader
         .btf(None)
-        .override_global("LAYOUT", layout, true)
         .override_global(aya_log::LEVEL, &log_level, false)
-        .load(&OBJECT.0)
+        .load(&object)
         .map_err(|error| explain(error.into()))
         .context("cannot load the kernel programs")?;
     let (mut set, mut maps) = (Set::default(), Vec::new());
@@ -216,7 +215,7 @@ fn begin(
         (set::AWAKE, "AWAKE"),
         (set::COUNTERS, "COUNTERS"),
         (set::WATCHED, "WATCHED"),
-        (set::EPOCH, "EPOCH"),
+        (set::EPOCH, ".bss"),
     ] {
         let taken = ebpf.take_map(map).with_context(|| format!("the object has no map {map}"))?;
         let (Map::RingBuf(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data)) = taken else {
@@ -345,8 +344,10 @@ impl Kernel {
     pub(crate) fn watch(&self, cgroup: u64) -> Result<()> {
         let Watched { cgroups, epoch } = &mut *self.lock();
         // The epoch after the cgroup: the programs rely on it.
-        let mut watch =
-            || cgroups.insert(cgroup, 1, 0).and_then(|()| epoch.set(0, epoch.get(&0, 0)?.wrapping_add(EPOCH_STEP), 0));
+        let mut watch = || {
+            cgroups.insert(cgroup, 1, 0)?;
+            epoch.set(0, counter::epoch(clock::boot_ns(), Author::Agent), 0)
+        };
         watch().with_context(|| format!("cannot watch the cgroup with id {cgroup}"))
     }
 

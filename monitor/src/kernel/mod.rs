@@ -1,6 +1,6 @@
 //! The kernel side as the rest of the agent sees it: load and attach, then a stream of [`Event`]s and a few counters.
 //!
-//! * [`btf`] reads the kernel's types, [`layout`] turns them into the programs' constants
+//! * [`btf`] reads the kernel's types, [`layout`] turns them into the programs' constants, [`constants`] writes those into them
 //! * [`load`] loads and attaches, or takes over the [`set`] of an earlier agent when [`about`] says that it fits
 //! * [`ring`] follows the rings, whose memory is [`records`]
 //! * [`allocations`] has the programs for `defib trace`, which the agent does not load
@@ -12,6 +12,7 @@ mod about;
 mod allocations;
 mod bpf;
 mod btf;
+mod constants;
 mod diagnostics;
 mod layout;
 mod load;

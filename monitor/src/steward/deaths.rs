@@ -176,7 +176,9 @@ impl Steward {
                 Cause::CleanExit | Cause::Exit { .. } | Cause::Stopped { .. } => {
                     tracing::debug!(service = %Clean(&place.service), "a worker ({}, pid {}) {}", death.comm, death.process.tgid, death.cause);
                 }
-                cause => tracing::info!(service = %Clean(&place.service), "a worker ({}, pid {}) {cause}", death.comm, death.process.tgid),
+                cause => {
+                    tracing::info!(service = %Clean(&place.service), "a worker ({}, pid {}) {cause}", death.comm, death.process.tgid)
+                }
             }
             return;
         }
