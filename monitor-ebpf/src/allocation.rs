@@ -7,6 +7,9 @@
 //! the instruction. An end belongs to the call that began with the same stack pointer, so functions that the allocator calls, or
 //! ends by a jump to, may be probed as well.
 //!
+//! Beside the allocator's functions, those by which memory is taken from the kernel are probed, not for moments but all the time:
+//! they are called seldom, and each call counts. An allocator's own calls of them are told by the stack, later.
+//!
 //! x86-64 only: where arguments are is the machine's convention.
 
 use aya_ebpf::{
@@ -20,8 +23,8 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use monitor_common::allocation::{
-    CALLS, ENDS, Gone, HITS, KIND_GONE, KIND_SAMPLE, Kind, NO_RING, NO_ROOM, PIECE, RELEASES, SAMPLED, SLOTS, STACK,
-    Sample, role,
+    CALLS, Gone, HITS, KIND_GONE, KIND_MAPPED, KIND_SAMPLE, KIND_UNMAPPED, Kind, MAPPING_HITS, MAPPINGS, NO_RING,
+    NO_ROOM, PIECE, SAMPLED, SLOTS, STACK, Sample, role,
 };
 
 use crate::task;
@@ -65,6 +68,9 @@ struct Call {
     out: u64,
 }
 
+/// `PROT_WRITE` and `MAP_ANONYMOUS` (asm-generic/mman-common.h).
+const PROT_WRITE: u64 = 2;
+const MAP_ANONYMOUS: u64 = 0x20;
 /// Of a kind whose memory always comes back, one call of so many is sampled all the same: a leak may be among them.
 const RAREST: u64 = 32;
 /// Samples of a kind after which the older ones begin to count for less.
@@ -89,9 +95,10 @@ macro_rules! register {
 /// many places at once (6.6 and newer), they are given up at once as well; one by one, each takes some ten milliseconds.
 #[uprobe]
 fn probed(ctx: ProbeContext) -> u32 {
-    count(HITS);
     // SAFETY: the helper takes the context.
-    match unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } {
+    let role = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    count(if role < role::MAP { HITS } else { MAPPING_HITS });
+    match role {
         role::ALLOCATE => allocate(&ctx),
         role::ALLOCATE_ARRAY => allocate_array(&ctx),
         role::ALLOCATE_ALIGNED => allocate_aligned(&ctx),
@@ -102,17 +109,23 @@ fn probed(ctx: ProbeContext) -> u32 {
         role::ALLOCATED => end(&ctx, thread()),
         role::ALLOCATE_GO => allocate_go(&ctx),
         role::ALLOCATED_GO => end(&ctx, goroutine(&ctx)),
+        role::MAP => map(&ctx),
+        role::REMAP => remap(&ctx),
+        role::EXTEND => extend(&ctx),
+        role::MAP_RETURNED => map_returned(&ctx),
+        role::MAPPED => map_end(&ctx),
+        role::UNMAP => unmap(&ctx),
         _ => {}
     }
     0
 }
 
 macro_rules! programs {
-    ($($program:ident: $body:expr;)+) => {
+    ($hits:ident; $($program:ident: $body:expr;)+) => {
         $(
             #[uprobe]
             fn $program(ctx: ProbeContext) -> u32 {
-                count(HITS);
+                count($hits);
                 let body: fn(&ProbeContext) = $body;
                 body(&ctx);
                 0
@@ -123,6 +136,7 @@ macro_rules! programs {
 
 // The same for older kernels: a program for each.
 programs! {
+    HITS;
     probed_allocate: allocate;
     probed_allocate_array: allocate_array;
     probed_allocate_aligned: allocate_aligned;
@@ -134,11 +148,28 @@ programs! {
     probed_allocated_go: |ctx| end(ctx, goroutine(ctx));
 }
 
+programs! {
+    MAPPING_HITS;
+    probed_map: map;
+    probed_remap: remap;
+    probed_extend: extend;
+    probed_mapped: map_end;
+    probed_unmap: unmap;
+}
+
 /// For older kernels: the return probe.
 #[uretprobe]
 fn probed_returned(ctx: RetProbeContext) -> u32 {
     count(HITS);
     returned(&ProbeContext::new(ctx.as_ptr()));
+    0
+}
+
+/// Likewise.
+#[uretprobe]
+fn probed_map_returned(ctx: RetProbeContext) -> u32 {
+    count(MAPPING_HITS);
+    map_returned(&ProbeContext::new(ctx.as_ptr()));
     0
 }
 
@@ -176,7 +207,6 @@ fn reallocate(ctx: &ProbeContext) {
 /// `free(memory)`.
 #[inline(always)]
 fn release(ctx: &ProbeContext) {
-    count(RELEASES);
     give_up(register!(ctx, rdi));
 }
 
@@ -197,9 +227,89 @@ fn thread() -> u64 {
     bpf_get_current_pid_tgid()
 }
 
+/// Apart from the call of the allocator that the same thread may be in.
+#[inline(always)]
+fn mapper() -> u64 {
+    thread() | 1 << 63
+}
+
+/// `mmap`: memory that can be written and is no file.
+#[inline(always)]
+fn map(ctx: &ProbeContext) {
+    if register!(ctx, rdx) & PROT_WRITE != 0 && register!(ctx, rcx) & MAP_ANONYMOUS != 0 {
+        note(ctx, mapper(), register!(ctx, rsi), 0);
+    }
+}
+
+/// `mremap`: what was there goes. Should it fail, we have forgotten a mapping.
+#[inline(always)]
+fn remap(ctx: &ProbeContext) {
+    unmap(ctx);
+    note(ctx, mapper(), register!(ctx, rdx), 0);
+}
+
+/// `sbrk`: the end of the heap moves; less is no memory for anybody.
+#[inline(always)]
+fn extend(ctx: &ProbeContext) {
+    let length = register!(ctx, rdi);
+    if (1..1 << 47).contains(&length) {
+        note(ctx, mapper(), length, 0);
+    }
+}
+
+/// At a `ret` of theirs.
+#[inline(always)]
+fn map_end(ctx: &ProbeContext) {
+    let sp = register!(ctx, rsp);
+    let Some(call) = ended(mapper(), sp) else { return };
+    mapped(ctx, &call, word_at(sp), sp + 8);
+}
+
+/// Behind the call.
+#[inline(always)]
+fn map_returned(ctx: &ProbeContext) {
+    let sp = register!(ctx, rsp);
+    let Some(call) = ended(mapper(), sp - 8) else { return };
+    mapped(ctx, &call, register!(ctx, rip), sp);
+}
+
+#[inline(always)]
+fn mapped(ctx: &ProbeContext, call: &Call, back: u64, sp: u64) {
+    let address = register!(ctx, rax);
+    // The last page of all is where errors are.
+    if address == 0 || address >= -4096_i64 as u64 {
+        return;
+    }
+    let Some(mut entry) = ALLOCATIONS.reserve::<Sample>(0) else {
+        count(NO_RING);
+        return;
+    };
+    // SAFETY: the entry is as large as a `Sample`.
+    unsafe { describe(ctx, entry.as_mut_ptr(), KIND_MAPPED, address, call, back, sp) };
+    count(MAPPINGS);
+    entry.submit(0);
+}
+
+/// `munmap(address, length)`.
+#[inline(always)]
+fn unmap(ctx: &ProbeContext) {
+    let Some(mut entry) = ALLOCATIONS.reserve::<Gone>(0) else {
+        count(NO_RING);
+        return;
+    };
+    let (address, released) = (register!(ctx, rdi), register!(ctx, rsi));
+    entry.write(Gone { kind: KIND_UNMAPPED, tgid: (bpf_get_current_pid_tgid() >> 32) as u32, address, released });
+    entry.submit(0);
+}
+
 #[inline(always)]
 fn begin(ctx: &ProbeContext, caller: u64, size: u64, out: u64) {
     count(CALLS);
+    note(ctx, caller, size, out);
+}
+
+#[inline(always)]
+fn note(ctx: &ProbeContext, caller: u64, size: u64, out: u64) {
     let call = Call { size, ip: register!(ctx, rip), sp: register!(ctx, rsp), out };
     // Of a thread that began another call and never came to its end, the latest counts.
     BEGUN.insert(caller, call, 0).ok();
@@ -210,10 +320,16 @@ fn begin(ctx: &ProbeContext, caller: u64, size: u64, out: u64) {
 fn end(ctx: &ProbeContext, caller: u64) {
     let sp = register!(ctx, rsp);
     let Some(call) = ended(caller, sp) else { return };
-    let mut back = 0_u64;
+    finish(ctx, &call, word_at(sp), sp + 8);
+}
+
+/// A word of the process; 0 when it cannot be read.
+#[inline(always)]
+fn word_at(address: u64) -> u64 {
+    let mut word = 0_u64;
     // SAFETY: the helper checks the address; on failure it writes zeros.
-    unsafe { bpf_probe_read_user((&raw mut back).cast(), 8, sp as *const _) };
-    finish(ctx, &call, back, sp + 8);
+    unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, address as *const _) };
+    word
 }
 
 /// Behind the call, where the return probe leads.
@@ -234,7 +350,6 @@ fn ended(caller: u64, sp: u64) -> Option<Call> {
         return None;
     }
     BEGUN.remove(caller).ok();
-    count(ENDS);
     Some(call)
 }
 
@@ -246,8 +361,7 @@ fn finish(ctx: &ProbeContext, call: &Call, back: u64, sp: u64) {
         if address != 0 {
             return;
         }
-        // SAFETY: the helper checks the address; on failure it writes zeros.
-        unsafe { bpf_probe_read_user((&raw mut address).cast(), 8, call.out as *const _) };
+        address = word_at(call.out);
     }
     if address == 0 {
         return;
@@ -318,24 +432,41 @@ fn follow(ctx: &ProbeContext, memory: Memory, call: &Call, kind: u64, share: u32
         count(NO_RING);
         return false;
     };
-    let time_ns = task::now_ns();
     if FOLLOWED.insert(memory, kind, 0).is_err() {
         count(NO_ROOM);
         entry.discard(0);
         return false;
     }
     let sample = entry.as_mut_ptr();
-    let bp = register!(ctx, rbp);
-    // SAFETY: the entry is as large as a `Sample`; the helper checks what it reads and writes no more than it is told.
+    // SAFETY: the entry is as large as a `Sample`.
     unsafe {
-        (*sample).kind = KIND_SAMPLE;
-        (*sample).tgid = memory.tgid as u32;
-        (*sample).tid = bpf_get_current_pid_tgid() as u32;
+        describe(ctx, sample, KIND_SAMPLE, memory.address, call, back, sp);
         (*sample).share = share;
-        (*sample).zero = 0;
         (*sample).call = kind;
+    }
+    count(SAMPLED);
+    learn(kind, 1, 0);
+    entry.submit(0);
+    true
+}
+
+/// Fills all of a sample but how it was chosen.
+///
+/// # Safety
+/// `sample` must be writable.
+#[inline(always)]
+unsafe fn describe(ctx: &ProbeContext, sample: *mut Sample, kind: u32, address: u64, call: &Call, back: u64, sp: u64) {
+    let (ids, time_ns, bp) = (bpf_get_current_pid_tgid(), task::now_ns(), register!(ctx, rbp));
+    // SAFETY: the caller vouches for the sample; the helper checks what it reads and writes no more than it is told.
+    unsafe {
+        (*sample).kind = kind;
+        (*sample).tgid = (ids >> 32) as u32;
+        (*sample).tid = ids as u32;
+        (*sample).share = u32::MAX;
+        (*sample).zero = 0;
+        (*sample).call = 0;
         (*sample).time_ns = time_ns;
-        (*sample).address = memory.address;
+        (*sample).address = address;
         (*sample).size = call.size;
         (*sample).ip = call.ip;
         (*sample).caller = back;
@@ -351,10 +482,6 @@ fn follow(ctx: &ProbeContext, memory: Memory, call: &Call, kind: u64, share: u32
         }
         (*sample).stack_len = read as u32;
     }
-    count(SAMPLED);
-    learn(kind, 1, 0);
-    entry.submit(0);
-    true
 }
 
 /// Memory is released, or on the way to be another.

@@ -172,6 +172,25 @@ fn judge(server: &Server, growth: &Value, place: &Path, kib: f64) {
 }
 
 #[test]
+fn memory_that_is_mapped_past_the_allocator_is_named_too() {
+    const TEST: &str = "memory_that_is_mapped_past_the_allocator_is_named_too";
+    if !can_run(TEST) {
+        return;
+    }
+    let Some(program) = foreign(TEST, "arenas-c") else { return };
+    let (place, kib) = (scratch(), 500.0);
+    let server = Server::start("C", "grow_arena", &program, &[&kib.to_string()], place.path());
+    let growth = trace(&server.cgroup, &place.path().join("out"), "25s").expect("a result");
+    judge(&server, &growth, &place.path().join("out"), kib);
+    // Nothing of what came back, or was never touched, nor what the allocator takes to hand it out.
+    let others =
+        growth["stacks"].as_array().expect("a list").iter().filter(|stack| !stack.to_string().contains("grow_arena"));
+    let others: f64 = others.filter_map(|stack| stack["bytes_per_hour"].as_f64()).sum();
+    let told = growth["stacks"][0]["bytes_per_hour"].as_f64().expect("a number");
+    assert!(others < told / 4.0, "{growth:#}");
+}
+
+#[test]
 fn a_container_is_traced_by_its_name_and_its_files_are_those_that_it_sees() {
     const TEST: &str = "a_container_is_traced_by_its_name_and_its_files_are_those_that_it_sees";
     if !can_run(TEST) {

@@ -14,10 +14,11 @@ struct Foreign {
     words: &'static [&'static str],
 }
 
-const ALL: [Foreign; 5] = [
+const ALL: [Foreign; 6] = [
     Foreign { name: "bad-alloc", source: "bad-alloc.cpp", compiler: "g++", words: &["-O1", "-g", "-static", "-o"] },
     // As distributions build: optimised, without frame pointers, with the C library that is there.
     Foreign { name: "sessions-c", source: "sessions.c", compiler: "cc", words: &["-O2", "-g", "-o"] },
+    Foreign { name: "arenas-c", source: "arenas.c", compiler: "cc", words: &["-O2", "-g", "-o"] },
     Foreign { name: "sessions-cpp", source: "sessions.cpp", compiler: "g++", words: &["-O2", "-g", "-o"] },
     Foreign { name: "sessions-go", source: "sessions.go", compiler: "go", words: &["build", "-o"] },
     Foreign { name: "go-leak", source: "go-leak.go", compiler: "go", words: &["build", "-o"] },

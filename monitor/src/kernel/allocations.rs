@@ -48,6 +48,18 @@ pub(crate) enum Role {
     AllocateGo,
     /// A `ret` of that.
     AllocatedGo,
+    /// `mmap(address, length, protection, flags, file, offset)`.
+    Map,
+    /// `mremap(address, length, new length, flags)`.
+    Remap,
+    /// `sbrk(length)`.
+    Extend,
+    /// These three have returned, likewise.
+    MapReturned,
+    /// A `ret` of theirs.
+    Mapped,
+    /// `munmap(address, length)`.
+    Unmap,
 }
 
 impl Role {
@@ -64,7 +76,17 @@ impl Role {
             Self::Allocated => (role::ALLOCATED, "probed_allocated"),
             Self::AllocateGo => (role::ALLOCATE_GO, "probed_allocate_go"),
             Self::AllocatedGo => (role::ALLOCATED_GO, "probed_allocated_go"),
+            Self::Map => (role::MAP, "probed_map"),
+            Self::Remap => (role::REMAP, "probed_remap"),
+            Self::Extend => (role::EXTEND, "probed_extend"),
+            Self::MapReturned => (role::MAP_RETURNED, "probed_map_returned"),
+            Self::Mapped => (role::MAPPED, "probed_mapped"),
+            Self::Unmap => (role::UNMAP, "probed_unmap"),
         }
+    }
+
+    fn is_return_probe(self) -> bool {
+        matches!(self, Self::Returned | Self::MapReturned)
     }
 }
 
@@ -128,6 +150,10 @@ pub(crate) struct Counts {
     pub(crate) sampled: u64,
     /// Times that a probe was hit, also such as tell nothing: of a call that began before there were probes.
     pub(crate) hits: u64,
+    /// Times that a probe for mappings was hit.
+    pub(crate) mapping_hits: u64,
+    /// Mappings that were told of.
+    pub(crate) mappings: u64,
     /// Records that found no room in the ring, and samples that found none among those that are followed.
     pub(crate) lost: u64,
 }
@@ -261,6 +287,8 @@ impl Allocations {
             calls: at(allocation::CALLS),
             sampled: at(allocation::SAMPLED),
             hits: at(allocation::HITS),
+            mapping_hits: at(allocation::MAPPING_HITS),
+            mappings: at(allocation::MAPPINGS),
             lost: at(allocation::NO_RING) + at(allocation::NO_ROOM),
         })
     }
@@ -296,7 +324,7 @@ fn is_denied(error: &anyhow::Error) -> bool {
 fn attach_many(program: &OwnedFd, file: &Path, places: &[(Role, u64)], tgid: u32) -> io::Result<Vec<Probe>> {
     let mut probes = Vec::new();
     for returns in [true, false] {
-        let of = places.iter().filter(|(role, _)| (*role == Role::Returned) == returns);
+        let of = places.iter().filter(|(role, _)| role.is_return_probe() == returns);
         let of: Vec<_> = of.map(|&(role, offset)| (offset, role.told().0)).collect();
         if !of.is_empty() {
             probes.push(Probe::Many(bpf::attach_probe(program, file, &of, tgid, returns)?));

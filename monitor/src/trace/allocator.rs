@@ -1,4 +1,5 @@
-//! Where an allocator's functions begin and end, in the files that a process has mapped.
+//! Where an allocator's functions begin and end, in the files that a process has mapped; and those by which the C library takes memory
+//! from the kernel.
 //!
 //! A function is probed at its first instruction that the kernel can imitate, as long as its arguments and the stack are untouched by
 //! then: stepping over another one costs several times as much, on virtual machines ten times. It ends at its `ret` instructions,
@@ -22,12 +23,39 @@ pub(super) struct Points {
     begins: BTreeMap<u64, Role>,
     /// Where they end.
     rets: BTreeMap<u64, Role>,
+    /// Where functions for mappings begin.
+    maps: BTreeMap<u64, Role>,
+    /// Where they end.
+    map_rets: BTreeSet<u64>,
+    /// The allocator's functions, by their addresses in the file.
+    extents: Vec<Range<u64>>,
 }
 
 impl Points {
     /// Whether there are none.
     pub(super) fn is_empty(&self) -> bool {
         self.begins.is_empty()
+    }
+
+    /// Those for mappings, in the order in which probes are to stand. `returns`: as for [`Self::in_order`].
+    pub(super) fn for_mappings(&self, returns: bool) -> Vec<(Role, u64)> {
+        let (unmap, begin): (Vec<_>, Vec<_>) = self.maps.iter().partition(|(_, role)| **role == Role::Unmap);
+        let ends: Vec<(Role, u64)> = if returns {
+            begin.iter().map(|&(&offset, _)| (Role::MapReturned, offset)).collect()
+        } else {
+            self.map_rets.iter().map(|&offset| (Role::Mapped, offset)).collect()
+        };
+        unmap
+            .into_iter()
+            .map(|(&offset, &role)| (role, offset))
+            .chain(ends)
+            .chain(begin.into_iter().map(|(&offset, &role)| (role, offset)))
+            .collect()
+    }
+
+    /// Whether an address in the file is in a function of an allocator.
+    pub(super) fn is_allocator(&self, address: u64) -> bool {
+        self.extents.iter().any(|extent| extent.contains(&address))
     }
 
     /// All of them, in the order in which probes are to stand: what ends a call before what begins one, so that every call that was
@@ -66,6 +94,14 @@ const FUNCTIONS: [(&str, Role); 17] = [
     ("realloc_aligned", Role::Reallocate),
     ("free_aligned", Role::Release),
 ];
+/// By these the C library takes memory from the kernel and gives it back.
+const MAPPING: [(&str, Role); 5] = [
+    ("mmap", Role::Map),
+    ("mmap64", Role::Map),
+    ("mremap", Role::Remap),
+    ("sbrk", Role::Extend),
+    ("munmap", Role::Unmap),
+];
 /// What allocators put before these names: jemalloc in C and Rust, mimalloc, tcmalloc.
 const PREFIXES: [&str; 5] = ["", "je_", "_rjem_", "mi_", "tc_"];
 /// `operator new` and `delete` of an allocator that does not come to its own `malloc` through them.
@@ -82,12 +118,14 @@ const TAILS_MAX: usize = 16;
 /// too.
 pub(super) fn points(module: &Module, is_program: bool) -> Points {
     let mut found: BTreeMap<u64, (Role, u64)> = BTreeMap::new();
-    let (mut plus, mut has_malloc) = (Vec::new(), false);
+    let (mut plus, mut has_malloc, mut mapping) = (Vec::new(), false, BTreeMap::new());
     module.functions(is_program, |name, address, size| {
         let Ok(name) = std::str::from_utf8(name) else { return };
         if let Some(role) = role(name) {
             has_malloc |= role == Role::Allocate;
             found.entry(address).or_insert((role, size));
+        } else if let Some(&(_, role)) = MAPPING.iter().find(|(known, _)| name.split('@').next() == Some(*known)) {
+            mapping.insert(address, (role, size));
         } else if NEW.contains(&name) {
             plus.push((address, Role::Allocate, size));
         } else if DELETE.contains(&name) {
@@ -99,7 +137,20 @@ pub(super) fn points(module: &Module, is_program: bool) -> Points {
             found.entry(address).or_insert((role, size));
         }
     }
-    let mut points = Points::default();
+    let mut points = Points {
+        extents: found.iter().filter_map(|(&at, &(_, size))| extent(module, at, size)).collect(),
+        ..Points::default()
+    };
+    // A library that has these and no allocator stands in for the C library's.
+    for (address, (role, size)) in mapping.into_iter().filter(|_| has_malloc) {
+        let offset_of = |address| module.offset_of(address);
+        let Some(offset) = offset_of(begin(module, address, size, role)) else { continue };
+        if role != Role::Unmap {
+            let Some(ends) = ends(module, address, size) else { continue };
+            points.map_rets.extend(ends.into_iter().filter_map(offset_of));
+        }
+        points.maps.insert(offset, role);
+    }
     for (&address, &(role, size)) in &found {
         let Some(offset) = module.offset_of(begin(module, address, size, role)) else { continue };
         let ends = match role {
@@ -126,6 +177,7 @@ fn begin(module: &Module, address: u64, size: u64, role: Role) -> u64 {
     };
     let arguments = match role {
         Role::AllocateGo => [Register::RAX, Register::R14, Register::RSP, Register::RSP],
+        Role::Map => [Register::RSI, Register::RDX, Register::RCX, Register::RSP],
         _ => [Register::RDI, Register::RSI, Register::RDX, Register::RSP],
     };
     let mut info = InstructionInfoFactory::new();
@@ -261,6 +313,11 @@ mod tests {
             let end = if returns { Role::Returned } else { Role::Allocated };
             let places = points.in_order(returns);
             for role in [Role::Allocate, Role::AllocateArray, Role::Reallocate, Role::Release, end] {
+                assert!(places.iter().any(|&(found, _)| found == role), "{role:?} in {places:?}");
+            }
+            let end = if returns { Role::MapReturned } else { Role::Mapped };
+            let places = points.for_mappings(returns);
+            for role in [Role::Map, Role::Remap, Role::Extend, Role::Unmap, end] {
                 assert!(places.iter().any(|&(found, _)| found == role), "{role:?} in {places:?}");
             }
         }

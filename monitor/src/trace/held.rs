@@ -30,10 +30,18 @@ const DIFFERENT: usize = 5;
 /// Words that are counted; a process has one mark, older libraries one for each thread.
 const WORDS: usize = 1024;
 
+/// Pages of a mapping that are looked at one by one; of a larger one, as many in so many places.
+const PAGES: u64 = 4096;
+const PARTS: u64 = 8;
+/// Present, or in swap (admin-guide/mm/pagemap.rst).
+const RESIDENT: u64 = 3 << 62;
+
 /// The memory of a process.
 #[derive(Debug)]
 pub(super) struct Memory {
     file: File,
+    /// A word for each of its pages.
+    pages: File,
     /// Whether blocks are the GNU C library's.
     is_glibc: bool,
     marks: Marks,
@@ -45,9 +53,29 @@ impl Memory {
     /// # Errors
     /// When it is gone, or this process may not read it.
     pub(super) fn open(tgid: u32, is_glibc: bool) -> Result<Self> {
-        let path = format!("/proc/{tgid}/mem");
-        let file = File::open(&path).with_context(|| format!("cannot read {path}"))?;
-        Ok(Self { file, is_glibc, marks: Marks::default() })
+        let open = |name| {
+            let path = format!("/proc/{tgid}/{name}");
+            File::open(&path).with_context(|| format!("cannot read {path}"))
+        };
+        Ok(Self { file: open("mem")?, pages: open("pagemap")?, is_glibc, marks: Marks::default() })
+    }
+
+    /// Bytes of a mapping that are in memory or in swap; of a large one an estimate.
+    pub(super) fn resident(&self, address: u64, size: u64) -> u64 {
+        let page = rustix::param::page_size() as u64;
+        let (first, all) = (address / page, size.div_ceil(page));
+        let parts = if all > PAGES { PARTS } else { 1 };
+        let length = all.min(PAGES) / parts;
+        let mut words = vec![0; (length * 8) as usize];
+        let mut found = 0;
+        for part in 0..parts {
+            let at = first + (all - length) * part / (parts - 1).max(1);
+            if self.pages.read_exact_at(&mut words, at * 8).is_ok() {
+                let is_resident = |word: &&[u8; 8]| u64::from_ne_bytes(**word) & RESIDENT != 0;
+                found += words.as_chunks().0.iter().filter(is_resident).count() as u64;
+            }
+        }
+        found * page * all / (length * parts).max(1)
     }
 
     /// Learns from a block that was released a moment ago.
@@ -163,6 +191,21 @@ mod tests {
         block[40] = 7;
         assert_ne!(memory.print(address, 100), first);
         assert_eq!(memory.print(8, 100), None);
+    }
+
+    #[test]
+    fn of_a_mapping_what_was_touched_is_resident() {
+        let memory = Memory::open(std::process::id(), true).expect("our own memory");
+        let share =
+            |block: &[u8]| memory.resident(block.as_ptr() as u64, block.len() as u64) as f64 / block.len() as f64;
+        for mib in [4, 64] {
+            let touched = share(&vec![1; mib << 20]);
+            assert!((0.9..=1.1).contains(&touched), "{touched} of {mib} MiB");
+        }
+        // So large that the allocator has no old memory for it.
+        let fresh = share(&vec![0; 64 << 20]);
+        assert!(fresh < 0.1, "{fresh}");
+        assert_eq!(memory.resident(4096, 4096), 0);
     }
 
     #[test]

@@ -79,6 +79,28 @@ pub(super) struct Sum {
 }
 
 impl Sum {
+    /// Adds memory of which none was overlooked, in so many hours; [`Self::settle`] comes last.
+    pub(super) fn add_exact(&mut self, bytes: u64, hours: f64) {
+        let per_hour = bytes as f64 / hours;
+        self.samples += 1;
+        self.bytes += bytes;
+        self.bytes_per_hour += per_hour;
+        self.squares += per_hour * per_hour;
+    }
+
+    /// Adds what another has of the same stack.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.samples += other.samples;
+        self.bytes += other.bytes;
+        self.bytes_per_hour += other.bytes_per_hour;
+        self.sure_per_hour += other.sure_per_hour;
+    }
+
+    /// Tells what of it is sure: what comes seldom may have come by chance.
+    pub(super) fn settle(&mut self) {
+        self.sure_per_hour = (self.bytes_per_hour - SURE * self.squares.sqrt()).max(0.0);
+    }
+
     fn add(&mut self, sample: &Sample) {
         self.samples += 1;
         self.bytes += sample.size;
@@ -232,7 +254,7 @@ impl Ledger {
             let of_all = calls.get(stack).copied().unwrap_or(sum.calls).max(sum.calls);
             let real = (1.0 - residue * of_all / sum.calls).max(0.0);
             sum.bytes_per_hour *= real * sum.samples as f64 / (sum.samples + late) as f64;
-            sum.sure_per_hour = (sum.bytes_per_hour - SURE * sum.squares.sqrt()).max(0.0);
+            sum.settle();
         }
         growth
     }

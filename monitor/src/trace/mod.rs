@@ -21,6 +21,7 @@ mod child;
 pub(crate) mod growth;
 mod held;
 mod ledger;
+mod mappings;
 mod module;
 mod pace;
 mod process;
@@ -51,7 +52,8 @@ use crate::{
 };
 
 use growth::{Ended, Growth};
-use ledger::{Ledger, ProcessId};
+use ledger::{Ledger, ProcessId, StackId, Sum};
+use mappings::Mappings;
 use pace::{Plan, Price};
 use process::{Cache, Files, Process};
 use stacks::Stacks;
@@ -94,6 +96,11 @@ const ENOUGH: u64 = 3;
 const ROSTER: Duration = Duration::from_secs(5);
 /// Between two looks whether memory is still held.
 const HELD: Duration = Duration::from_secs(4);
+/// Between two looks at mappings that were told of meanwhile: the ring has room for 126.
+const MAPPED: Duration = Duration::from_millis(100);
+/// What watching them may take of what the service uses: half of what all of it may. Judged as if it had been traced for some seconds.
+const MAPPED_SHARE: f64 = pace::SHARE_MAX / 2.0;
+const JUDGED_AFTER: f64 = 5.0;
 /// Between two words of how far it is.
 const LOOK: Duration = Duration::from_secs(1);
 /// Memory stays when it was not given back for a quarter of the trace, within these bounds.
@@ -111,7 +118,7 @@ pub(crate) async fn follow(
     let mut trace = Trace::begin(options)?;
     let mut stop = pin!(stop);
     let began = Instant::now();
-    let (mut roster_at, mut held_at, mut look_at) = (began + ROSTER, began + HELD, began);
+    let (mut roster_at, mut held_at, mut look_at, mut mapped_at) = (began + ROSTER, began + HELD, began, began);
     let ended = loop {
         let now = Instant::now();
         let elapsed = now - began;
@@ -121,6 +128,10 @@ pub(crate) async fn follow(
         if now >= roster_at {
             trace.look_at_processes(&options.cgroup)?;
             roster_at = now + ROSTER;
+        }
+        if now >= mapped_at {
+            trace.look_at_mappings()?;
+            mapped_at = now + MAPPED;
         }
         if now >= held_at {
             trace.look_at_memory();
@@ -138,7 +149,7 @@ pub(crate) async fn follow(
             look(trace.look(elapsed)?);
             look_at = now + LOOK;
         }
-        let next = roster_at.min(held_at).min(look_at).min(began + options.duration);
+        let next = roster_at.min(held_at).min(look_at).min(mapped_at).min(began + options.duration);
         // What comes later could not mature.
         let may_watch = elapsed + trace.maturity < options.duration;
         let step = async {
@@ -158,6 +169,7 @@ pub(crate) async fn follow(
             () = &mut stop => break Ended::Asked,
         }
     };
+    trace.look_at_mappings()?;
     trace.look_at_memory();
     trace.finish(options, began.elapsed(), ended).await
 }
@@ -169,6 +181,7 @@ struct Trace {
     files: Files,
     subjects: HashMap<ProcessId, Subject>,
     ledger: Ledger,
+    mappings: Mappings,
     maturity: Duration,
     stacks: Stacks,
     cache: Cache,
@@ -192,6 +205,8 @@ struct Subject {
     allocators: Vec<u16>,
     /// Whether it bears return probes.
     returns: bool,
+    /// They stand as long as it is traced.
+    mapping_probes: Option<watch::Probes>,
     plan: Plan,
     due: Instant,
     /// Processor time at the last watch, seconds, and when that was.
@@ -209,8 +224,13 @@ struct Totals {
     watched: f64,
     watches: u64,
     calls: u64,
-    /// Seconds taken from the service.
+    /// Seconds taken from the service, and those among them for its mappings.
     taken: f64,
+    for_mappings: f64,
+    /// Hits of probes for mappings, mappings, and records without room, at the last look.
+    mapping_hits: u64,
+    mappings: u64,
+    lost: u64,
     /// Seconds of processor time that the traced processes have used meanwhile.
     used: f64,
     /// Seconds that they were traced, all processes together.
@@ -227,6 +247,7 @@ impl Trace {
             files: Files::default(),
             subjects: HashMap::new(),
             ledger: Ledger::new(maturity),
+            mappings: Mappings::new(maturity),
             maturity,
             stacks: Stacks::default(),
             cache: Cache::default(),
@@ -345,6 +366,7 @@ impl Trace {
                 memory,
                 allocators,
                 returns: bears_return_probes(tgid) && !is_go,
+                mapping_probes: None,
                 plan,
                 due: now + plan.rest,
                 processor,
@@ -353,6 +375,7 @@ impl Trace {
                 taken: 0.0,
             },
         );
+        self.watch_mappings(id);
     }
 
     fn end(&mut self, id: ProcessId) {
@@ -361,7 +384,49 @@ impl Trace {
                 self.allocations.forget(subject.process.identity.tgid, address, false);
             }
             self.ledger.ended(id, clock::boot_ns());
+            self.mappings.ends(id, clock::boot_ns());
         }
+    }
+
+    /// Looks at what came of mappings, and at what that has taken.
+    fn look_at_mappings(&mut self) -> Result<()> {
+        self.drain_mappings();
+        let counts = self.allocations.counts()?;
+        let (hits, mappings) = (counts.mapping_hits - self.totals.mapping_hits, counts.mappings - self.totals.mappings);
+        // Of what was lost since the last look, watches of the allocator have a part only where mappings came as well.
+        let lost = mappings > 0 && counts.lost > self.totals.lost;
+        (self.totals.mapping_hits, self.totals.mappings, self.totals.lost) =
+            (counts.mapping_hits, counts.mappings, counts.lost);
+        let dearest = |of: fn(&Price) -> f64| self.prices.iter().map(of).fold(0.0, f64::max);
+        let taken = hits as f64 * dearest(|price| price.hit) + mappings as f64 * dearest(|price| price.sample);
+        self.totals.taken += taken;
+        self.totals.for_mappings += taken;
+        let given = self.given().max(JUDGED_AFTER * pace::PROCESSOR_MIN);
+        if lost || self.totals.for_mappings > MAPPED_SHARE * given {
+            let now = clock::boot_ns();
+            let ended: Vec<_> = self
+                .subjects
+                .iter_mut()
+                .filter_map(|(&id, subject)| subject.mapping_probes.take().map(|_| id))
+                .collect();
+            for &id in &ended {
+                self.mappings.ends(id, now);
+            }
+            if !ended.is_empty() {
+                self.note("it maps memory so often that only its allocator is watched from then on".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// What stays by now, by stack.
+    fn growth(&self) -> HashMap<StackId, Sum> {
+        let now = clock::boot_ns();
+        let mut growth = self.ledger.growth(now);
+        for (stack, sum) in self.mappings.growth(now) {
+            growth.entry(stack).or_default().join(&sum);
+        }
+        growth
     }
 
     /// Takes off what is held no longer, or written again.
@@ -372,12 +437,13 @@ impl Trace {
                 for address in self.ledger.look(id, now, |address, size| memory.print(address, size)) {
                     self.allocations.forget(process.identity.tgid, address, true);
                 }
+                self.mappings.look(id, |address, size| memory.resident(address, size));
             }
         }
     }
 
     fn look(&mut self, elapsed: Duration) -> Result<Look> {
-        let growth = self.ledger.growth(clock::boot_ns());
+        let growth = self.growth();
         Ok(Look {
             elapsed,
             processes: self.subjects.len(),
@@ -392,9 +458,14 @@ impl Trace {
         self.totals.watches >= ENOUGH && self.subjects.values().all(|subject| subject.plan.too_dear)
     }
 
+    /// Seconds of processor time of which a share may be taken.
+    fn given(&self) -> f64 {
+        self.totals.used.max(self.totals.traced * pace::PROCESSOR_MIN)
+    }
+
     /// Share of the service's processor time that was taken from it, as the pace counts it.
     fn share(&self) -> f64 {
-        let given = self.totals.used.max(self.totals.traced * pace::PROCESSOR_MIN);
+        let given = self.given();
         if given > 0.0 { (self.totals.taken / given).min(1.0) } else { 0.0 }
     }
 }

@@ -11,10 +11,7 @@ use super::{
     stacks::{Frame, OTHERS},
 };
 use crate::{
-    host::{
-        clock,
-        process::{memory_held, processor_seconds},
-    },
+    host::process::{memory_held, processor_seconds},
     symbols::{self, Named, Places},
 };
 
@@ -27,7 +24,7 @@ impl Trace {
     /// # Errors
     /// When the counts cannot be read any more.
     pub(super) async fn finish(mut self, options: &Options, took: Duration, ended: Ended) -> Result<Growth> {
-        let growth = self.ledger.growth(clock::boot_ns());
+        let growth = self.growth();
         let anonymous = [self.anonymous, self.memory()];
         let mut sums: Vec<_> = growth.into_iter().collect();
         sums.sort_by(|(_, a), (_, b)| b.sure_per_hour.total_cmp(&a.sure_per_hour));
@@ -68,7 +65,7 @@ impl Trace {
             watched_seconds: self.totals.watched,
             watches: self.totals.watches,
             calls: self.totals.calls,
-            lost: counts.lost,
+            lost: counts.lost + self.mappings.lost(),
             share: self.share(),
             memory_bytes: memory_held(std::process::id()).unwrap_or(0),
             processor_seconds: processor_seconds(std::process::id()).unwrap_or(0.0),

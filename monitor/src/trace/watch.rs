@@ -15,10 +15,11 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::sleep;
 
 use super::{
-    Subject, Trace,
+    Trace,
     ledger::{ProcessId, StackId},
     pace::{self, Met, Plan, Price},
     process::{Files, Mapped, Process},
+    stacks::Frame,
 };
 use crate::{
     host::{
@@ -45,8 +46,13 @@ fn places(allocators: &[u16], files: &Files, returns: bool) -> Places {
     allocators.iter().filter_map(|&number| files.get(number)).map(of).collect()
 }
 
+fn mapping_places(allocators: &[u16], files: &Files, returns: bool) -> Places {
+    let of = |file: &Mapped| (file.reachable.clone(), file.points.for_mappings(returns));
+    allocators.iter().filter_map(|&number| files.get(number)).map(of).filter(|(_, places)| !places.is_empty()).collect()
+}
+
 /// Attached probes. Dropped, they go all at once where the kernel can do that, else in the opposite order.
-struct Probes(Vec<Probe>);
+pub(super) struct Probes(Vec<Probe>);
 
 impl Probes {
     fn attach(allocations: &mut Allocations, places: &Places, tgid: u32) -> Result<Self> {
@@ -137,6 +143,28 @@ impl Trace {
         Ok(())
     }
 
+    /// From now on, every mapping that a process gets past its allocator is seen.
+    pub(super) fn watch_mappings(&mut self, id: ProcessId) {
+        let Some(subject) = self.subjects.get_mut(&id) else { return };
+        let places = mapping_places(&subject.allocators, &self.files, subject.returns);
+        if places.is_empty() {
+            return;
+        }
+        match Probes::attach(&mut self.allocations, &places, subject.process.identity.tgid) {
+            Ok(probes) => {
+                subject.mapping_probes = Some(probes);
+                self.mappings.begins(id, clock::boot_ns());
+            }
+            // Its allocator is watched all the same, if that can be.
+            Err(error) => tracing::debug!("mappings are not watched: {error:#}"),
+        }
+    }
+
+    /// Takes what came between watches, when no calls are sampled.
+    pub(super) fn drain_mappings(&mut self) {
+        self.drain(&mut Watch::default());
+    }
+
     /// Plans the next watch of a process, after one that has met this.
     fn account(&mut self, id: ProcessId, met: &Met) {
         self.totals.watches += 1;
@@ -165,13 +193,13 @@ impl Trace {
     /// Takes what is in the ring. Every sample is unwound, also of memory that comes back: of which stack how much does is told by it.
     fn drain(&mut self, watch: &mut Watch) {
         let (now, mut gone) = (clock::boot_ns(), Vec::new());
-        let Self { allocations, subjects, stacks, cache, .. } = self;
+        let Self { allocations, subjects, stacks, cache, files, mappings, .. } = self;
+        let who = |tgid: u32| subjects.iter().find(|(_, subject)| subject.process.identity.tgid == tgid);
         allocations.drain(|record| match record {
             Record::Sample(sample) => {
                 // What was there before had been released, or it could not be handed out again.
                 gone.push((sample.tgid, sample.address, None));
-                let of = |subject: &&Subject| subject.process.identity.tgid == sample.tgid;
-                if let Some(subject) = subjects.values().find(of) {
+                if let Some((_, subject)) = who(sample.tgid) {
                     let (frames, whole) = subject.process.unwind(sample, cache);
                     let stack = stacks.id(&frames, whole);
                     let weight = f64::from(u32::MAX) / f64::from(sample.share.max(1));
@@ -183,6 +211,21 @@ impl Trace {
             Record::Gone(word) => {
                 let size = watch.waiting.remove(&(word.tgid, word.address)).map(|waiting| waiting.size);
                 gone.push((word.tgid, word.address, (word.released == 1).then_some(size)));
+            }
+            Record::Mapped(sample) => {
+                if let Some((&id, subject)) = who(sample.tgid) {
+                    let (frames, whole) = subject.process.unwind(sample, cache);
+                    if is_allocator_s(&frames, files) {
+                        mappings.unmapped(id, sample.address, sample.size);
+                    } else {
+                        mappings.mapped(id, sample.address, sample.size, stacks.id(&frames, whole), sample.time_ns);
+                    }
+                }
+            }
+            Record::Unmapped(word) => {
+                if let Some((&id, _)) = who(word.tgid) {
+                    mappings.unmapped(id, word.address, word.released);
+                }
             }
         });
         for (tgid, address, released) in gone {
@@ -199,6 +242,15 @@ impl Trace {
     fn id_of(&self, tgid: u32) -> Option<ProcessId> {
         self.subjects.iter().find(|(_, subject)| subject.process.identity.tgid == tgid).map(|(&id, _)| id)
     }
+}
+
+/// Whether an allocator has asked for a mapping, to hand out of it: the C library itself, or a function that is known for one.
+fn is_allocator_s(frames: &[Frame], files: &Files) -> bool {
+    let own = frames.first().and_then(|frame| frame.module);
+    let is_in_allocator = |frame: &Frame| {
+        frame.module.and_then(|number| files.get(number)).is_some_and(|file| file.points.is_allocator(frame.address))
+    };
+    frames.get(1).is_some_and(|caller| caller.module == own) || frames.iter().any(is_in_allocator)
 }
 
 /// What one watch has seen.
