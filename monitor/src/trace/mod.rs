@@ -9,6 +9,8 @@
 //! for people and for tools; kept                                       show/
 //! ```
 //!
+//! Memory that a process maps past its allocator is followed beside that, call by call, in mappings.rs (pure).
+//!
 //! Why not page faults: the function that first touches a page is seldom the one whose memory stays in it. Loud ones, which
 //! allocate and release, fault the heap in; a quiet leak then takes the blocks that they leave. Measured on a leak of 64-byte blocks
 //! beside loud functions, first touches named the leaking function for none of its growth.
