@@ -148,8 +148,9 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => {
             let config = args.load()?;
-            // It takes a right that is given up next.
+            // Both take a right that is given up next.
             let protected = memory::protect();
+            memory::lift_lock_limit();
             // Now, since there is one thread: the others begin with what it has.
             privilege::give_up(config.needs())?;
             let log = log_to_stderr("info");

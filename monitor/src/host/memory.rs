@@ -3,7 +3,10 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result};
-use rustix::mm::{MlockAllFlags, mlockall, munlockall};
+use rustix::{
+    mm::{MlockAllFlags, mlockall, munlockall},
+    process::{Resource, Rlimit, setrlimit},
+};
 use tokio::{task::spawn_blocking, time::sleep};
 
 use super::pressure;
@@ -38,6 +41,13 @@ pub(crate) fn protect() -> Result<()> {
     }
     fs::write(OOM_SCORE_ADJ_FILE, OOM_SCORE_ADJ.to_string())
         .with_context(|| format!("cannot write {OOM_SCORE_ADJ_FILE}: it takes CAP_SYS_RESOURCE"))
+}
+
+/// Lifts the limit of locked memory, as the packaged unit does: kernels before 5.11 count maps of kernel programs against it, those of
+/// all of a user's processes together, and the usual 64 KiB or 8 MiB are too few for them. Whoever may not has what there is; on newer
+/// kernels that is enough.
+pub(crate) fn lift_lock_limit() {
+    setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }).ok();
 }
 
 /// Has the kernel look here first: for a process whose work anybody can do without. Everybody may do so.
