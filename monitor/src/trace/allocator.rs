@@ -39,18 +39,10 @@ impl Points {
 
     /// Those for mappings, in the order in which probes are to stand. `returns`: as for [`Self::in_order`].
     pub(super) fn for_mappings(&self, returns: bool) -> Vec<(Role, u64)> {
-        let (unmap, begin): (Vec<_>, Vec<_>) = self.maps.iter().partition(|(_, role)| **role == Role::Unmap);
-        let ends: Vec<(Role, u64)> = if returns {
-            begin.iter().map(|&(&offset, _)| (Role::MapReturned, offset)).collect()
-        } else {
-            self.map_rets.iter().map(|&offset| (Role::Mapped, offset)).collect()
-        };
-        unmap
-            .into_iter()
-            .map(|(&offset, &role)| (role, offset))
-            .chain(ends)
-            .chain(begin.into_iter().map(|(&offset, &role)| (role, offset)))
-            .collect()
+        let of = |&offset: &u64| if returns { (Role::MapReturned, offset) } else { (Role::Mapped, offset) };
+        let begins = self.maps.iter().filter(|(_, role)| returns && **role != Role::Unmap).map(|(offset, _)| offset);
+        let rets = self.map_rets.iter().filter(|_| !returns);
+        around(&self.maps, Role::Unmap, begins.chain(rets).map(of))
     }
 
     /// Whether an address in the file is in a function of an allocator.
@@ -66,12 +58,17 @@ impl Points {
         let returned = returned.map(|(&offset, _)| (Role::Returned, offset));
         let rets = self.rets.iter().filter(|(_, role)| !returns || **role == Role::AllocatedGo);
         let rets = rets.map(|(&offset, &role)| (role, offset));
-        let of = |release: bool| {
-            let begins = self.begins.iter().filter(move |(_, role)| (**role == Role::Release) == release);
-            begins.map(|(&offset, &role)| (role, offset))
-        };
-        of(true).chain(returned).chain(rets).chain(of(false)).collect()
+        around(&self.begins, Role::Release, returned.chain(rets))
     }
+}
+
+/// What takes memory back, the ends of calls, and what begins these.
+fn around(begins: &BTreeMap<u64, Role>, back: Role, ends: impl Iterator<Item = (Role, u64)>) -> Vec<(Role, u64)> {
+    let of = |is_back: bool| {
+        let begins = begins.iter().filter(move |(_, role)| (**role == back) == is_back);
+        begins.map(|(&offset, &role)| (role, offset))
+    };
+    of(true).chain(ends).chain(of(false)).collect()
 }
 
 /// Functions that an allocator exports, or a program has of an allocator that is linked into it. C++ and Rust come to these.

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use super::{
     Trace,
+    allocator::Points,
     ledger::{ProcessId, StackId},
     pace::{self, Met, Plan, Price},
     process::{Files, Mapped, Process},
@@ -41,13 +42,9 @@ const DRAIN: Duration = Duration::from_millis(2);
 /// Places to probe, by file.
 type Places = Vec<(PathBuf, Vec<(Role, u64)>)>;
 
-fn places(allocators: &[u16], files: &Files, returns: bool) -> Places {
-    let of = |file: &Mapped| (file.reachable.clone(), file.points.in_order(returns));
-    allocators.iter().filter_map(|&number| files.get(number)).map(of).collect()
-}
-
-fn mapping_places(allocators: &[u16], files: &Files, returns: bool) -> Places {
-    let of = |file: &Mapped| (file.reachable.clone(), file.points.for_mappings(returns));
+/// `which` of the points of each file, [`Points::in_order`] or [`Points::for_mappings`].
+fn places(allocators: &[u16], files: &Files, which: fn(&Points, bool) -> Vec<(Role, u64)>, returns: bool) -> Places {
+    let of = |file: &Mapped| (file.reachable.clone(), which(&file.points, returns));
     allocators.iter().filter_map(|&number| files.get(number)).map(of).filter(|(_, places)| !places.is_empty()).collect()
 }
 
@@ -90,7 +87,7 @@ impl Trace {
         let before = self.allocations.counts()?;
         let probes = match Probes::attach(
             &mut self.allocations,
-            &places(&subject.allocators, &self.files, subject.returns),
+            &places(&subject.allocators, &self.files, Points::in_order, subject.returns),
             tgid,
         ) {
             Ok(probes) => probes,
@@ -146,7 +143,7 @@ impl Trace {
     /// From now on, every mapping that a process gets past its allocator is seen.
     pub(super) fn watch_mappings(&mut self, id: ProcessId) {
         let Some(subject) = self.subjects.get_mut(&id) else { return };
-        let places = mapping_places(&subject.allocators, &self.files, subject.returns);
+        let places = places(&subject.allocators, &self.files, Points::for_mappings, subject.returns);
         if places.is_empty() {
             return;
         }
@@ -290,7 +287,7 @@ pub(super) fn prices(allocations: &mut Allocations) -> Result<[Price; 2]> {
     let mut files = Files::default();
     let own = Process::open(std::process::id(), &mut files)?;
     let mut price = |returns| {
-        let places = places(&own.allocators(&files), &files, returns);
+        let places = places(&own.allocators(&files), &files, Points::in_order, returns);
         let price = measure(allocations, &places)?;
         if price.is_none() && allocations.all_at_once() {
             allocations.one_by_one();
