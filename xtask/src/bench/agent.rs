@@ -16,14 +16,23 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::Programs;
 use crate::workspace;
 
-/// A running child that is ended with SIGTERM when it is dropped.
+/// A running child that is ended with SIGTERM when it is dropped, and with SIGKILL when that does not do: bpftrace sleeps on when
+/// the signal comes while it prints.
 pub(super) struct Running(pub(super) Child);
+
+/// From SIGTERM to SIGKILL: an agent has its end to write down.
+const ENDING: Duration = Duration::from_secs(5);
 
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
             kill_process(pid, Signal::TERM).ok();
         }
+        let begin = Instant::now();
+        while matches!(self.0.try_wait(), Ok(None)) && begin.elapsed() < ENDING {
+            sleep(Duration::from_millis(1));
+        }
+        self.0.kill().ok();
         self.0.wait().ok();
     }
 }

@@ -2,12 +2,11 @@
 //! deaths in a cgroup that is looked after.
 
 use std::{
-    process::{Child, Command},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::{
     Programs,
@@ -16,6 +15,7 @@ use super::{
     limited::Limited,
     sleepers::Sleepers,
     stats::{self, quantile},
+    storms::Storms,
 };
 use crate::say;
 
@@ -49,18 +49,6 @@ pub(super) struct Flood {
     pub(super) detection_p99_ms: f64,
 }
 
-/// Storms that go on until this is dropped.
-struct Storms(Vec<Child>);
-
-impl Drop for Storms {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            child.kill().ok();
-            child.wait().ok();
-        }
-    }
-}
-
 pub(super) fn measure(programs: &Programs) -> Result<Flood> {
     say::line(format_args!("bench: a flood of exits, {} s", LENGTH.as_secs()));
     let sleepers = Sleepers::start(1)?;
@@ -71,7 +59,7 @@ pub(super) fn measure(programs: &Programs) -> Result<Flood> {
     let before = agent.metrics()?;
     let resident = stats::status_kib(agent.pid(), "VmRSS")?;
     let (begin, cpu) = (Instant::now(), stats::cpu_ns(agent.pid())?);
-    let storms = storms(programs)?;
+    let storms = Storms::start(programs, End::Failing)?;
     let (mut most, mut answers) = (resident, Vec::new());
     let (mut oom_kills, mut watched) = (0, 0);
     while begin.elapsed() < LENGTH {
@@ -99,7 +87,9 @@ pub(super) fn measure(programs: &Programs) -> Result<Flood> {
     Ok(Flood {
         seconds,
         exits: grown(&|name| name.starts_with("defib_process_exits_total") && !name.contains("\"clean\"")),
-        seen: grown(&|name| name == "defib_detection_seconds_count"),
+        // OOM marks are timed too, and are no exits.
+        seen: grown(&|name| name == "defib_detection_seconds_count")
+            - grown(&|name| name.starts_with("defib_oom_kills_total")),
         dropped: grown(&|name| name.starts_with("defib_events_lost_total{ring=\"bulk\"")),
         oom_kills: (
             oom_kills,
@@ -117,17 +107,6 @@ pub(super) fn measure(programs: &Programs) -> Result<Flood> {
         answer_max: quantile(&mut answers, 1.0),
         detection_p99_ms: p99(&before, &after) * 1e3,
     })
-}
-
-/// One on each processor.
-fn storms(programs: &Programs) -> Result<Storms> {
-    let mut storms = Storms(Vec::new());
-    for _ in 0..std::thread::available_parallelism().map_or(1, std::num::NonZero::get) {
-        let mut command = Command::new(&programs.victim);
-        command.args(["storm", &u32::MAX.to_string()]).args(End::Failing.arguments());
-        storms.0.push(command.spawn().context("cannot start a storm")?);
-    }
-    Ok(storms)
 }
 
 fn sum(metrics: &Metrics, filter: &dyn Fn(&str) -> bool) -> f64 {

@@ -1,18 +1,14 @@
-//! Run time of the programs under a storm of exits, beside libbpf-tools' `exitsnoop` and a program that does nothing.
+//! Run time of the programs under a storm of exits, beside those of peers and a program that does nothing.
 
-use std::{
-    path::Path,
-    process::{Command, Stdio},
-    thread::sleep,
-    time::Duration,
-};
+use std::{path::Path, thread::sleep, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, ensure};
 
 use super::{
     Programs,
-    agent::{Agent, Metrics, Running},
+    agent::{Agent, Metrics},
     empty::Empty,
+    peers::{self, Peer},
     sleepers::Sleepers,
     stats::{self, Measuring, quantile},
 };
@@ -20,6 +16,8 @@ use crate::{process, say};
 
 /// Exits in one storm.
 pub(super) const EXITS: u32 = 20_000;
+/// Peers with programs of their own.
+const PEERS: [Peer; 2] = [peers::BPFTRACE, peers::EXITSNOOP];
 /// Services that are looked after meanwhile: few, and as many as an agent takes.
 pub(super) const SERVICES: [usize; 2] = [10, 10_000];
 
@@ -55,9 +53,9 @@ pub(super) struct Row {
 pub(super) struct Kernel {
     pub(super) rounds: u32,
     pub(super) rows: Vec<Row>,
-    /// The empty program, and `exitsnoop`, where it is installed.
+    /// The empty program, and the peers; no numbers for those that are not installed.
     pub(super) empty: Row,
-    pub(super) peer: Option<Row>,
+    pub(super) peers: Vec<Row>,
     /// The fork program, and the signal program (one SIGCHLD for each exit, which leaves at once), in a storm of clean exits.
     pub(super) fork_ns: f64,
     pub(super) signal_ns: f64,
@@ -81,7 +79,8 @@ pub(super) fn measure(programs: &Programs, rounds: u32) -> Result<Kernel> {
     let services = SERVICES.map(Sleepers::start);
     let services = services.into_iter().collect::<Result<Vec<_>>>()?;
     let mut ours: Vec<[Series; 2]> = services.iter().map(|_| Default::default()).collect();
-    let (mut empty, mut peer) = (Series::default(), Series::default());
+    let mut empty = Series::default();
+    let mut peers: [Series; PEERS.len()] = Default::default();
     let (mut fork, mut signal) = (Vec::new(), Vec::new());
     let (mut seen, mut lost) = (0.0, 0.0);
     for round in 1..=rounds {
@@ -113,9 +112,10 @@ pub(super) fn measure(programs: &Programs, rounds: u32) -> Result<Kernel> {
             let _program = Empty::attach()?;
             values.push(of_process(std::process::id(), || storm(programs, end, None))?);
         }
-        for (end, values) in End::ALL.into_iter().zip(&mut peer.0) {
-            if let Some(snoop) = exitsnoop()? {
-                values.push(of_process(snoop.0.id(), || storm(programs, end, None))?);
+        for ((_, start), series) in PEERS.iter().zip(&mut peers) {
+            let Some(peer) = start()? else { continue };
+            for (end, values) in End::ALL.into_iter().zip(&mut series.0) {
+                values.push(of_process(peer.0.id(), || storm(programs, end, None))?);
             }
         }
     }
@@ -128,32 +128,12 @@ pub(super) fn measure(programs: &Programs, rounds: u32) -> Result<Kernel> {
         rounds,
         rows,
         empty: empty.row("an empty program: the limit"),
-        peer: peer.0.iter().all(|values| !values.is_empty()).then(|| peer.row("libbpf-tools `exitsnoop`")),
+        peers: PEERS.iter().zip(&mut peers).map(|((name, _), series)| series.row(*name)).collect(),
         fork_ns: quantile(&mut fork, 0.5),
         signal_ns: quantile(&mut signal, 0.5),
         seen,
         lost,
     })
-}
-
-/// A running `exitsnoop`, attached; `None` where it is not installed or cannot attach.
-///
-/// It finds its tracepoint through tracefs, which not every machine has mounted: it gets one in a mount namespace of its
-/// own, so that nothing is left behind.
-pub(super) fn exitsnoop() -> Result<Option<Running>> {
-    let Some(path) = ["/usr/sbin/exitsnoop", "/usr/bin/exitsnoop"].into_iter().find(|path| Path::new(path).exists())
-    else {
-        return Ok(None);
-    };
-    let script = "mount -t tracefs tracefs /sys/kernel/tracing; exec \"$0\"";
-    let child = Command::new("unshare")
-        .args(["--mount", "sh", "-c", script, path])
-        .stdout(Stdio::null())
-        .spawn()
-        .with_context(|| format!("cannot start {path}"))?;
-    let mut snoop = Running(child);
-    sleep(Duration::from_secs(1));
-    Ok(if snoop.0.try_wait()?.is_none() { Some(snoop) } else { None })
 }
 
 fn storm(programs: &Programs, end: End, cgroup: Option<&Path>) -> Result<()> {
@@ -165,6 +145,8 @@ fn of_process(pid: u32, work: impl FnOnce() -> Result<()>) -> Result<f64> {
     let (ns, runs) = stats::programs_of(pid)?;
     work()?;
     let (ns_after, runs_after) = stats::programs_of(pid)?;
+    // One that was not attached yet would be measured by whatever else ended.
+    ensure!(runs_after - runs >= u64::from(EXITS), "of {EXITS} exits a program ran for {} only", runs_after - runs);
     Ok((ns_after - ns) as f64 / (runs_after - runs) as f64)
 }
 

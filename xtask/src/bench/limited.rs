@@ -1,8 +1,9 @@
 //! A memory cgroup with a limit, in which processes run out of memory; removed when dropped.
 
-use std::{fs, os::unix::process::ExitStatusExt as _, path::PathBuf};
+use std::{fs, os::unix::process::ExitStatusExt as _, path::PathBuf, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
     Programs,
@@ -55,15 +56,33 @@ impl Limited {
 
     /// A configuration that looks after it, and starts nothing.
     pub(super) fn config(&self, service: &str) -> String {
-        format!(
-            "[[service]]\nname = \"{service}\"\ncommand = {{ start = [\"/bin/false\"], cgroup = \"{}\" }}\n",
-            self.path
-        )
+        self.config_of(service, &["/bin/false"])
+    }
+
+    /// A configuration of a service in it that is started by this command.
+    pub(super) fn config_of(&self, service: &str, start: &[&str]) -> String {
+        format!("[[service]]\nname = \"{service}\"\ncommand = {{ start = {start:?}, cgroup = \"{}\" }}\n", self.path)
+    }
+
+    /// Ends what an agent has started in it, and would live on.
+    fn end_all(&self) {
+        for _ in 0..100 {
+            let text = fs::read_to_string(self.directory.join("cgroup.procs")).unwrap_or_default();
+            let pids: Vec<_> = text.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect();
+            if pids.is_empty() {
+                return;
+            }
+            for pid in pids {
+                kill_process(pid, Signal::KILL).ok();
+            }
+            sleep(Duration::from_millis(10));
+        }
     }
 }
 
 impl Drop for Limited {
     fn drop(&mut self) {
+        self.end_all();
         if let Err(error) = fs::remove_dir(&self.directory) {
             crate::say::line(format_args!("left behind: {} ({error})", self.directory.display()));
         }

@@ -1,9 +1,11 @@
 //! `cargo xtask bench`: what Defib costs and how fast it sees, measured on this machine beside a peer in the same run.
 //!
-//! * [`kernel`]: run time of the kernel programs under a storm of exits, beside a peer and an empty program
+//! * [`kernel`]: run time of the kernel programs under a storm of exits, beside peers and an empty program
 //! * [`workload`]: what that costs whoever forks and exits
-//! * [`detection`]: kernel hook to user space on an otherwise idle machine
+//! * [`peers`]: the programs that are measured beside ours
+//! * [`detection`]: kernel hook to user space on an idle machine and on a busy one, beside a peer
 //! * [`beside_kmsg`]: who hears of an OOM kill first, beside a reader of the kernel's log
+//! * [`out_of_pool`]: from an OOM mark until a load balancer knows
 //! * [`flood`]: a minute of exits as fast as they can be made, with deaths in it that must not be lost
 //! * [`recovery`]: from death to serving again, beside other supervisors
 //! * [`footprint`]: resident memory and CPU of an idle agent
@@ -24,12 +26,15 @@ mod footprint;
 mod forecast;
 mod kernel;
 mod limited;
+mod out_of_pool;
+mod peers;
 mod recovery;
 mod report;
 mod scale;
 mod sleepers;
 pub(crate) mod soak;
 mod stats;
+mod storms;
 mod traced;
 mod workload;
 mod year;
@@ -47,7 +52,7 @@ use crate::{artifacts, privilege, say, workspace};
 ///
 /// Needs root, to load the programs and to have the kernel measure them (`kernel.bpf_stats_enabled`, put back at the
 /// end). Takes about half an hour; leave the machine alone meanwhile. Peers that are installed are measured in the same run:
-/// Debian packages libbpf-tools, forkstat, systemd, supervisor, monit, docker.io and busybox-static.
+/// Debian packages libbpf-tools, bpftrace, forkstat, systemd, supervisor, monit, docker.io and busybox-static.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
@@ -106,9 +111,12 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         tables.workload = Some(workload::measure(&programs)?);
     }
     if wanted(Arm::Detection) {
-        let idle = detection::measure(&programs)?;
-        let beside = beside_kmsg::measure(&programs)?;
-        tables.detection = Some((idle, beside, flood::measure(&programs)?));
+        tables.detection = Some(report::Seen {
+            told: detection::measure(&programs)?,
+            beside: beside_kmsg::measure(&programs)?,
+            out: out_of_pool::measure(&programs)?,
+            flood: flood::measure(&programs)?,
+        });
     }
     if wanted(Arm::Recovery) {
         tables.recovery = Some(recovery::measure(&programs)?);

@@ -5,7 +5,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
-use super::{Programs, stats::quantile};
+use super::{
+    Programs,
+    stats::{in_minute_us, quantile},
+};
 use crate::{artifacts, say, workspace};
 
 /// One arm.
@@ -67,7 +70,7 @@ fn recovery(line: Line) -> Recovery {
     let mut called_ms = Vec::new();
     for incident in incidents {
         let decided = incident.timeline.iter().find(|moment| moment.what == "restart_asked");
-        let Some(decided_us) = decided.and_then(|moment| second_and_micros(&moment.at)) else { continue };
+        let Some(decided_us) = decided.and_then(|moment| in_minute_us(&moment.at)) else { continue };
         // Both within the same minute, or nothing can be said.
         let within_minute = asked_us.iter().map(|&us| us % 60_000_000);
         let after = within_minute.filter_map(|us| us.checked_sub(decided_us));
@@ -77,12 +80,6 @@ fn recovery(line: Line) -> Recovery {
     }
     quantile(&mut called_ms, 0.5);
     Recovery { name, missing, back_ms, called_ms }
-}
-
-/// Microseconds since the minute began, of a moment in RFC 3339.
-fn second_and_micros(at: &str) -> Option<u64> {
-    let seconds: f64 = at.strip_suffix('Z')?.rsplit_once(':')?.1.parse().ok()?;
-    Some((seconds * 1e6) as u64)
 }
 
 #[cfg(test)]

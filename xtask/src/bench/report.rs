@@ -11,6 +11,8 @@ use super::{
     flood::Flood,
     footprint::Footprint,
     kernel::{self, Kernel, Row},
+    out_of_pool::OutOfPool,
+    peers::EXITSNOOP,
     recovery::Recovery,
     scale::Scale,
     traced::Traced,
@@ -23,11 +25,19 @@ use super::{
 pub(super) struct Tables {
     pub(super) kernel: Option<Kernel>,
     pub(super) workload: Option<Workload>,
-    pub(super) detection: Option<(Detection, Beside, Flood)>,
+    pub(super) detection: Option<Seen>,
     pub(super) recovery: Option<Vec<Recovery>>,
     pub(super) footprint: Option<(Footprint, Vec<Scale>)>,
     pub(super) year: Option<Year>,
     pub(super) traced: Option<Traced>,
+}
+
+/// How fast deaths are seen, told and acted on.
+pub(super) struct Seen {
+    pub(super) told: Vec<Detection>,
+    pub(super) beside: Beside,
+    pub(super) out: OutOfPool,
+    pub(super) flood: Flood,
 }
 
 impl Tables {
@@ -48,9 +58,9 @@ impl Tables {
             None => keep(out, before, &[WORKLOAD]),
         }
         match &self.detection {
-            Some((idle, beside, flood)) => {
-                detection_table(out, idle, beside, flood)?;
-                flood_table(out, flood)?;
+            Some(seen) => {
+                detection_table(out, seen)?;
+                flood_table(out, &seen.flood)?;
             }
             None => keep(out, before, &[DETECTION, FLOOD]),
         }
@@ -103,17 +113,21 @@ fn kernel_table(out: &mut String, kernel: &Kernel) -> fmt::Result {
         "{} processes that fork and exit one after the other on one processor, for each cell of each round; medians of {} \
          rounds. Run times are the kernel's own (`bpf_stats`), its two clock reads included, which is most of what the empty \
          program takes. Clean exits that belong to nobody are only counted; failing and signalled ones, and all of a \
-         service's, are reported.\n",
+         service's, are reported. `forkstat` has no program: see the next table.\n",
         kernel::EXITS,
         kernel.rounds
     )?;
     writeln!(out, "| program at the exit | clean | failing | signalled |")?;
     writeln!(out, "|---|---:|---:|---:|")?;
-    let mut row =
-        |row: &Row| writeln!(out, "| {} | {:.0} | {:.0} | {:.0} |", row.name, row.ns[0], row.ns[1], row.ns[2]);
+    let mut row = |row: &Row| match row.ns {
+        [clean, ..] if clean.is_nan() => writeln!(out, "| {} | not installed | | |", row.name),
+        [clean, failing, signalled] => {
+            writeln!(out, "| {} | {clean:.0} | {failing:.0} | {signalled:.0} |", row.name)
+        }
+    };
     kernel.rows.iter().try_for_each(&mut row)?;
     row(&kernel.empty)?;
-    kernel.peer.iter().try_for_each(&mut row)?;
+    kernel.peers.iter().try_for_each(&mut row)?;
     let few = &kernel.rows[0];
     writeln!(out, "\n| Defib, few services, nobody's exits | wanted | clean | failing | signalled |")?;
     writeln!(out, "|---|---|---:|---:|---:|")?;
@@ -122,9 +136,8 @@ fn kernel_table(out: &mut String, kernel: &Kernel) -> fmt::Result {
         writeln!(out, "| against {name} | {wanted} | {:.3} | {:.3} | {:.3} |", ratio(0), ratio(1), ratio(2))
     };
     ratio("the empty program", "at most 1.5, clean", &kernel.empty)?;
-    match &kernel.peer {
-        Some(peer) => ratio("`exitsnoop`", "at most 0.020, clean", peer)?,
-        None => writeln!(out, "| against `exitsnoop` | | not installed | | |")?,
+    for peer in kernel.peers.iter().filter(|peer| !peer.ns[0].is_nan()) {
+        ratio(&peer.name, if peer.name == EXITSNOOP.0 { "at most 0.020, clean" } else { "" }, peer)?;
     }
     writeln!(
         out,
@@ -151,6 +164,10 @@ fn workload_table(out: &mut String, workload: &Workload) -> fmt::Result {
     for arm in &workload.arms {
         let percent = |ratio: f64| (ratio - 1.0) * 100.0;
         let ratio = arm.ratio;
+        if ratio.middle.is_nan() {
+            writeln!(out, "| {} | not installed | |", arm.name)?;
+            continue;
+        }
         writeln!(
             out,
             "| {} | {:+.2} % | {:+.2} % to {:+.2} % |",
@@ -187,16 +204,23 @@ fn traced_table(out: &mut String, traced: &Traced) -> fmt::Result {
     writeln!(out)
 }
 
-fn detection_table(out: &mut String, idle: &Detection, beside: &Beside, flood: &Flood) -> fmt::Result {
+fn detection_table(out: &mut String, Seen { told, beside, out: out_of_pool, flood }: &Seen) -> fmt::Result {
     writeln!(out, "## {DETECTION}\n")?;
-    writeln!(out, "| | deaths | p50 | p99 | largest |")?;
-    writeln!(out, "|---|---:|---:|---:|---:|")?;
     writeln!(
         out,
-        "| idle machine, the reader asleep before each | {} | {:.0} | {:.0} | {:.0} |",
-        idle.deaths, idle.p50, idle.p99, idle.max
+        "Idle: each death finds its readers asleep. Busy: processes fork and exit on all processors without a pause. A line is told \
+         when a reader of the watcher's output has it; bpftrace prints a time stamp, Defib all that it knows of the death. The watchers \
+         take turns.\n"
     )?;
-    writeln!(out, "| wanted, idle | | | 1000 | |")?;
+    writeln!(out, "| | deaths | p50 | p99 | largest |")?;
+    writeln!(out, "|---|---:|---:|---:|---:|")?;
+    for Detection { name, deaths, p50, p99, max } in told {
+        match deaths {
+            0 => writeln!(out, "| {name} | not installed | | | |")?,
+            _ => writeln!(out, "| {name} | {deaths} | {p50:.0} | {p99:.0} | {max:.0} |")?,
+        }
+    }
+    writeln!(out, "| wanted, idle, the record read | | | 1000 | |")?;
     writeln!(
         out,
         "| in the flood below, by the agent's own histogram | {:.0} | | at most {:.0} | |",
@@ -210,6 +234,12 @@ fn detection_table(out: &mut String, idle: &Detection, beside: &Beside, flood: &
         "Of {kills} OOM kills, a reader of Defib's events heard of {by_events} and a reader of the kernel's log (`/dev/kmsg`) of \
          {by_kmsg}, in the same process. Defib's reader was ahead by {median:.0} µs in the median, and by {least:.0} µs at least \
          (below nothing: behind).\n"
+    )?;
+    let OutOfPool { kills, p50, max } = out_of_pool;
+    writeln!(
+        out,
+        "From the kernel's OOM mark on a server until a load balancer that asks without a pause has the answer `down`: {p50:.1} ms, at \
+         most {max:.1} ms ({kills} kills).\n"
     )
 }
 

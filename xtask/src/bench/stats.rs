@@ -39,6 +39,13 @@ pub(super) fn median_interval(values: &[f64]) -> Interval {
     Interval { middle, low, high }
 }
 
+/// Microseconds since the minute began, of a moment in RFC 3339: enough to tell how far apart two moments are that are less than a
+/// minute apart.
+pub(super) fn in_minute_us(at: &str) -> Option<u64> {
+    let seconds: f64 = at.strip_suffix('Z')?.rsplit_once(':')?.1.parse().ok()?;
+    Some((seconds * 1e6) as u64)
+}
+
 /// Run time in nanoseconds and runs of all BPF programs that process `pid` holds open.
 pub(super) fn programs_of(pid: u32) -> Result<(u64, u64)> {
     let directory = Path::new("/proc").join(pid.to_string()).join("fdinfo");

@@ -2,18 +2,15 @@
 //!
 //! Each round measures all arms, in another order; an arm is compared with "nothing" of the same round.
 
-use std::{
-    process::{Command, Stdio},
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::{
     Programs,
     agent::{Agent, Running},
-    kernel::{self, End},
+    kernel::End,
+    peers::{self, Peer},
     stats::{self, Interval},
 };
 use crate::{process, say};
@@ -28,7 +25,8 @@ pub(super) const PEERS_EACH: u32 = 5;
 /// An arm against nothing.
 pub(super) struct Against {
     pub(super) name: &'static str,
-    /// Time, as a share of that with nothing attached; median of the rounds with its 95 % interval.
+    /// Time, as a share of that with nothing attached; median of the rounds with its 95 % interval; no number where the arm is not
+    /// installed.
     pub(super) ratio: Interval,
 }
 
@@ -46,26 +44,21 @@ enum Watcher {
     Peer(#[expect(dead_code, reason = "it watches by being there")] Running),
 }
 
-type Start = fn(&Programs) -> Result<Option<Watcher>>;
-
-const ARMS: [(&str, Start); 4] = [
-    ("nothing", |_| Ok(Some(Watcher::Nobody))),
-    ("Defib", |programs| Ok(Some(Watcher::Defib(Agent::start(programs, "")?)))),
-    ("libbpf-tools `exitsnoop`", |_| Ok(kernel::exitsnoop()?.map(Watcher::Peer))),
-    ("`forkstat` (process events by netlink)", |_| Ok(forkstat()?.map(Watcher::Peer))),
-];
+/// Beside nothing and Defib, which are the first two arms.
+const PEERS: [Peer; 3] = [peers::BPFTRACE, peers::EXITSNOOP, peers::FORKSTAT];
+const ARMS: usize = 2 + PEERS.len();
 
 pub(super) fn measure(programs: &Programs) -> Result<Workload> {
     let mut nothing = Vec::new();
-    let mut ratios: [Vec<f64>; ARMS.len()] = Default::default();
+    let mut ratios: [Vec<f64>; ARMS] = Default::default();
     for round in 0..ROUNDS {
         say::line(format_args!("bench: fork and exit with and without watchers, round {} of {ROUNDS}", round + 1));
         // Ours right beside nothing, which comes first in every other round.
-        let arms = if round % PEERS_EACH == 0 { ARMS.len() } else { 2 };
-        let mut seconds = [None; ARMS.len()];
+        let arms = if round % PEERS_EACH == 0 { ARMS } else { 2 };
+        let mut seconds = [None; ARMS];
         for step in 0..arms {
             let arm = (step + round as usize) % arms;
-            let Some(_watcher) = ARMS[arm].1(programs)? else { continue };
+            let Some(_watcher) = watcher(arm, programs)? else { continue };
             let mut storm = programs.storm(EXITS, End::Clean, None);
             let begin = Instant::now();
             process::run(&mut storm)?;
@@ -77,19 +70,17 @@ pub(super) fn measure(programs: &Programs) -> Result<Workload> {
             all.extend(with.map(|with| with / without));
         }
     }
-    let arms = ARMS.iter().zip(&ratios).skip(1).filter(|(_, ratios)| !ratios.is_empty());
-    let arms = arms.map(|(arm, ratios)| Against { name: arm.0, ratio: stats::median_interval(ratios) }).collect();
+    let names = ["Defib"].into_iter().chain(PEERS.map(|(name, _)| name));
+    let arms = names.zip(&ratios[1..]);
+    let arms = arms.map(|(name, ratios)| Against { name, ratio: stats::median_interval(ratios) }).collect();
     Ok(Workload { exits_per_second: f64::from(EXITS) / stats::quantile(&mut nothing, 0.5), arms })
 }
 
-fn forkstat() -> Result<Option<Running>> {
-    let Some(path) = process::find("forkstat") else { return Ok(None) };
-    let child = Command::new(&path)
-        .args(["-e", "exit"])
-        .stdout(Stdio::null())
-        .spawn()
-        .with_context(|| format!("cannot start {}", path.display()))?;
-    let mut forkstat = Running(child);
-    sleep(Duration::from_secs(1));
-    Ok(if forkstat.0.try_wait()?.is_none() { Some(forkstat) } else { None })
+/// Whoever watches in this arm; `None` where it is not installed.
+fn watcher(arm: usize, programs: &Programs) -> Result<Option<Watcher>> {
+    Ok(match arm {
+        0 => Some(Watcher::Nobody),
+        1 => Some(Watcher::Defib(Agent::start(programs, "")?)),
+        _ => PEERS[arm - 2].1()?.map(Watcher::Peer),
+    })
 }
