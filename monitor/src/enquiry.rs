@@ -55,7 +55,7 @@ async fn words(place: &Place, tgid: u32, output: Option<PathBuf>) -> Result<Opti
         (Some(output), _) => Source::File(output),
         (None, Origin::Unit(unit)) => Source::Journal { unit: unit.clone(), tgid },
         (None, Origin::Container { engine, id }) => Source::Container { engine, id: id.clone() },
-        (None, Origin::Cgroup(_)) => anyhow::bail!("nobody keeps what it writes"),
+        (None, Origin::Cgroup) => anyhow::bail!("nobody keeps what it writes"),
     };
     let text = last_words::read(&source).await?;
     Ok(last_words::out_of_memory(&text).map(str::to_owned))

@@ -475,6 +475,6 @@ fn has_stable_name(place: &Place) -> bool {
     match &*place.origin {
         Origin::Unit(name) => name.ends_with(".service") && !name.starts_with("run-") && !name.contains('/'),
         Origin::Container { .. } => place.is_named(),
-        Origin::Cgroup(_) => false,
+        Origin::Cgroup => false,
     }
 }

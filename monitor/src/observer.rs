@@ -194,7 +194,7 @@ impl Observer {
     }
 
     /// Calls a cgroup, and all below it, by a service's name; returns what is known there already.
-    pub(crate) fn name(&mut self, cgroup: &str, service: &Arc<str>) -> Vec<(u64, Place)> {
+    pub(crate) fn name(&mut self, cgroup: &Arc<str>, service: &Arc<str>) -> Vec<(u64, Place)> {
         self.table.name(cgroup, service)
     }
 

@@ -82,7 +82,7 @@ enum Word {
     /// A supervisor's or a probe's answer, or a life that was found.
     Input(Arc<str>, Input),
     /// A container's cgroup and its name.
-    Named(String, Arc<str>),
+    Named(Arc<str>, Arc<str>),
     /// Somebody's answer about a death.
     Replied(Identity, Reply),
     /// That incarnation is believed to live and does not; word of its death should have come by now.

@@ -16,10 +16,11 @@ use std::{future::Future, sync::Arc};
 use crate::host::containers;
 
 /// A container's cgroup and the question after its name; `None` for what needs none.
-pub(crate) fn ask_name(place: &Place) -> Option<impl Future<Output = Option<(String, Arc<str>)>> + Send + use<>> {
+pub(crate) fn ask_name(place: &Place) -> Option<impl Future<Output = Option<(Arc<str>, Arc<str>)>> + Send + use<>> {
     let Origin::Container { engine, id } = (*place.origin).clone() else { return None };
     // A nested cgroup has the name of its container.
-    let root = place.origin.container_root(&place.path).filter(|&root| root == &*place.path)?.to_owned();
+    place.origin.container_root(&place.path).filter(|&root| root == &*place.path)?;
+    let root = Arc::clone(&place.path);
     Some(async move {
         match containers::name(engine, &id).await {
             Ok(name) => name.map(|name| (root, name.into())),

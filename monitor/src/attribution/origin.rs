@@ -22,8 +22,8 @@ pub(crate) enum Origin {
         /// 64 hexadecimal digits.
         id: String,
     },
-    /// Neither: the path itself.
-    Cgroup(String),
+    /// Neither: it is called by its path.
+    Cgroup,
 }
 
 impl Origin {
@@ -48,7 +48,7 @@ impl Origin {
                 _ => (**unit).to_owned(),
             });
         }
-        Self::Cgroup(if path.is_empty() { "/".to_owned() } else { path.to_owned() })
+        Self::Cgroup
     }
 }
 
@@ -108,9 +108,9 @@ mod tests {
             (format!("/libpod_parent/libpod-{ID}"), container("podman")),
             (format!("/kubepods.slice/kubepods-pod1.slice/cri-containerd-{ID}.scope"), container("containerd")),
             (format!("/kubepods/burstable/pod1/{ID}"), container("containerd")),
-            ("/batch".to_owned(), Origin::Cgroup("/batch".to_owned())),
-            ("/".to_owned(), Origin::Cgroup("/".to_owned())),
-            ("".to_owned(), Origin::Cgroup("/".to_owned())),
+            ("/batch".to_owned(), Origin::Cgroup),
+            ("/".to_owned(), Origin::Cgroup),
+            ("".to_owned(), Origin::Cgroup),
         ] {
             assert_eq!(Origin::of(&path), want, "{path}");
         }
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn look_alikes_are_plain_cgroups() {
         for path in ["/docker/short", "/system.slice", "/.service", &format!("/elsewhere/{ID}"), "/docker-xyz.scope2"] {
-            assert!(matches!(Origin::of(path), Origin::Cgroup(_)), "{path}");
+            assert_eq!(Origin::of(path), Origin::Cgroup, "{path}");
         }
     }
 }

@@ -31,7 +31,7 @@ impl Place {
     pub(crate) fn is_named(&self) -> bool {
         match &*self.origin {
             Origin::Container { engine, id } => *self.service != *by_id(engine, id),
-            Origin::Unit(_) | Origin::Cgroup(_) => true,
+            Origin::Unit(_) | Origin::Cgroup => true,
         }
     }
 }
@@ -41,20 +41,29 @@ fn by_id(engine: &str, id: &str) -> String {
 }
 
 /// All cgroups of the watched hierarchy.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Table {
     places: HashMap<u64, Place>,
     removed: VecDeque<u64>,
     /// Names that others gave to origins: a command service's cgroup, a container's name.
-    named: HashMap<String, Arc<str>>,
+    named: HashMap<Arc<str>, Arc<str>>,
+    /// Of all cgroups that are neither of a unit nor of a container.
+    plain: Arc<Origin>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        let (places, removed, named) = (HashMap::new(), VecDeque::new(), HashMap::new());
+        Self { places, removed, named, plain: Arc::new(Origin::Cgroup) }
+    }
 }
 
 impl Table {
     /// Calls everything below the cgroup `path` by a service's name, and returns what is known there already.
-    pub(crate) fn name(&mut self, path: &str, service: &Arc<str>) -> Vec<(u64, Place)> {
+    pub(crate) fn name(&mut self, path: &Arc<str>, service: &Arc<str>) -> Vec<(u64, Place)> {
         let root = format!("/{}", path.trim_matches('/'));
-        let below =
-            |path: &str| path.strip_prefix(root.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let root: Arc<str> = if root == **path { Arc::clone(path) } else { root.into() };
+        let below = |path: &str| path.strip_prefix(&*root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         let mut renamed = Vec::new();
         for (&id, place) in self.places.iter_mut().filter(|(_, place)| below(&place.path)) {
             place.service = Arc::clone(service);
@@ -130,12 +139,16 @@ impl Table {
     /// What a path means here.
     pub(crate) fn describe(&self, path: &str) -> Place {
         let origin = Origin::of(path);
-        let service = self.given_name(path).unwrap_or_else(|| match &origin {
+        // Ten thousand services, and as many copies of a path that is here already, are a megabyte.
+        let path = self.named.get_key_value(path).map_or_else(|| path.into(), |(path, _)| Arc::clone(path));
+        let service = self.given_name(&path).unwrap_or_else(|| match &origin {
             Origin::Unit(name) => name.as_str().into(),
             Origin::Container { engine, id } => by_id(engine, id).into(),
-            Origin::Cgroup(path) => path.as_str().into(),
+            Origin::Cgroup if path.is_empty() => "/".into(),
+            Origin::Cgroup => Arc::clone(&path),
         });
-        Place { path: path.into(), service, origin: Arc::new(origin) }
+        let origin = if origin == Origin::Cgroup { Arc::clone(&self.plain) } else { Arc::new(origin) };
+        Place { path, service, origin }
     }
 
     /// The name given to this cgroup or to the nearest one above it.
@@ -206,10 +219,11 @@ mod tests {
     fn given_names_cover_everything_below() {
         let mut table = Table::default();
         table.insert(1, "/batch/early");
-        assert_eq!(table.name("batch", &"nightly".into()).len(), 1);
+        assert_eq!(table.name(&"batch".into(), &"nightly".into()).len(), 1);
         assert_eq!(table.get(1).map(|place| &*place.service), Some("nightly"));
         assert_eq!(&*table.describe("/batch").service, "nightly");
         assert_eq!(&*table.describe("/batch/worker-1").service, "nightly");
         assert_eq!(&*table.describe("/batches").service, "/batches");
+        assert_eq!(&*table.describe("").service, "/");
     }
 }

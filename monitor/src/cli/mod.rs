@@ -151,6 +151,7 @@ fn dispatch(command: Command) -> Result<()> {
             // Both take a right that is given up next.
             let protected = memory::protect();
             memory::lift_lock_limit();
+            memory::share_one_pool();
             // Now, since there is one thread: the others begin with what it has.
             privilege::give_up(config.needs())?;
             let log = log_to_stderr("info");
@@ -158,7 +159,7 @@ fn dispatch(command: Command) -> Result<()> {
                 tracing::info!("the agent is not protected from the OOM killer: {error:#}");
             }
             let inherited = inherited::take();
-            let ended = runtime()?.block_on(run::run(args, config, inherited))?;
+            let ended = on_a_worker(run::run(args, config, inherited))?;
             drop(log);
             match ended {
                 Ended::Ended => Ok(()),
@@ -167,7 +168,7 @@ fn dispatch(command: Command) -> Result<()> {
         }
         Command::Watch(args) => {
             let _log = log_to_stderr("warn");
-            runtime()?.block_on(watch::run(args))
+            on_a_worker(watch::run(args))
         }
         Command::Demo(args) => {
             let _log = log_to_stderr("warn");
@@ -215,6 +216,19 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("cannot start the runtime")
+}
+
+/// Runs what follows the rings as a task: tokio lets a worker go on with what it has just woken, so that a record's reader and
+/// whoever handles the record take turns on one thread. The thread that starts the runtime is no worker and would have to be
+/// woken for each record.
+fn on_a_worker<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    match runtime()?.block_on(async { tokio::spawn(work).await }) {
+        Ok(outcome) => outcome,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(error).context("the runtime has ended the work"),
+        },
+    }
 }
 
 /// Counts the log lines that were dropped.

@@ -140,7 +140,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
 }
 
 /// Asks for the name of a container, without waiting for it.
-fn ask(place: &Place, names: &mpsc::Sender<(String, Arc<str>)>) {
+fn ask(place: &Place, names: &mpsc::Sender<(Arc<str>, Arc<str>)>) {
     if let Some(question) = ask_name(place) {
         let names = names.clone();
         tokio::spawn(async move {

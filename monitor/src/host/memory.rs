@@ -50,6 +50,17 @@ pub(crate) fn lift_lock_limit() {
     setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }).ok();
 }
 
+/// Has all threads take memory from one pool. Of each further one only what is freed at its end goes back to the host: start-up, which
+/// frees tens of megabytes of type information, may run on any thread, and would leave nine of them behind. Threads that wait for
+/// each other here for a moment are no loss to an agent that sleeps most of the time.
+pub(crate) fn share_one_pool() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt(3) takes the allocator's own locks and has no other precondition.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Has the kernel look here first: for a process whose work anybody can do without. Everybody may do so.
 pub(crate) fn volunteer() {
     fs::write(OOM_SCORE_ADJ_FILE, FIRST.to_string()).ok();

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use super::{Steward, Word};
 use crate::{
     attribution::{Origin, Place, ask_name},
-    config::{Config, Mode, Service, Target},
+    config::{Command, Config, Mode, Service, Target},
     healing::{Engine, Input, Intent, Outcome, Policy},
     host::{
         clock,
@@ -53,12 +53,14 @@ impl Steward {
                 continue;
             };
             let service: Arc<str> = name.as_str().into();
-            self.observer.name(&command.cgroup, &service);
-            let supervisor =
-                CommandSupervisor::new(Arc::clone(&service), command.clone(), hierarchy, Arc::clone(&state_dir));
+            // The configuration is let go of after this scan. One name of it that stays would keep the whole page around it.
+            let cgroup: Arc<str> = (*command.cgroup).into();
+            let command = Command { cgroup: Arc::clone(&cgroup), ..command.clone() };
+            self.observer.name(&cgroup, &service);
+            let supervisor = CommandSupervisor::new(Arc::clone(&service), command, hierarchy, Arc::clone(&state_dir));
             let supervisor = Arc::new(supervisor);
             let starter = Arc::clone(&supervisor) as Arc<dyn Supervisor>;
-            self.manage(Arc::clone(&service), rule, starter, Arc::clone(&command.cgroup));
+            self.manage(Arc::clone(&service), rule, starter, cgroup);
             commands.push((service, supervisor));
         }
         let now = clock::boot_ns();

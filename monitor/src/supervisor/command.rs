@@ -52,20 +52,20 @@ const OF_THE_AGENT: [&str; 7] = [
 ];
 
 /// Keeps one command service.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct CommandSupervisor {
     name: Arc<str>,
     command: Command,
     hierarchy: Arc<Hierarchy>,
     state_dir: Arc<Path>,
     /// One start at a time: a second would take the first one's process for a left-over.
-    starting: Arc<Mutex<()>>,
+    starting: Mutex<()>,
 }
 
 impl CommandSupervisor {
     /// A supervisor whose service's output goes below `state_dir`.
     pub(crate) fn new(name: Arc<str>, command: Command, hierarchy: Arc<Hierarchy>, state_dir: Arc<Path>) -> Self {
-        Self { name, command, hierarchy, state_dir, starting: Arc::default() }
+        Self { name, command, hierarchy, state_dir, starting: Mutex::default() }
     }
 
     /// Where the service's output goes.
