@@ -37,8 +37,8 @@ pub(super) struct Flood {
     /// Deaths caused, and those of them that were recorded.
     pub(super) oom_kills: (u32, f64),
     pub(super) watched: (u32, f64),
-    /// Resident memory before, and the most in between.
-    pub(super) resident_kib: (u64, u64),
+    /// The most resident memory in the first half, in which the agent's text and buffers come in, and in the second.
+    pub(super) resident_kib: [u64; 2],
     /// Share of one core.
     pub(super) cpu: f64,
     /// HTTP answers meanwhile, milliseconds.
@@ -57,10 +57,9 @@ pub(super) fn measure(programs: &Programs) -> Result<Flood> {
     let agent = Agent::start(programs, &config.replace("max_services = 1\n", "max_services = 10\n"))?;
     sleep(Duration::from_secs(1));
     let before = agent.metrics()?;
-    let resident = stats::status_kib(agent.pid(), "VmRSS")?;
     let (begin, cpu) = (Instant::now(), stats::cpu_ns(agent.pid())?);
     let storms = Storms::start(programs, End::Failing)?;
-    let (mut most, mut answers) = (resident, Vec::new());
+    let (mut resident_kib, mut answers) = ([0; 2], Vec::new());
     let (mut oom_kills, mut watched) = (0, 0);
     while begin.elapsed() < LENGTH {
         if (oom_kills + watched) % OOM_EVERY == 0 {
@@ -74,7 +73,8 @@ pub(super) fn measure(programs: &Programs) -> Result<Flood> {
         let asked = Instant::now();
         agent.get("/healthz")?;
         answers.push(asked.elapsed().as_secs_f64() * 1e3);
-        most = most.max(stats::status_kib(agent.pid(), "VmRSS")?);
+        let most = &mut resident_kib[usize::from(begin.elapsed() > LENGTH / 2)];
+        *most = stats::status_kib(agent.pid(), "VmRSS")?.max(*most);
         sleep(PAUSE);
     }
     let cpu = (stats::cpu_ns(agent.pid())? - cpu) as f64 / begin.elapsed().as_nanos() as f64;
@@ -101,7 +101,7 @@ pub(super) fn measure(programs: &Programs) -> Result<Flood> {
                 name.starts_with("defib_deaths_total") && name.contains("\"s0\"") && name.contains("\"exit\"")
             }),
         ),
-        resident_kib: (resident, most),
+        resident_kib,
         cpu,
         answer_p50: quantile(&mut answers, 0.5),
         answer_max: quantile(&mut answers, 1.0),

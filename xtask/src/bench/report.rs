@@ -265,9 +265,9 @@ fn flood_table(out: &mut String, flood: &Flood) -> fmt::Result {
     )?;
     writeln!(
         out,
-        "| resident memory before, and the most meanwhile | {:.1}, {:.1} MiB | flat |",
-        flood.resident_kib.0 as f64 / 1024.0,
-        flood.resident_kib.1 as f64 / 1024.0
+        "| most resident memory in the first half, in the second | {:.1}, {:.1} MiB | flat |",
+        flood.resident_kib[0] as f64 / 1024.0,
+        flood.resident_kib[1] as f64 / 1024.0
     )?;
     writeln!(out, "| CPU of the agent, share of one core | {:.1} % | under 10 % |", flood.cpu * 100.0)?;
     writeln!(out, "| HTTP answers, p50, largest | {:.1}, {:.1} ms | 50 ms |\n", flood.answer_p50, flood.answer_max)

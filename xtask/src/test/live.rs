@@ -1,13 +1,19 @@
 //! The live tests: programs of the package `tests` that load the kernel programs and cause real deaths.
 //!
-//! They are built as the invoking user. Only the finished programs run as root, one after another and one test at a
-//! time, since all of them count on the same kernel.
+//! They are built as the invoking user. Only the finished programs run as root, one after another (but for two) and one test
+//! at a time, since all of them count on the same kernel.
 
-use std::{env, ffi::OsStr, process::Command};
+use std::{
+    env,
+    ffi::OsStr,
+    io::{self, Write as _},
+    process::Command,
+    thread,
+};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Session, skips, steps};
+use super::{Session, harness, skips, steps};
 use crate::{
     artifacts::{self, Executable},
     corpus,
@@ -31,25 +37,53 @@ pub(super) fn run(session: &mut Session) -> Result<()> {
     }
     let mut programs: Vec<_> = built.iter().filter(|built| built.name != corpus::TEST).collect();
     programs.sort_by(|a, b| a.name.cmp(&b.name));
+    let (mut beside, programs): (Vec<_>, Vec<_>) = programs.into_iter().partition(|program| program.name == BESIDE.1);
 
     let before = session.skips.len();
     let mut result = Ok(());
     for program in programs {
+        let beside = if program.name == BESIDE.0 { beside.pop() } else { None };
         // One that fails does not keep the others from running.
-        result = result.and(run_program(program, privilege, session));
+        result = result.and(run_programs(program, beside, privilege, session));
+    }
+    for program in beside {
+        result = result.and(run_programs(program, None, privilege, session));
     }
     result?;
     refuse_skips(&session.skips[before..])
 }
 
-fn run_program(program: &Executable, privilege: Privilege, session: &mut Session) -> Result<()> {
+/// These two run at the same time. Both wait for minutes, for leases and leaks, and look at services of their own only; what else
+/// dies on the host is nothing to them.
+const BESIDE: (&str, &str) = ("fleet", "leak");
+
+/// Runs a program, and another one beside it whose output comes after.
+fn run_programs(
+    program: &Executable,
+    beside: Option<&Executable>,
+    privilege: Privilege,
+    session: &mut Session,
+) -> Result<()> {
     let defib = session.defib.clone().context("the agent has not been built")?;
     let log = session.log.path().to_path_buf();
     let variables = [(skips::VARIABLE, log.as_os_str()), (BINARY, defib.as_os_str())];
-    let mut command = command(program, privilege, &variables);
-    command.args(&session.args.filters);
-    say::line(format_args!("--> {}", process::shown(&command)));
-    steps::run_tests(&mut command, session)
+    let start = |program| {
+        let mut command = command(program, privilege, &variables);
+        command.args(&session.args.filters);
+        say::line(format_args!("--> {}", process::shown(&command)));
+        command
+    };
+    let mut here = start(program);
+    let Some(beside) = beside else { return steps::run_tests(&mut here, session) };
+    let (mut there, mut output) = (start(beside), Vec::new());
+    let (here, there) = thread::scope(|scope| {
+        let there = scope.spawn(|| harness::run(&mut there, &mut output));
+        (harness::run(&mut here, &mut io::stdout()), there.join())
+    });
+    io::stdout().write_all(&output)?;
+    let Ok(there) = there else { bail!("{} was not looked after to its end", beside.name) };
+    let here = steps::book_tests(here?, session);
+    here.and(steps::book_tests(there?, session))
 }
 
 /// A test program, ready to start, with these variables beside what it may look at of our environment.

@@ -167,7 +167,11 @@ fn book(report: corpus::Report, session: &mut Session) -> Result<()> {
 
 /// Runs a test program (or a cargo that runs several) and books its tests and skips.
 pub(super) fn run_tests(command: &mut Command, session: &mut Session) -> Result<()> {
-    let run = harness::run(command, &mut io::stdout())?;
+    book_tests(harness::run(command, &mut io::stdout())?, session)
+}
+
+/// Books the tests of a run, and what was skipped since the last one was booked.
+pub(super) fn book_tests(run: harness::Run, session: &mut Session) -> Result<()> {
     let skips = session.log.take()?;
     session.counts.add(run.counts);
     session.counts.skip(skips.len());
