@@ -2,18 +2,20 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread::sleep,
+    sync::mpsc::{Receiver, channel},
+    thread::{sleep, spawn},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
 
-use super::Programs;
+use super::{Programs, stats::in_minute_us};
 use crate::workspace;
 
 /// A running child that is ended with SIGTERM when it is dropped, and with SIGKILL when that does not do: bpftrace sleeps on when
@@ -40,6 +42,26 @@ impl Drop for Running {
 /// The series of a scrape with their values.
 pub(super) type Metrics = BTreeMap<String, f64>;
 
+/// A moment of the event stream.
+#[derive(Deserialize)]
+struct Moment {
+    time: String,
+    what: String,
+}
+
+/// An OOM mark that the agent told.
+pub(super) struct OomMark {
+    /// When the kernel set it, microseconds since its minute began.
+    pub(super) at_us: u64,
+    /// When it was heard of.
+    pub(super) heard: Instant,
+}
+
+/// An address of loopback that nobody listens on.
+pub(super) fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
 /// `defib run`.
 pub(super) struct Agent {
     child: Running,
@@ -52,7 +74,7 @@ pub(super) struct Agent {
 impl Agent {
     /// Starts it with this configuration and waits until it is ready.
     pub(super) fn start(programs: &Programs, config_text: &str) -> Result<Self> {
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let address = free_address()?;
         let config = workspace::target().join("bench.toml");
         std::fs::write(&config, config_text).with_context(|| format!("cannot write {}", config.display()))?;
         let state = workspace::target().join("bench-state");
@@ -103,9 +125,23 @@ impl Agent {
         &self.state
     }
 
-    /// Where its HTTP server listens.
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
+    /// Its OOM marks, as a reader of its events hears of them.
+    pub(super) fn oom_marks(&self) -> Result<Receiver<OomMark>> {
+        let mut stream = TcpStream::connect(self.address)?;
+        write!(stream, "GET /api/v1/events HTTP/1.1\r\nHost: {}\r\n\r\n", self.address)?;
+        let (send, heard) = channel();
+        spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                let heard = Instant::now();
+                let moment = line.strip_prefix("data: ").and_then(|data| serde_json::from_str::<Moment>(data).ok());
+                let Some(moment) = moment.filter(|moment| moment.what == "oom_mark") else { continue };
+                let Some(at_us) = in_minute_us(&moment.time) else { continue };
+                if send.send(OomMark { at_us, heard }).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(heard)
     }
 
     pub(super) fn pid(&self) -> u32 {

@@ -2,8 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
-    net::TcpStream,
+    io::{ErrorKind, Read as _, Seek as _, SeekFrom},
     sync::mpsc::{Receiver, channel},
     thread::{sleep, spawn},
     time::{Duration, Instant},
@@ -34,15 +33,17 @@ pub(super) fn measure(programs: &Programs) -> Result<Beside> {
     say::line(format_args!("bench: {KILLS} OOM kills, by Defib's events and by the kernel's log"));
     let limited = Limited::new()?;
     let agent = Agent::start(programs, &limited.config("victims"))?;
-    let (events, kmsg) = (events(&agent)?, kmsg()?);
+    let (events, kmsg) = (agent.oom_marks()?, kmsg()?);
     sleep(Duration::from_secs(1));
     let (mut by_events, mut by_kmsg, mut ahead) = (0, 0, Vec::new());
     for _ in 0..KILLS {
         sleep(PAUSE);
         // What came late was of the one before.
-        events.try_iter().chain(kmsg.try_iter()).for_each(drop);
+        events.try_iter().for_each(drop);
+        kmsg.try_iter().for_each(drop);
         limited.run_out(programs)?;
-        let (here, there) = (events.recv_timeout(PATIENCE).ok(), kmsg.recv_timeout(PATIENCE).ok());
+        let (here, there) =
+            (events.recv_timeout(PATIENCE).ok().map(|mark| mark.heard), kmsg.recv_timeout(PATIENCE).ok());
         by_events += usize::from(here.is_some());
         by_kmsg += usize::from(there.is_some());
         if let (Some(here), Some(there)) = (here, there) {
@@ -52,21 +53,6 @@ pub(super) fn measure(programs: &Programs) -> Result<Beside> {
     }
     let ahead_us = (quantile(&mut ahead, 0.5), quantile(&mut ahead, 0.0));
     Ok(Beside { kills: KILLS, by_events, by_kmsg, ahead_us })
-}
-
-/// When each OOM mark is told by the agent.
-fn events(agent: &Agent) -> Result<Receiver<Instant>> {
-    let mut stream = TcpStream::connect(agent.address())?;
-    write!(stream, "GET /api/v1/events HTTP/1.1\r\nHost: {}\r\n\r\n", agent.address())?;
-    let (send, heard) = channel();
-    spawn(move || {
-        for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            if line.contains("\"oom_mark\"") && send.send(Instant::now()).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(heard)
 }
 
 /// When each kill is in the kernel's log. The reader waits for the log until this program ends.

@@ -1,21 +1,19 @@
 //! From the kernel's OOM mark on a server until a load balancer that asks is told that it is down.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    sync::mpsc::{Receiver, channel},
-    thread::{sleep, spawn},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    thread::sleep,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use serde::Deserialize;
 
 use super::{
     Programs,
-    agent::Agent,
+    agent::{Agent, free_address},
     limited::Limited,
-    stats::{in_minute_us, quantile},
+    stats::quantile,
 };
 use crate::say;
 
@@ -34,13 +32,6 @@ pub(super) struct OutOfPool {
     pub(super) max: f64,
 }
 
-/// A moment of the event stream.
-#[derive(Deserialize)]
-struct Moment {
-    time: String,
-    what: String,
-}
-
 pub(super) fn measure(programs: &Programs) -> Result<OutOfPool> {
     say::line(format_args!("bench: {KILLS} OOM kills, until a load balancer is told"));
     let limited = Limited::new()?;
@@ -55,7 +46,7 @@ pub(super) fn measure(programs: &Programs) -> Result<OutOfPool> {
         limited.config_of("victims", &start)
     );
     let agent = Agent::start(programs, &config)?;
-    let marks = marks(&agent)?;
+    let marks = agent.oom_marks()?;
     let mut all = Vec::new();
     for _ in 0..KILLS {
         until(agent_check, "up")?;
@@ -64,14 +55,10 @@ pub(super) fn measure(programs: &Programs) -> Result<OutOfPool> {
         TcpStream::connect(server)?.write_all(b"GET /leak HTTP/1.0\r\n\r\n")?;
         until(agent_check, "down")?;
         let told = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros() as u64 % MINUTE_US;
-        let marked = marks.recv_timeout(PATIENCE).context("nobody told of the mark")?;
+        let marked = marks.recv_timeout(PATIENCE).context("nobody told of the mark")?.at_us;
         all.push(((told + MINUTE_US - marked) % MINUTE_US) as f64 / 1e3);
     }
     Ok(OutOfPool { kills: all.len(), p50: quantile(&mut all, 0.5), max: quantile(&mut all, 1.0) })
-}
-
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 /// Asks as HAProxy does until the answer begins with this word.
@@ -88,21 +75,4 @@ fn until(agent_check: SocketAddr, word: &str) -> Result<()> {
         ensure!(begin.elapsed() < PATIENCE, "the server did not become '{word}' in its pool, but '{}'", answer.trim());
         sleep(ASK_EVERY);
     }
-}
-
-/// The time of each OOM mark in the kernel, microseconds since its minute began.
-fn marks(agent: &Agent) -> Result<Receiver<u64>> {
-    let mut stream = TcpStream::connect(agent.address())?;
-    write!(stream, "GET /api/v1/events HTTP/1.1\r\nHost: {}\r\n\r\n", agent.address())?;
-    let (send, heard) = channel();
-    spawn(move || {
-        for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            let moment = line.strip_prefix("data: ").and_then(|data| serde_json::from_str::<Moment>(data).ok());
-            let Some(moment) = moment.filter(|moment| moment.what == "oom_mark") else { continue };
-            if in_minute_us(&moment.time).is_some_and(|at| send.send(at).is_err()) {
-                return;
-            }
-        }
-    });
-    Ok(heard)
 }
