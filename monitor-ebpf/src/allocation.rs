@@ -104,16 +104,16 @@ fn probed(ctx: ProbeContext) -> u32 {
         role::ALLOCATE_ALIGNED => allocate_aligned(&ctx),
         role::ALLOCATE_OUT => allocate_out(&ctx),
         role::REALLOCATE => reallocate(&ctx),
-        role::RETURNED => returned(&ctx),
+        role::RETURNED => returned(&ctx, thread(), finish),
         role::RELEASE => release(&ctx),
-        role::ALLOCATED => end(&ctx, thread()),
+        role::ALLOCATED => end(&ctx, thread(), finish),
         role::ALLOCATE_GO => allocate_go(&ctx),
-        role::ALLOCATED_GO => end(&ctx, goroutine(&ctx)),
+        role::ALLOCATED_GO => end(&ctx, goroutine(&ctx), finish),
         role::MAP => map(&ctx),
         role::REMAP => remap(&ctx),
         role::EXTEND => extend(&ctx),
-        role::MAP_RETURNED => map_returned(&ctx),
-        role::MAPPED => map_end(&ctx),
+        role::MAP_RETURNED => returned(&ctx, mapper(), mapped),
+        role::MAPPED => end(&ctx, mapper(), mapped),
         role::UNMAP => unmap(&ctx),
         _ => {}
     }
@@ -143,9 +143,9 @@ programs! {
     probed_allocate_out: allocate_out;
     probed_reallocate: reallocate;
     probed_release: release;
-    probed_allocated: |ctx| end(ctx, thread());
+    probed_allocated: |ctx| end(ctx, thread(), finish);
     probed_allocate_go: allocate_go;
-    probed_allocated_go: |ctx| end(ctx, goroutine(ctx));
+    probed_allocated_go: |ctx| end(ctx, goroutine(ctx), finish);
 }
 
 programs! {
@@ -153,7 +153,7 @@ programs! {
     probed_map: map;
     probed_remap: remap;
     probed_extend: extend;
-    probed_mapped: map_end;
+    probed_mapped: |ctx| end(ctx, mapper(), mapped);
     probed_unmap: unmap;
 }
 
@@ -161,7 +161,7 @@ programs! {
 #[uretprobe]
 fn probed_returned(ctx: RetProbeContext) -> u32 {
     count(HITS);
-    returned(&ProbeContext::new(ctx.as_ptr()));
+    returned(&ProbeContext::new(ctx.as_ptr()), thread(), finish);
     0
 }
 
@@ -169,7 +169,7 @@ fn probed_returned(ctx: RetProbeContext) -> u32 {
 #[uretprobe]
 fn probed_map_returned(ctx: RetProbeContext) -> u32 {
     count(MAPPING_HITS);
-    map_returned(&ProbeContext::new(ctx.as_ptr()));
+    returned(&ProbeContext::new(ctx.as_ptr()), mapper(), mapped);
     0
 }
 
@@ -257,22 +257,6 @@ fn extend(ctx: &ProbeContext) {
     }
 }
 
-/// At a `ret` of theirs.
-#[inline(always)]
-fn map_end(ctx: &ProbeContext) {
-    let sp = register!(ctx, rsp);
-    let Some(call) = ended(mapper(), sp) else { return };
-    mapped(ctx, &call, word_at(sp), sp + 8);
-}
-
-/// Behind the call.
-#[inline(always)]
-fn map_returned(ctx: &ProbeContext) {
-    let sp = register!(ctx, rsp);
-    let Some(call) = ended(mapper(), sp - 8) else { return };
-    mapped(ctx, &call, register!(ctx, rip), sp);
-}
-
 #[inline(always)]
 fn mapped(ctx: &ProbeContext, call: &Call, back: u64, sp: u64) {
     let address = register!(ctx, rax);
@@ -315,9 +299,12 @@ fn note(ctx: &ProbeContext, caller: u64, size: u64, out: u64) {
     BEGUN.insert(caller, call, 0).ok();
 }
 
+/// What is done at the end of a call: with where it returns to, and the stack pointer there.
+type Finish = fn(&ProbeContext, &Call, u64, u64);
+
 /// At a `ret`.
 #[inline(always)]
-fn end(ctx: &ProbeContext, caller: u64) {
+fn end(ctx: &ProbeContext, caller: u64, finish: Finish) {
     let sp = register!(ctx, rsp);
     let Some(call) = ended(caller, sp) else { return };
     finish(ctx, &call, word_at(sp), sp + 8);
@@ -334,9 +321,9 @@ fn word_at(address: u64) -> u64 {
 
 /// Behind the call, where the return probe leads.
 #[inline(always)]
-fn returned(ctx: &ProbeContext) {
+fn returned(ctx: &ProbeContext, caller: u64, finish: Finish) {
     let sp = register!(ctx, rsp);
-    let Some(call) = ended(thread(), sp - 8) else { return };
+    let Some(call) = ended(caller, sp - 8) else { return };
     finish(ctx, &call, register!(ctx, rip), sp);
 }
 

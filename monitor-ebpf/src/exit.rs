@@ -2,10 +2,11 @@
 //!
 //! `pid == tgid` says nothing (a leader may leave first): `group_dead` does from 6.16 on, before that
 //! `signal->live == 0`, which two threads may both see. A clean exit that nobody watches costs one counter and a
-//! look at what [`crate::watched`] remembers: some 25 ns beyond an empty program's 55 (6.18, cgroup v1; docs/performance.md), where
-//! reading the whole way to the cgroup's id and looking that up took 110. Some of what is left are cache lines that the kernel itself
+//! look at what [`crate::watched`] remembers: some 20 ns beyond an empty program's 55 (6.18, cgroup v1; docs/performance.md), where
+//! reading the whole way to the cgroup's id and looking that up took 110. Most of what is left are cache lines that the kernel itself
 //! has not touched for long: the counter, `task->cgroups` and the set that it leads to. But instructions count as well: some 50 fewer
-//! of them, by offsets that are part of the code and an epoch that takes no look-up, were 15 to 20 ns.
+//! of them, by offsets that are part of the code and an epoch that takes no look-up, were 15 to 20 ns; and so does the stack, see
+//! [`ended`]: 13 ns.
 //!
 //! From 7.0 on, a program on this tracepoint can be preempted, and the kernel then skips it for every other exit on the
 //! same processor until it goes on: 1 % of the exits of a storm on 7.2. So there a second copy of the program is
@@ -14,14 +15,15 @@
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
 use monitor_common::{
+    counter::EXIT_CLEAN,
     record::{EXIT_OOM_VICTIM, EXIT_SENDER, EXIT_WATCHED, Exit, Header, KIND_EXIT, Sender},
     status::{Outcome, SIGKILL},
 };
 
 use crate::{
-    maps::{ENDED, REFUSED, SIGNALS, cpu},
+    maps::{Cpu, ENDED, REFUSED, SIGNALS, cpu},
     ring::Lane,
-    task::{self, ABSENT, Kernel, field, offset},
+    task::{self, ABSENT, Kernel, field, known, offset},
     watched,
 };
 
@@ -72,19 +74,43 @@ fn exited(ctx: &BtfTracePointContext) {
     if offset!(exit_tells_group_dead) == 1 && ctx.arg::<u8>(1) == 0 {
         return;
     }
-    let signal = field!(task, task_signal: Kernel, else return);
+    let signal = known!(task, task_signal: Kernel);
     if offset!(exit_tells_group_dead) == 0 && !is_last_thread(task, signal) {
         return;
     }
     if task::is_kernel_thread(task) {
         return;
     }
+    let Some(cpu) = cpu() else { return };
+    if offset!(report_clean) == 0 && is_clean_at_a_glance(task, signal) && watched::was_asked_last(task, cpu) {
+        // SAFETY: this CPU's slot of the map; of the race see `count`.
+        unsafe { (*cpu).counters[EXIT_CLEAN as usize] += 1 };
+        return;
+    }
+    ended(ctx, cpu);
+}
 
+/// True when a look at the task alone tells that wait(2) will report 0: it is its process' only or first thread, and neither it nor
+/// the process as a whole has another status. False says nothing.
+#[inline(always)]
+fn is_clean_at_a_glance(task: Kernel, signal: Kernel) -> bool {
+    known!(task, task_exit_code: u32) == 0
+        && core::ptr::eq(task::leader(task), task)
+        && known!(signal, signal_group_exit_code: u32) == 0
+}
+
+/// All that is to be done for the end of a process, when a glance did not do.
+///
+/// A function of its own, for what it takes: many registers, and 64 bytes of stack or more, which from 6.13 on are not the kernel's own
+/// warm stack, but memory that each CPU keeps for the program. Whom it does not concern pays for neither.
+#[inline(never)]
+fn ended(ctx: &BtfTracePointContext, cpu: *mut Cpu) {
+    let task: Kernel = ctx.arg(0);
+    let signal = known!(task, task_signal: Kernel);
     let status = wait_status(task, signal);
     // Of another end it says nothing, and it is a cache line more.
     let oom_victim = status & 0x7f == SIGKILL && field!(signal, signal_oom_mm: u64, else 0) != 0;
     let outcome = Outcome::of(status, oom_victim);
-    let Some(cpu) = cpu() else { return };
     // SAFETY: this CPU's slot of the map; of the race see `count`.
     unsafe { (*cpu).counters[outcome.slot() as usize] += 1 };
 
@@ -109,11 +135,11 @@ fn exited(ctx: &BtfTracePointContext) {
 /// Before 6.16: true for the last thread, once for each process.
 #[inline(always)]
 fn is_last_thread(task: Kernel, signal: Kernel) -> bool {
-    if field!(signal, signal_live: u32, else 0) != 0 {
+    if known!(signal, signal_live: u32) != 0 {
         return false;
     }
     let identity = task::identity(task);
-    if field!(signal, signal_nr_threads: u32, else 2) == 1 {
+    if known!(signal, signal_nr_threads: u32) == 1 {
         // The only thread left to be reaped; another may have come here before it, and have been reaped since.
         // SAFETY: the value is only compared with "absent".
         return unsafe { ENDED.get(identity) }.is_none();
@@ -125,10 +151,10 @@ fn is_last_thread(task: Kernel, signal: Kernel) -> bool {
 /// What wait(2) will report.
 #[inline(always)]
 fn wait_status(task: Kernel, signal: Kernel) -> u32 {
-    let status = if field!(signal, signal_flags: u32, else 0) & SIGNAL_GROUP_EXIT != 0 {
-        field!(signal, signal_group_exit_code: u32, else 0)
+    let status = if known!(signal, signal_flags: u32) & SIGNAL_GROUP_EXIT != 0 {
+        known!(signal, signal_group_exit_code: u32)
     } else {
-        field!(task::leader(task), task_exit_code: u32, else 0)
+        known!(task::leader(task), task_exit_code: u32)
     };
     status & 0xffff
 }

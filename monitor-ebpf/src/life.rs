@@ -9,7 +9,7 @@ use monitor_common::record::{Header, KIND_LIFE, LIFE_EXEC, Life};
 use crate::{
     maps::cpu,
     ring::Lane,
-    task::{self, Kernel, field},
+    task::{self, Kernel, known},
     watched,
 };
 
@@ -23,7 +23,7 @@ fn process_exec(ctx: BtfTracePointContext) -> i32 {
 fn process_fork(ctx: BtfTracePointContext) -> i32 {
     let child: Kernel = ctx.arg(1);
     // A new thread is no new process.
-    if field!(child, task_pid: u32, else 0) == task::tgid(child) {
+    if known!(child, task_pid: u32) == task::tgid(child) {
         report(child, 0);
     }
     0

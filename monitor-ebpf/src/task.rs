@@ -50,6 +50,14 @@ macro_rules! field {
 }
 pub(crate) use field;
 
+/// Reads a field that every kernel has: without it the agent does not load the programs.
+macro_rules! known {
+    ($base:expr, $slot:ident: $type:ty) => {
+        $crate::task::read::<$type>($base, $crate::task::offset!($slot))
+    };
+}
+pub(crate) use known;
+
 /// Reads `T` at `offset`.
 #[inline(always)]
 pub(crate) fn read<T: Copy>(base: Kernel, offset: u64) -> T {
@@ -61,25 +69,25 @@ pub(crate) fn read<T: Copy>(base: Kernel, offset: u64) -> T {
 /// True for kernel threads.
 #[inline(always)]
 pub(crate) fn is_kernel_thread(task: Kernel) -> bool {
-    field!(task, task_flags: u32, else 0) & PF_KTHREAD != 0
+    known!(task, task_flags: u32) & PF_KTHREAD != 0
 }
 
 /// The thread group leader.
 #[inline(always)]
 pub(crate) fn leader(task: Kernel) -> Kernel {
-    field!(task, task_group_leader: Kernel, else task)
+    known!(task, task_group_leader: Kernel)
 }
 
 /// Process id.
 #[inline(always)]
 pub(crate) fn tgid(task: Kernel) -> u32 {
-    field!(task, task_tgid: u32, else 0)
+    known!(task, task_tgid: u32)
 }
 
 /// Who a task's process is.
 #[inline(always)]
 pub(crate) fn identity(task: Kernel) -> Identity {
-    Identity { start_ns: field!(leader(task), task_start: u64, else 0), tgid: u64::from(tgid(task)) }
+    Identity { start_ns: known!(leader(task), task_start: u64), tgid: u64::from(tgid(task)) }
 }
 
 /// Id of the task's cgroup in the watched hierarchy; 0 when it cannot be read.
@@ -115,10 +123,10 @@ pub(crate) unsafe fn describe(task: Kernel, out: *mut Process) {
     // SAFETY: the caller vouches for `out`.
     unsafe {
         (*out).tgid = tgid(task);
-        (*out).tid = field!(task, task_pid: u32, else 0);
+        (*out).tid = known!(task, task_pid: u32);
         (*out).parent_tgid = parent_tgid;
         (*out).uid = user(task);
-        (*out).start_ns = field!(leader, task_start: u64, else 0);
+        (*out).start_ns = known!(leader, task_start: u64);
         (*out).cgroup = cgroup_id(task);
         (*out).parent_cgroup = parent_cgroup;
         comm(leader, &raw mut (*out).comm);

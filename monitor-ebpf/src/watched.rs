@@ -24,24 +24,18 @@ pub(crate) fn watches(task: Kernel) -> bool {
     unsafe { WATCHED.get(task::cgroup_id(task)) }.is_some()
 }
 
-/// The same, from what is remembered if that says so.
+/// True when nobody watches the task's cgroup, and this CPU was asked for it the last time too. False says nothing.
+#[inline(always)]
+pub(crate) fn was_asked_last(task: Kernel, cpu: *mut Cpu) -> bool {
+    let Some((_, note)) = note(task, cpu) else { return false };
+    // SAFETY: this CPU's slot of the map.
+    unsafe { read_volatile(&raw const (*cpu).latest) == note }
+}
+
+/// True when the task's cgroup is watched, from what is remembered if that says so.
 #[inline(always)]
 pub(crate) fn remembers(task: Kernel, cpu: *mut Cpu) -> bool {
-    // Before the look into the map, or that could be older than the epoch that it is noted for.
-    // SAFETY: an aligned word of a map value.
-    let epoch = unsafe { read_volatile(&raw const EPOCH) };
-    // What stands for the cgroup as long as it exists, and is nearer than its id: on v2 the cgroup itself, on v1 the memory
-    // controller's state of it. Where neither can be read nothing is watched; a null here would be refused below, as it is no
-    // pointer.
-    let css_set = field!(task, task_cgroups: Kernel, else return false);
-    let member = if offset!(watch_memory_v1) == 1 {
-        field!(css_set, css_set_memory: Kernel, else return false)
-    } else {
-        field!(css_set, css_set_dfl_cgrp: Kernel, else return false)
-    };
-    // A number for the address: the verifier lets pointers be subtracted, and nothing else.
-    let address = (member as u64).wrapping_sub(cpu as u64);
-    let note = address ^ epoch;
+    let Some((address, note)) = note(task, cpu) else { return false };
     // SAFETY: this CPU's slot of the map. Another run that comes between on a kernel where programs can be preempted writes a whole
     // note of its own.
     let latest = unsafe { &raw mut (*cpu).latest };
@@ -63,6 +57,27 @@ pub(crate) fn remembers(task: Kernel, cpu: *mut Cpu) -> bool {
     // SAFETY: as above.
     unsafe { write_volatile(latest, note) };
     false
+}
+
+/// A number for the address of what stands for a task's cgroup, and what is noted in this epoch when it is not watched; `None` where
+/// nothing can be watched.
+#[inline(always)]
+fn note(task: Kernel, cpu: *mut Cpu) -> Option<(u64, u64)> {
+    // Before the look into the map, or that could be older than the epoch that it is noted for.
+    // SAFETY: an aligned word of a map value.
+    let epoch = unsafe { read_volatile(&raw const EPOCH) };
+    // What stands for the cgroup as long as it exists, and is nearer than its id: on v2 the cgroup itself, on v1 the memory
+    // controller's state of it. Where neither can be read nothing is watched; a null here would be refused below, as it is no
+    // pointer.
+    let css_set = field!(task, task_cgroups: Kernel, else return None);
+    let member = if offset!(watch_memory_v1) == 1 {
+        field!(css_set, css_set_memory: Kernel, else return None)
+    } else {
+        field!(css_set, css_set_dfl_cgrp: Kernel, else return None)
+    };
+    // A number for the address: the verifier lets pointers be subtracted, and nothing else.
+    let address = (member as u64).wrapping_sub(cpu as u64);
+    Some((address, address ^ epoch))
 }
 
 /// Begins another epoch, with a name that neither we nor the agent have given to one before: so it does no harm when both begin one
