@@ -7,6 +7,8 @@ use aya::programs::loaded_programs;
 use tests::{cgroup::Cgroup, defib::Agent, eventually, live, victim::Victim};
 
 const TABLE: &str = include_str!("../counted.txt");
+/// What older verifiers walk is not held against the table.
+const VERIFIER_SINCE: (u32, u32) = (6, 12);
 const SERVICES: usize = 20;
 const SCRAPES: u64 = 30;
 /// Each service is sampled once in a second of these.
@@ -57,11 +59,22 @@ fn check(counts: &Counts) {
             words.unwrap_or_default().split_ascii_whitespace().map(|word| word.parse().expect("a number")).collect();
         let (most, percent) = (words.first().copied(), words.get(1).copied().unwrap_or(0));
         println!("{name} {count}");
+        if name.starts_with("verified/") && kernel() < VERIFIER_SINCE {
+            continue;
+        }
         if most.is_none_or(|most| *count > most + most * percent / 100) {
             writeln!(more, "{name} {count} {percent}").expect("a String takes what is written");
         }
     }
     assert!(more.is_empty(), "more work than tests/counted.txt allows. If that is meant, write there:\n{more}");
+}
+
+/// Version of the kernel.
+fn kernel() -> (u32, u32) {
+    let release = rustix::system::uname();
+    let mut numbers =
+        release.release().to_str().expect("a release is ASCII").split('.').map_while(|part| part.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 fn verified(agent: &Agent) -> Counts {
