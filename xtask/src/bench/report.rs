@@ -156,8 +156,8 @@ fn workload_table(out: &mut String, workload: &Workload) -> fmt::Result {
          for Defib: within 1 %.\n",
         workload::EXITS,
         workload.exits_per_second,
-        workload::ROUNDS,
-        workload::ROUNDS / workload::PEERS_EACH
+        workload.rounds,
+        workload.rounds.div_ceil(workload::PEERS_EACH)
     )?;
     writeln!(out, "| with | time | 95 % interval |")?;
     writeln!(out, "|---|---:|---:|")?;
