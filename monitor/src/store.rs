@@ -44,7 +44,7 @@ const FILE: &str = "defib.db";
 const LAYOUT: i64 = 1;
 /// Incidents are kept for so long: 400 days, a year to look back on and some.
 const MAX_AGE: Duration = Duration::from_secs(400 * 86_400);
-/// And never more than this many of them; at some 8 KiB each that is 80 MiB.
+/// And never more than this many of them; at some 4 KiB each (docs/performance.md) that is 40 MiB.
 const MAX_INCIDENTS: i64 = 10_000;
 /// What is known of the memory of a service that was not seen for this long is forgotten: 90 days.
 const MAX_UNSEEN: Duration = Duration::from_secs(90 * 86_400);
@@ -130,7 +130,8 @@ struct Waiting {
     incidents: BTreeMap<i64, Incident>,
     settling: Settling,
     flushed: Vec<oneshot::Sender<()>>,
-    closing: bool,
+    /// Whoever waits for the file to be closed.
+    closing: Option<oneshot::Sender<()>>,
 }
 
 /// Records of the table `pool`, by kind and name.
@@ -254,12 +255,13 @@ impl Store {
         async move { flushed.await.unwrap_or(()) }
     }
 
-    /// Writes what is left and ends the thread; for a clean end of the agent.
+    /// Writes what is left and closes the file, for a clean end of the agent: from then on all is in the one file, and none of it in
+    /// SQLite's log beside it, unless somebody else has the file open.
     pub(crate) async fn close(&self) {
-        let flushed = self.flush();
-        lock(&self.shared.waiting).closing = true;
+        let (done, closed) = oneshot::channel();
+        lock(&self.shared.waiting).closing = Some(done);
         self.shared.wake.notify_one();
-        flushed.await;
+        closed.await.unwrap_or(());
     }
 
     /// Why what happens is not on disk; `None` when it is.
@@ -278,14 +280,22 @@ fn write_on(mut connection: Connection, shared: &Shared) {
     let in_memory = lock(&shared.trouble).clone();
     loop {
         let mut waiting = lock(&shared.waiting);
-        while waiting.is_empty() && !waiting.closing {
+        while waiting.is_empty() && waiting.closing.is_none() {
             waiting = shared.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
+        let closing = waiting.closing.take();
         if waiting.is_empty() {
+            drop(waiting);
+            drop(connection);
+            if let Some(done) = closing {
+                // Whoever asked may have given up.
+                done.send(()).ok();
+            }
             return;
         }
+        let is_closing = closing.is_some();
         let mut batch = mem::take(&mut *waiting);
-        waiting.closing = batch.closing;
+        waiting.closing = closing;
         drop(waiting);
         let written = write(&mut connection, &batch);
         match &written {
@@ -304,7 +314,7 @@ fn write_on(mut connection: Connection, shared: &Shared) {
             // Whoever asked may have given up.
             done.send(()).ok();
         }
-        if written.is_err() && !batch.closing {
+        if written.is_err() && !is_closing {
             put_back(shared, batch);
             std::thread::sleep(RETRY);
         }

@@ -160,13 +160,14 @@ impl Steward {
             }
         };
         if !is_main {
-            // Not an outage; that a worker was killed for want of memory is worth a line all the same, and a record.
+            let worker = format_args!("a worker ({}, pid {})", death.comm, death.process.tgid);
+            // Not an outage; that one was killed for want of memory is worth a line all the same, and a record.
             match &death.cause {
                 Cause::OomKill(_)
                 | Cause::UserspaceOomKill { .. }
                 | Cause::AppOomProbable { .. }
                 | Cause::Crash { .. } => {
-                    let text = format!("a worker ({}, pid {}): {}", death.comm, death.process.tgid, death.cause);
+                    let text = format!("{worker}: {}", death.cause);
                     tracing::info!(service = %Clean(&place.service), "{text}");
                     self.book.near_miss(&place.service, clock::wall(death.kernel_ns), text, record_of(death));
                     if death.cause.is_want_of_memory() {
@@ -174,11 +175,9 @@ impl Steward {
                     }
                 }
                 Cause::CleanExit | Cause::Exit { .. } | Cause::Stopped { .. } => {
-                    tracing::debug!(service = %Clean(&place.service), "a worker ({}, pid {}) {}", death.comm, death.process.tgid, death.cause);
+                    tracing::debug!(service = %Clean(&place.service), "{worker} {}", death.cause);
                 }
-                cause => {
-                    tracing::info!(service = %Clean(&place.service), "a worker ({}, pid {}) {cause}", death.comm, death.process.tgid)
-                }
+                cause => tracing::info!(service = %Clean(&place.service), "{worker} {cause}"),
             }
             return;
         }

@@ -53,6 +53,14 @@ async fn what_was_kept_is_there_again() {
 }
 
 #[tokio::test]
+async fn a_closed_store_is_one_file() {
+    let directory = tempfile::tempdir().expect("a directory");
+    written(directory.path(), 3).await;
+    let files = fs::read_dir(directory.path()).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+    assert_eq!(files.collect::<Vec<_>>(), [FILE]);
+}
+
+#[tokio::test]
 async fn an_alert_is_kept_until_it_is_over_and_told() {
     let directory = tempfile::tempdir().expect("a directory");
     let alert = |alert: &str| {

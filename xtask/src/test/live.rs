@@ -82,8 +82,10 @@ fn run_programs(
     });
     io::stdout().write_all(&output)?;
     let Ok(there) = there else { bail!("{} was not looked after to its end", beside.name) };
-    let here = steps::book_tests(here?, session);
-    here.and(steps::book_tests(there?, session))
+    // Both are booked, whatever came of either.
+    let book = |run: Result<harness::Run>| steps::book_tests(run?, session);
+    let [here, there] = [here, there].map(book);
+    here.and(there)
 }
 
 /// A test program, ready to start, with these variables beside what it may look at of our environment.
