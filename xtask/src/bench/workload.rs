@@ -2,7 +2,10 @@
 //!
 //! Each round measures all arms, in another order; an arm is compared with "nothing" of the same round.
 
-use std::time::Instant;
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 
@@ -22,6 +25,9 @@ const ROUNDS: u32 = 60;
 /// On a noisy one they go on until the interval is as narrow as [`NARROW`], and no longer than this. How wide it is stops them, and not
 /// where it lies, so stopping favours nobody.
 const ROUNDS_AT_MOST: u32 = 180;
+/// Before each measurement, with a watcher and without: what the start of one, or the end of the one before, still leaves to be done is
+/// not what watching costs.
+const SETTLED: Duration = Duration::from_secs(1);
 /// From end to end, as a share of the time: what is wanted of us, 1 %, can be told then.
 const NARROW: f64 = 0.01;
 /// Peers, which cost much more, are measured in one round of so many.
@@ -69,6 +75,7 @@ pub(super) fn measure(programs: &Programs) -> Result<Workload> {
         for step in 0..arms {
             let arm = (step + round as usize) % arms;
             let Some(_watcher) = watcher(arm, programs)? else { continue };
+            sleep(SETTLED);
             let mut storm = programs.storm(EXITS, End::Clean, None);
             let begin = Instant::now();
             process::run(&mut storm)?;

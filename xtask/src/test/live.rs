@@ -1,6 +1,6 @@
 //! The live tests: programs of the package `tests` that load the kernel programs and cause real deaths.
 //!
-//! They are built as the invoking user. Only the finished programs run as root, one after another (but for two) and one test
+//! They are built as the invoking user. Only the finished programs run as root, one after another (but for some) and one test
 //! at a time, since all of them count on the same kernel.
 
 use std::{
@@ -37,12 +37,15 @@ pub(super) fn run(session: &mut Session) -> Result<()> {
     }
     let mut programs: Vec<_> = built.iter().filter(|built| built.name != corpus::TEST).collect();
     programs.sort_by(|a, b| a.name.cmp(&b.name));
-    let (mut beside, programs): (Vec<_>, Vec<_>) = programs.into_iter().partition(|program| program.name == BESIDE.1);
+    let is_beside = |program: &&Executable| BESIDE.iter().any(|(_, beside)| program.name == *beside);
+    let (mut beside, programs): (Vec<_>, Vec<_>) = programs.into_iter().partition(is_beside);
 
     let before = session.skips.len();
     let mut result = Ok(());
     for program in programs {
-        let beside = if program.name == BESIDE.0 { beside.pop() } else { None };
+        let its = BESIDE.iter().find(|(first, _)| program.name == *first);
+        let its = its.and_then(|(_, name)| beside.iter().position(|program| program.name == *name));
+        let beside = its.map(|at| beside.remove(at));
         // One that fails does not keep the others from running.
         result = result.and(run_programs(program, beside, privilege, session));
     }
@@ -53,9 +56,9 @@ pub(super) fn run(session: &mut Session) -> Result<()> {
     refuse_skips(&session.skips[before..])
 }
 
-/// These two run at the same time. Both wait for minutes, for leases and leaks, and look at services of their own only; what else
-/// dies on the host is nothing to them.
-const BESIDE: (&str, &str) = ("fleet", "leak");
+/// Each of these two run at the same time. They wait most of the time, for leases, leaks, engines and forecasts, take a sixth of two
+/// processors at most, and look at services of their own only; what else dies on the host is nothing to them.
+const BESIDE: [(&str, &str); 2] = [("fleet", "leak"), ("containers", "planned")];
 
 /// Runs a program, and another one beside it whose output comes after.
 fn run_programs(
