@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 /// The value below which `share` of the sorted `values` lie.
 pub(super) fn quantile(values: &mut [f64], share: f64) -> f64 {
@@ -91,6 +91,18 @@ impl Measuring {
         let before = fs::read_to_string(SWITCH).with_context(|| format!("cannot read {SWITCH}"))?;
         fs::write(SWITCH, "1").with_context(|| format!("cannot write {SWITCH}"))?;
         Ok(Self { before })
+    }
+
+    /// Refuses where somebody has left the kernel measuring: each run of a program takes two looks at the clock then, which would be
+    /// taken for its cost to the workload.
+    pub(super) fn ensure_nobody() -> Result<()> {
+        let now = fs::read_to_string(SWITCH).with_context(|| format!("cannot read {SWITCH}"))?;
+        ensure!(
+            now.trim() == "0",
+            "{SWITCH} is {}: write 0 to it, the cost to a workload is measured without",
+            now.trim()
+        );
+        Ok(())
     }
 }
 
