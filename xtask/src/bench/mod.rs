@@ -98,6 +98,8 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         return forecast::execute(args);
     }
     ensure!(privilege::is_root(), "cargo xtask bench needs root, to load the kernel programs and have them measured");
+    // Before minutes of building and measuring, not after.
+    stats::Measuring::ensure_nobody()?;
     let programs = Programs {
         defib: artifacts::packaged()?,
         victim: artifacts::program(&artifacts::release()?, "victim")?.to_path_buf(),

@@ -94,12 +94,12 @@ impl Measuring {
     }
 
     /// Refuses where somebody has left the kernel measuring: each run of a program takes two looks at the clock then, which would be
-    /// taken for its cost to the workload.
+    /// taken for its cost; the one table that asks for that begins and ends it by itself.
     pub(super) fn ensure_nobody() -> Result<()> {
         let now = fs::read_to_string(SWITCH).with_context(|| format!("cannot read {SWITCH}"))?;
         ensure!(
             now.trim() == "0",
-            "{SWITCH} is {}: write 0 to it, the cost to a workload is measured without",
+            "{SWITCH} is {}: write 0 to it, or what the kernel's measuring takes is told as our cost",
             now.trim()
         );
         Ok(())

@@ -43,9 +43,8 @@ pub(super) fn run(session: &mut Session) -> Result<()> {
     let before = session.skips.len();
     let mut result = Ok(());
     for program in programs {
-        let its = BESIDE.iter().find(|(first, _)| program.name == *first);
-        let its = its.and_then(|(_, name)| beside.iter().position(|program| program.name == *name));
-        let beside = its.map(|at| beside.remove(at));
+        let beside =
+            beside.extract_if(.., |other| BESIDE.contains(&(program.name.as_str(), other.name.as_str()))).next();
         // One that fails does not keep the others from running.
         result = result.and(run_programs(program, beside, privilege, session));
     }
@@ -56,7 +55,7 @@ pub(super) fn run(session: &mut Session) -> Result<()> {
     refuse_skips(&session.skips[before..])
 }
 
-/// Each of these two run at the same time. They wait most of the time, for leases, leaks, engines and forecasts, take a sixth of two
+/// The two of a pair run at the same time. They wait most of the time, for leases, leaks, engines and forecasts, take a sixth of two
 /// processors at most, and look at services of their own only; what else dies on the host is nothing to them.
 const BESIDE: [(&str, &str); 2] = [("fleet", "leak"), ("containers", "planned")];
 
