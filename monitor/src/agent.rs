@@ -224,7 +224,7 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = Aft
     let told = (metrics, timeline, alerts, Arc::clone(&board));
     let parts = (Arc::clone(&kernel), handover);
     let mut steward = Steward::new(&config, hierarchy, parts, told, reading, (store, left), fleet);
-    for failure in steward.scan(&config)? {
+    for failure in steward.scan(&config).await? {
         tracing::error!("a service cannot be looked after: {failure}");
         readiness.note(format!("a service: {failure}"));
     }

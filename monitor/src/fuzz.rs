@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use crate::{
-    attribution::Origin,
+    attribution::{Origin, Table},
     cli,
     config::Config,
     control, fleet, healing,
@@ -100,8 +100,10 @@ fn host_text(bytes: &[u8]) {
     cgroup::fuzz(&text);
     pressure::fuzz(&text);
     symbols::fuzz(&text);
-    let origin = Origin::of(&text);
-    assert!(origin.container_root(&text).is_none_or(|root| text.starts_with(root)));
+    let (_, root) = Origin::claim(&text);
+    assert!(text.starts_with(root));
+    let place = Table::default().describe(&text);
+    assert!(place.path.starts_with(place.root()));
 }
 
 /// Rows of a state file that was changed by another hand, or by a bad disk.

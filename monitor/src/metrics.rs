@@ -43,11 +43,25 @@ pub(crate) struct Metrics {
     queue: IntGauge,
     table: Arc<Table>,
     /// The services that have a label of their own.
-    known: HashMap<Arc<str>, Arc<Row>>,
+    known: HashMap<Arc<str>, Known>,
     /// All others together.
     other: Arc<Row>,
     cap: usize,
 }
+
+/// A service with a label of its own.
+struct Known {
+    row: Arc<Row>,
+    /// Defib looks after it.
+    is_managed: bool,
+    /// When something was last counted of it, CLOCK_BOOTTIME nanoseconds.
+    counted_ns: u64,
+}
+
+/// A service that Defib does not look after keeps its label this long after its last death; 6 h.
+const FORGOTTEN_NS: u64 = 6 * 3600 * 1_000_000_000;
+/// When labels are scarce, this long: two scrapes at the usual intervals, and more; 10 min.
+const SCARCE_NS: u64 = 600 * 1_000_000_000;
 
 fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C> {
     registry.register(Box::new(metric.clone()))?;
@@ -103,16 +117,52 @@ impl Metrics {
     }
 
     /// Gives a service its series, at 0, so that the first death is an increase. Beyond the cap it shares `other`.
-    pub(crate) fn add_service(&mut self, service: &Arc<str>) {
-        if self.known.contains_key(service) || self.known.len() >= self.cap {
+    fn add_service(&mut self, service: &Arc<str>, now_ns: u64) {
+        if let Some(known) = self.known.get_mut(service) {
+            known.counted_ns = now_ns;
             return;
         }
-        self.known.insert(Arc::clone(service), self.table.add(service));
+        if self.known.len() >= self.cap && !self.make_room(now_ns) {
+            return;
+        }
+        let known = Known { row: self.table.add(service), is_managed: false, counted_ns: now_ns };
+        self.known.insert(Arc::clone(service), known);
+    }
+
+    /// Takes the label of a service of which nothing was counted for a while; false when there is none.
+    fn make_room(&mut self, now_ns: u64) -> bool {
+        let others = self.known.iter().filter(|(_, known)| !known.is_managed);
+        let quiet = others.min_by_key(|(_, known)| known.counted_ns);
+        let quiet = quiet.filter(|(_, known)| now_ns.saturating_sub(known.counted_ns) >= SCARCE_NS);
+        let Some(service) = quiet.map(|(service, _)| Arc::clone(service)) else { return false };
+        self.forget(&service);
+        true
+    }
+
+    /// Removes the series of a service that has gone.
+    pub(crate) fn forget(&mut self, service: &str) {
+        if let Some(known) = self.known.remove(service) {
+            self.table.remove(&known.row);
+        }
+    }
+
+    /// Removes the series of services of which nothing was counted for long, but of those that Defib looks after.
+    pub(crate) fn forget_quiet(&mut self, now_ns: u64) {
+        let is_quiet = |known: &Known| !known.is_managed && now_ns.saturating_sub(known.counted_ns) >= FORGOTTEN_NS;
+        for (_, known) in self.known.extract_if(|_, known| is_quiet(known)) {
+            self.table.remove(&known.row);
+        }
     }
 
     /// The series of a service that Defib looks after; those are as many as the configuration wants, whatever the cap.
     pub(crate) fn add_managed(&mut self, service: &Arc<str>) {
-        self.known.entry(Arc::clone(service)).or_insert_with(|| self.table.add(service)).manage();
+        let known = self.known.entry(Arc::clone(service)).or_insert_with(|| Known {
+            row: self.table.add(service),
+            is_managed: true,
+            counted_ns: 0,
+        });
+        known.is_managed = true;
+        known.row.manage();
     }
 
     /// Says whether a service that Defib looks after is up.
@@ -218,7 +268,7 @@ impl Metrics {
     }
 
     fn row(&self, service: &str) -> &Row {
-        self.known.get(service).unwrap_or(&self.other)
+        self.known.get(service).map_or(&self.other, |known| &known.row)
     }
 
     fn flag(&self, service: &str, of: Of, is: bool) {
@@ -226,10 +276,10 @@ impl Metrics {
     }
 
     /// Goes on with the OOM kills that an earlier agent has counted.
-    pub(crate) fn restore_oom_kills(&mut self, counted: &[(String, String, u64)]) {
+    pub(crate) fn restore_oom_kills(&mut self, counted: &[(String, String, u64)], now_ns: u64) {
         for (service, scope, kills) in counted {
             if service != OTHER {
-                self.add_service(&service.as_str().into());
+                self.add_service(&service.as_str().into(), now_ns);
             }
             let is_known = service == OTHER || self.known.contains_key(service.as_str());
             // One without a label of its own has no series to go on with; that of the others has its own count.
@@ -245,7 +295,7 @@ impl Metrics {
         if let Some(place) = &death.place
             && has_stable_name(place)
         {
-            self.add_service(&place.service);
+            self.add_service(&place.service, death.decided_ns);
         }
         let row = death.place.as_ref().map_or(&*self.other, |place| self.row(&place.service));
         self.table.count_with(row, Of::Deaths, death.cause.kind());
@@ -473,7 +523,7 @@ fn raise(counters: &IntCounterVec, label: &str, total: u64) {
 /// them would never end.
 fn has_stable_name(place: &Place) -> bool {
     match &*place.origin {
-        Origin::Unit(name) => name.ends_with(".service") && !name.starts_with("run-") && !name.contains('/'),
+        Origin::Unit(name) => name.ends_with(".service") && !name.starts_with("run-") && !name.starts_with("user@"),
         Origin::Container { .. } => place.is_named(),
         Origin::Cgroup => false,
     }

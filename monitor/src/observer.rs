@@ -1,9 +1,9 @@
 //! From kernel events to deaths with a cause, a service and a role: what `watch` shows and the agent acts on.
 //!
-//! Owns the table of cgroups and the docket of undecided deaths; reads the cgroup file system when the kernel names a
-//! cgroup that is not known yet. Never acts.
+//! Owns the table of cgroups and the docket of undecided deaths; asks the cgroup file system for the path when the kernel
+//! names a cgroup that is not known yet. Never acts.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Result;
 use monitor_common::{
@@ -18,17 +18,21 @@ use crate::{
     attribution::{Place, Role, Table},
     diagnosis::{
         Cause, Count, Counts, DeathContext, Docket, Evidence, Finding, Losses, Mark, MarkContext, Question, Reply,
-        Senders, Site, sender_kind,
+        Senders, Signaller, Site, sender_kind,
     },
-    host::{cgroup::Hierarchy, kmsg::OomLine, process::Identity, vmstat},
+    host::{
+        cgroup::Hierarchy,
+        cgroup_handle::Handles,
+        kmsg::OomLine,
+        process::{self, Identity},
+        vmstat,
+    },
     kernel::{Event, Span},
     recent::Recent,
     symbols,
     text::Comm,
 };
 
-/// An unknown cgroup id costs a walk over the hierarchy, so at most one a second.
-const WALK_INTERVAL_NS: u64 = 1_000_000_000;
 /// Cgroups whose count of OOM kills is remembered, and services whose main process failed.
 const COUNTED: usize = 4096;
 /// How long the workers of a failed main process are taken for what they are: 10 s. A supervisor ends what is left within
@@ -163,15 +167,16 @@ pub(crate) struct Observer {
     hierarchy: Option<Hierarchy>,
     table: Table,
     docket: Docket,
-    walked_ns: u64,
+    /// Finds the paths of cgroups that are not in the table.
+    handles: Option<Handles>,
     discovered: Vec<(u64, Place)>,
     page_size: u64,
     /// The kernel's own counts of OOM kills at the last look: of the host, and of cgroups by id.
     host_kills: Option<u64>,
     cgroup_kills: Recent<u64, u64>,
-    /// When the main process of a service last ended badly.
+    /// When the main process of a service last ended badly, by the service's own cgroup.
     failed_ns: Recent<Arc<str>, u64>,
-    /// When the OOM killer last chose a process of a service.
+    /// When the OOM killer last chose a process of a service, by the service's own cgroup.
     oom_ns: Recent<Arc<str>, u64>,
 }
 
@@ -180,10 +185,10 @@ impl Observer {
     pub(crate) fn new(hierarchy: Option<Hierarchy>) -> Self {
         let page_size = rustix::param::page_size() as u64;
         Self {
+            handles: hierarchy.as_ref().map(|hierarchy| Handles::new(&hierarchy.mount)),
             hierarchy,
             table: Table::default(),
             docket: Docket::new(page_size),
-            walked_ns: 0,
             discovered: Vec::new(),
             page_size,
             host_kills: vmstat::oom_kills().ok(),
@@ -193,27 +198,36 @@ impl Observer {
         }
     }
 
-    /// Calls a cgroup, and all below it, by a service's name; returns what is known there already.
-    pub(crate) fn name(&mut self, cgroup: &Arc<str>, service: &Arc<str>) -> Vec<(u64, Place)> {
-        self.table.name(cgroup, service)
+    /// Calls the cgroup of a command service, and everything below it, by the service's name. Before [`Self::scan`].
+    pub(crate) fn name_command(&mut self, cgroup: &str, service: &Arc<str>) {
+        self.table.name_command(cgroup, service);
     }
 
-    /// Reads all cgroups, and returns those that were not known.
-    pub(crate) fn scan(&mut self, now_ns: u64) -> Result<Vec<(u64, Place)>> {
-        self.walked_ns = now_ns;
+    /// Calls a container, and everything in it, by its name; what is known there already.
+    pub(crate) fn name_container(&mut self, root: &Arc<str>, service: &Arc<str>) -> Vec<(u64, Place)> {
+        self.table.name_container(root, service)
+    }
+
+    /// Reads the cgroups that exist, once, and returns them.
+    pub(crate) fn scan(&mut self) -> Result<Vec<(u64, Place)>> {
         let Some(hierarchy) = &self.hierarchy else { return Ok(Vec::new()) };
         let mut found = Vec::new();
-        let mut exist = HashSet::new();
         hierarchy.walk(|id, path| {
-            exist.insert(id);
-            if self.table.get(id).is_none()
-                && let Some(place) = self.table.insert(id, path)
-            {
-                found.push((id, place.clone()));
+            if self.table.get(id).is_none() {
+                found.push((id, self.table.insert(id, path)));
             }
         })?;
-        self.table.retain(|id| exist.contains(&id));
         Ok(found)
+    }
+
+    /// Some of the known cgroups, to be held against what exists: word of a removal can be lost. All have their turn.
+    pub(crate) fn turn(&mut self, most: usize) -> Vec<(u64, Arc<str>)> {
+        self.table.turn(most)
+    }
+
+    /// A cgroup has gone without word of it.
+    pub(crate) fn vanished(&mut self, id: u64) {
+        self.table.remove(id);
     }
 
     /// Cgroups that a look-up has met by the way since this was called last.
@@ -296,7 +310,7 @@ impl Observer {
         if let Some(place) = &place
             && mark.header.flags & MARK_KILL_SENT != 0
         {
-            note_latest(&mut self.oom_ns, &place.service, mark.header.kernel_ns);
+            note_latest(&mut self.oom_ns, place, mark.header.kernel_ns);
         }
         if let Some(hierarchy) = &self.hierarchy {
             // The cgroups may be gone with the last process, so this is looked up now.
@@ -332,8 +346,7 @@ impl Observer {
     }
 
     fn ended(&mut self, exit: &Exit, span: Option<Span>, seen_ns: u64) -> Option<Sight> {
-        // Not looked up: a storm of deaths in unknown cgroups must not cost a walk each; the verdict does that.
-        let place = self.table.get(exit.process.cgroup).cloned();
+        let place = self.place(exit.process.cgroup, seen_ns);
         let watched = exit.header.flags & EXIT_WATCHED != 0;
         let abnormal = exit.status != 0;
         let memory_limit = match (&place, &self.hierarchy) {
@@ -343,27 +356,33 @@ impl Observer {
         if abnormal && self.role_at_exit(exit, self.docket.mark_of(exit), place.as_ref()) == Some(Role::Main) {
             // The other processes of this service have lost their parent.
             if let Some(place) = &place {
-                note_latest(&mut self.failed_ns, &place.service, exit.header.kernel_ns);
+                note_latest(&mut self.failed_ns, place, exit.header.kernel_ns);
             }
         }
         let senders = self.senders(exit, place.as_ref());
-        let service_oom_ns = place.as_ref().and_then(|place| self.oom_ns.get(&place.service)).copied();
+        let service_oom_ns = place.as_ref().and_then(|place| self.oom_ns.get(place.root())).copied();
         let context = DeathContext { senders, place, watched, memory_limit, service_oom_ns };
         let question = self.docket.death(*exit, span, seen_ns, context)?;
         Some(Sight::Asked { process: identity(&exit.process), question })
     }
 
     fn senders(&self, exit: &Exit, place: Option<&Place>) -> Senders {
-        let service = |sender: &Sender| self.table.get(sender.cgroup).map(|place| Arc::clone(&place.service));
-        let (last_service, before_service) = (service(&exit.sender), service(&exit.before));
-        let kind = |sender: &Sender, service: Option<&Arc<str>>| {
-            sender_kind(&Comm(sender.comm).to_string(), sender.tgid, service, place)
+        let origin = |sender: &Sender| self.table.get(sender.cgroup);
+        let kind = |sender: &Sender| {
+            let comm = Comm(sender.comm).to_string();
+            let program = || process::program(sender.tgid);
+            sender_kind(
+                &Signaller { comm: &comm, tgid: sender.tgid, uid: sender.uid, place: origin(sender) },
+                place,
+                program,
+            )
         };
+        let service = |sender: &Sender| origin(sender).map(|place| Arc::clone(&place.service));
         Senders {
-            last: kind(&exit.sender, last_service.as_ref()),
-            before: kind(&exit.before, before_service.as_ref()),
-            last_service,
-            before_service,
+            last: kind(&exit.sender),
+            before: kind(&exit.before),
+            last_service: service(&exit.sender),
+            before_service: service(&exit.before),
         }
     }
 
@@ -393,12 +412,14 @@ impl Observer {
             CGROUP_CREATED => {
                 // A path that is missing (lockdown) or fills the record (it may be cut) is looked up.
                 let path = cgroup.path_bytes();
-                if path.is_empty() || path.len() + 1 >= PATH_LEN {
-                    self.place(cgroup.id, kernel_ns);
-                    return None;
+                let place = if path.is_empty() || path.len() + 1 >= PATH_LEN {
+                    self.look_up(cgroup.id, kernel_ns)?
+                } else {
+                    self.table.insert(cgroup.id, &String::from_utf8_lossy(path))
+                };
+                if place.is_root() {
+                    self.cgroup_kills.insert(cgroup.id, 0);
                 }
-                let place = self.table.insert(cgroup.id, &String::from_utf8_lossy(path))?.clone();
-                self.cgroup_kills.insert(cgroup.id, 0);
                 Some(Sight::Created { id: cgroup.id, place })
             }
             CGROUP_EMPTY => Some(Sight::Emptied { place: self.place(cgroup.id, kernel_ns)?, kernel_ns }),
@@ -456,7 +477,7 @@ impl Observer {
         let lived_through = |failed_ns: &u64| {
             process.start_ns < *failed_ns && *failed_ns < kernel_ns && kernel_ns - failed_ns < ORPHANS_LIVE_NS
         };
-        if process.parent_tgid == INIT && self.failed_ns.get(&own.service).is_some_and(lived_through) {
+        if process.parent_tgid == INIT && self.failed_ns.get(own.root()).is_some_and(lived_through) {
             return Some(Role::Worker);
         }
         if process.parent_cgroup == process.cgroup {
@@ -474,21 +495,24 @@ impl Observer {
         if let Some(place) = self.table.get(id) {
             return Some(place.clone());
         }
-        if now_ns.saturating_sub(self.walked_ns) < WALK_INTERVAL_NS {
-            return None;
-        }
-        match self.scan(now_ns) {
-            Ok(found) => self.discovered.extend(found),
-            Err(error) => tracing::warn!("cannot look up a cgroup: {error:#}"),
-        }
-        self.table.get(id).cloned()
+        let place = self.look_up(id, now_ns)?;
+        self.discovered.push((id, place.clone()));
+        Some(place)
+    }
+
+    /// Asks the file system for a cgroup that is not known; `None` when it has gone.
+    fn look_up(&mut self, id: u64, now_ns: u64) -> Option<Place> {
+        let path = self.handles.as_mut()?.path_of(id, now_ns)?;
+        Some(self.table.insert(id, &path))
     }
 }
 
-/// Remembers when something last happened to a service.
-fn note_latest(times: &mut Recent<Arc<str>, u64>, service: &Arc<str>, kernel_ns: u64) {
-    times.remove(service);
-    times.insert(Arc::clone(service), kernel_ns);
+/// Remembers when something last happened in a unit, container or command service, by its own cgroup: users can name any
+/// number of cgroups below theirs.
+fn note_latest(times: &mut Recent<Arc<str>, u64>, place: &Place, kernel_ns: u64) {
+    times.remove(place.root());
+    let root = if place.is_root() { Arc::clone(&place.path) } else { place.root().into() };
+    times.insert(root, kernel_ns);
 }
 
 fn identity(process: &Process) -> Identity {

@@ -63,6 +63,14 @@ impl<K: Clone + Eq + Hash, V> Recent<K, V> {
         self.entries.get(key).map(|(_, value)| value)
     }
 
+    /// A key as it is kept, and its value.
+    pub(crate) fn get_key_value<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<(&K, &V)>
+    where
+        K: Borrow<Q>,
+    {
+        self.entries.get_key_value(key).map(|(key, (_, value))| (key, value))
+    }
+
     /// Takes an entry out.
     pub(crate) fn remove<Q: Eq + Hash + ?Sized>(&mut self, key: &Q) -> Option<V>
     where
@@ -74,6 +82,32 @@ impl<K: Clone + Eq + Hash, V> Recent<K, V> {
     /// All entries, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.entries.iter().map(|(key, (_, value))| (key, value))
+    }
+
+    /// All entries, in no order, to be changed.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
+        self.entries.iter_mut().map(|(key, (_, value))| (key, value))
+    }
+
+    /// Number of entries.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Up to `most` keys, the oldest first; they count as the newest from now on, so that all have their turn.
+    pub(crate) fn turn(&mut self, most: usize) -> Vec<K> {
+        let mut taken = Vec::new();
+        for _ in 0..self.order.len() {
+            if taken.len() == most {
+                break;
+            }
+            let Some((number, key)) = self.order.pop_front() else { break };
+            if self.entries.get(&key).is_some_and(|(current, _)| *current == number) {
+                taken.push(key.clone());
+                self.order.push_back((number, key));
+            }
+        }
+        taken
     }
 }
 
@@ -96,6 +130,18 @@ mod tests {
         assert_eq!(recent.oldest(), Some((&3, &"d")));
         assert!(!recent.is_full());
         assert_eq!(recent.iter().count(), 1);
+    }
+
+    #[test]
+    fn all_have_their_turn() {
+        let mut recent = Recent::new(8);
+        for key in 0..5 {
+            recent.insert(key, ());
+        }
+        recent.remove(&1);
+        assert_eq!((recent.turn(3), recent.turn(3)), (vec![0, 2, 3], vec![4, 0, 2]));
+        assert_eq!(recent.turn(9).len(), 4, "each once");
+        assert_eq!(recent.len(), 4);
     }
 
     proptest! {

@@ -7,26 +7,47 @@ use std::{
 };
 
 use crate::{
+    attribution::{Origin, Place},
     config::{Budget, Health},
-    healing::{Action, Engine, Input, Ledger, Memory},
+    healing::{Action, Engine, HostLedger, Input, Memory},
     host::process::Identity,
     memory::{Clocks, Follower, Measured, News, Recorder},
     supervisor::Supervisor,
 };
 
+/// Who starts a service, and confirms which cgroup is its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// systemd: a unit.
+    Systemd,
+    /// A container engine; `None`: the one that has a container of that name.
+    Engine(Option<&'static str>),
+    /// Defib: a command service.
+    Defib,
+}
+
+/// Cgroups below a service's own whose names are kept for a next agent.
+const NESTED_KEPT: u32 = 8;
+
 /// A service that Defib looks after.
 pub(crate) struct Managed {
     engine: Engine,
+    /// Who starts it.
+    pub(crate) owner: Owner,
     /// How its health is proven.
     pub(crate) health: Health,
-    /// Who starts it.
+    /// How its owner is asked.
     pub(crate) supervisor: Arc<dyn Supervisor>,
-    /// Path of its cgroup, the one that was seen last.
+    /// Path of its own cgroup, as its owner has confirmed it; empty when that is not known.
     pub(crate) cgroup: Arc<str>,
+    /// Cgroups below its own that were kept for a next agent.
+    nested_kept: u32,
     /// Its memory in the last minutes.
     pub(crate) recorder: Recorder,
     /// Its memory over its incarnations.
     pub(crate) follower: Follower,
+    /// Since when nothing of it lives or is under way, CLOCK_BOOTTIME nanoseconds, as far as that was looked at.
+    idle_since_ns: Option<u64>,
     /// Tells what the store has of its engine; `None`: nothing.
     kept: Option<u64>,
 }
@@ -36,11 +57,47 @@ impl Managed {
     pub(crate) fn new(
         engine: Engine,
         health: Health,
-        supervisor: Arc<dyn Supervisor>,
+        (owner, supervisor): (Owner, Arc<dyn Supervisor>),
         cgroup: Arc<str>,
         follower: Follower,
     ) -> Self {
-        Self { engine, health, supervisor, cgroup, recorder: Recorder::default(), follower, kept: None }
+        let recorder = Recorder::default();
+        Self {
+            engine,
+            owner,
+            health,
+            supervisor,
+            cgroup,
+            nested_kept: 0,
+            recorder,
+            follower,
+            idle_since_ns: None,
+            kept: None,
+        }
+    }
+
+    /// True when this place is in the service: in its own cgroup or below that.
+    pub(crate) fn has(&self, place: &Place) -> bool {
+        !self.cgroup.is_empty() && self.cgroup.trim_matches('/') == place.root().trim_matches('/')
+    }
+
+    /// True when the owner of the service may own what is at this place.
+    pub(crate) fn may_own(&self, place: &Place) -> bool {
+        match (self.owner, &*place.origin) {
+            (Owner::Systemd, Origin::Unit(_)) | (Owner::Engine(None), Origin::Container { .. }) => true,
+            (Owner::Engine(Some(engine)), Origin::Container { engine: other, .. }) => engine == *other,
+            (Owner::Systemd | Owner::Engine(_) | Owner::Defib, _) => false,
+        }
+    }
+
+    /// Whether a cgroup of the service is to be known to a next agent: its own, and a few below that.
+    pub(crate) fn keeps(&mut self, place: &Place) -> bool {
+        if place.is_root() {
+            self.nested_kept = 0;
+            return true;
+        }
+        self.nested_kept = self.nested_kept.saturating_add(1);
+        self.nested_kept <= NESTED_KEPT
     }
 
     /// The living main process, when there is one.
@@ -66,13 +123,13 @@ pub(crate) struct Roster {
     /// When each engine wants to be asked again, CLOCK_BOOTTIME nanoseconds. Kept in order, so that a host with ten
     /// thousand services does not look at each for every event.
     deadlines: BTreeSet<(u64, Arc<str>)>,
-    host: Ledger,
+    host: HostLedger,
 }
 
 impl Roster {
     /// Nobody, with a budget for all.
     pub(crate) fn new(host: Budget) -> Self {
-        Self { services: HashMap::new(), deadlines: BTreeSet::new(), host: Ledger::new(host) }
+        Self { services: HashMap::new(), deadlines: BTreeSet::new(), host: HostLedger::new(host) }
     }
 
     /// Adds a service.
@@ -85,10 +142,51 @@ impl Roster {
         self.services.get(name).map(Box::as_ref)
     }
 
-    /// Notes where a service lives now.
+    /// The service of that name, to be changed.
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Managed> {
+        self.services.get_mut(name).map(Box::as_mut)
+    }
+
+    /// The service that this place is in.
+    pub(crate) fn at(&self, place: &Place) -> Option<&Managed> {
+        self.get(&place.service).filter(|managed| managed.has(place))
+    }
+
+    /// Notes where a service lives, as its owner has confirmed it.
     pub(crate) fn moved(&mut self, name: &str, cgroup: &Arc<str>) {
         if let Some(managed) = self.services.get_mut(name) {
             managed.cgroup = Arc::clone(cgroup);
+        }
+    }
+
+    /// Services of owners that may have forgotten them: nothing lives or is under way, for `after_ns` so far. At most `most`; each
+    /// is named again after that time.
+    pub(crate) fn idle(&mut self, now_ns: u64, after_ns: u64, most: usize) -> Vec<Arc<str>> {
+        let mut idle = Vec::new();
+        for (name, managed) in &mut self.services {
+            let is_idle = managed.owner != Owner::Defib
+                && managed.is_left_alone()
+                && managed.engine.down_since().is_none()
+                && managed.engine.paused_until(now_ns).is_none();
+            if !is_idle {
+                managed.idle_since_ns = None;
+                continue;
+            }
+            let since = *managed.idle_since_ns.get_or_insert(now_ns);
+            if now_ns.saturating_sub(since) >= after_ns && idle.len() < most {
+                managed.idle_since_ns = None;
+                idle.push(Arc::clone(name));
+            }
+        }
+        idle
+    }
+
+    /// Removes a service.
+    pub(crate) fn remove(&mut self, name: &Arc<str>) {
+        if let Some(managed) = self.services.remove(name)
+            && let Some(deadline) = managed.engine.deadline()
+        {
+            self.deadlines.remove(&(deadline, Arc::clone(name)));
         }
     }
 
@@ -100,7 +198,7 @@ impl Roster {
     /// Goes on where an earlier agent was with a service.
     pub(crate) fn remember(&mut self, name: &Arc<str>, memory: Memory, now_ns: u64) {
         let Some(managed) = self.services.get_mut(name) else { return };
-        self.host.borrow(&memory.spent_ns);
+        self.host.borrow(managed.engine.seed(), &memory.spent_ns);
         managed.engine.remember(memory, now_ns);
         if let Some(deadline) = managed.engine.deadline() {
             self.deadlines.insert((deadline, Arc::clone(name)));

@@ -4,7 +4,9 @@
 //! comes back as an input. They end with the steward.
 //!
 //! * [`adopt`]: which services there are
+//! * [`claims`]: cgroups whose owners are still to confirm them
 //! * [`deaths`]: what records say of them
+//! * [`forget`]: those that have gone for good
 //! * [`healing`]: what their engines decide
 //! * [`reconcile`]: what is believed, held against what is
 //! * [`growth`]: their memory
@@ -15,7 +17,9 @@
 //! * [`pool`]: where services stand in their pools
 
 mod adopt;
+mod claims;
 mod deaths;
+mod forget;
 mod growth;
 mod healing;
 mod operators;
@@ -25,7 +29,11 @@ mod pool;
 mod reconcile;
 mod suspects;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use tokio::{
@@ -36,6 +44,7 @@ use tokio::{
 
 use crate::{
     alert::Alerts,
+    attribution::Answer,
     audit::{Audit, Wall},
     config::{Config, Mode, Service},
     control::Command,
@@ -59,6 +68,7 @@ use crate::{
     trace,
 };
 
+use claims::Claims;
 use pictures::{Pictures, Seen};
 
 pub(crate) use pictures::Kept;
@@ -81,8 +91,12 @@ const UNWRITTEN: u64 = 16 * 1024;
 enum Word {
     /// A supervisor's or a probe's answer, or a life that was found.
     Input(Arc<str>, Input),
-    /// A container's cgroup and its name.
-    Named(Arc<str>, Arc<str>),
+    /// What the owner says of the cgroup at this path.
+    Owner(Arc<str>, Answer),
+    /// The owner does not know the service any more.
+    Gone(Arc<str>),
+    /// Cgroups that have gone without word of it.
+    Vanished(Vec<u64>),
     /// Somebody's answer about a death.
     Replied(Identity, Reply),
     /// That incarnation is believed to live and does not; word of its death should have come by now.
@@ -128,6 +142,9 @@ pub(crate) struct Steward {
     /// Those of units and containers, which may come at any time.
     rules: Vec<Service>,
     roster: Roster,
+    claims: Claims,
+    /// Cgroups that the kernel programs had no room to watch.
+    unwatched: BTreeSet<u64>,
     policies: Shared<Policy>,
     words: (mpsc::Sender<Word>, mpsc::Receiver<Word>),
     tasks: JoinSet<()>,
@@ -174,7 +191,7 @@ impl Steward {
         (store, left): (Store, Left),
         fleet: Fleet,
     ) -> Self {
-        metrics.restore_oom_kills(&left.oom_kills);
+        metrics.restore_oom_kills(&left.oom_kills, clock::boot_ns());
         metrics.own().attached(kernel.programs());
         let systemd = Systemd::default();
         Self {
@@ -187,6 +204,8 @@ impl Steward {
             mode: config.agent.mode,
             rules: config.services(),
             roster: Roster::new(config.host_budget()),
+            claims: Claims::default(),
+            unwatched: BTreeSet::new(),
             policies: Shared::default(),
             words: mpsc::channel(WORDS),
             tasks: JoinSet::new(),
@@ -290,6 +309,7 @@ impl Steward {
             for (id, place) in self.observer.take_discovered() {
                 self.appeared(id, &place);
             }
+            self.ask_owners(now);
             self.write_down();
         }
     }
@@ -347,6 +367,7 @@ impl Steward {
             self.observer.next_deadline(),
             self.pools.next_deadline(),
             self.planned.next_deadline(),
+            self.claims.next_deadline(),
         ];
         let earliest = all.into_iter().flatten().min()?;
         Some(Instant::now() + Duration::from_nanos(earliest.saturating_sub(clock::boot_ns())))
@@ -355,11 +376,9 @@ impl Steward {
     fn word(&mut self, word: Word) {
         match word {
             Word::Input(service, input) => self.step(&service, input, clock::boot_ns()),
-            Word::Named(cgroup, service) => {
-                for (id, place) in self.observer.name(&cgroup, &service) {
-                    self.consider(id, &place);
-                }
-            }
+            Word::Owner(path, answer) => self.owner_answered(&path, answer, clock::boot_ns()),
+            Word::Gone(service) => self.forget(&service),
+            Word::Vanished(ids) => ids.into_iter().for_each(|id| self.observer.vanished(id)),
             Word::Replied(process, reply) => self.observer.reply(process, reply),
             Word::Lost(service, process, at_ns) => self.lost(&service, process, at_ns),
             Word::Met(service, process) => self.introduce(&service, process, clock::boot_ns()),

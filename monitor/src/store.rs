@@ -13,7 +13,7 @@ mod reader;
 mod settling;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     mem,
     path::Path,
     sync::{
@@ -127,6 +127,8 @@ struct Waiting {
     /// By name; without a version the row goes.
     alerts: HashMap<String, Option<alert::Kept>>,
     pool: PoolRecords,
+    /// Services whose rows go, before newer ones are written.
+    forgotten: BTreeSet<Arc<str>>,
     incidents: BTreeMap<i64, Incident>,
     settling: Settling,
     flushed: Vec<oneshot::Sender<()>>,
@@ -153,9 +155,20 @@ impl Waiting {
     }
 
     fn has_no_rows(&self) -> bool {
-        let Self { services, followers, pictures, alerts, pool, incidents, settling, flushed: _, closing: _ } = self;
+        let Self {
+            services,
+            followers,
+            pictures,
+            alerts,
+            pool,
+            forgotten,
+            incidents,
+            settling,
+            flushed: _,
+            closing: _,
+        } = self;
         let rows = services.len() + followers.len() + pictures.len() + alerts.len() + pool.len() + incidents.len();
-        rows + settling.rows() == 0
+        rows + forgotten.len() + settling.rows() == 0
     }
 }
 
@@ -228,6 +241,18 @@ impl Store {
     /// Hands over an alert, or that it is over and told.
     pub(crate) fn keep_alert(&self, name: String, alert: Option<alert::Kept>) {
         lock(&self.shared.waiting).alerts.insert(name, alert);
+        self.shared.wake.notify_one();
+    }
+
+    /// Removes what is known of a service that its owner does not know any more; its incidents stay.
+    pub(crate) fn forget(&self, name: &Arc<str>) {
+        let mut waiting = lock(&self.shared.waiting);
+        waiting.services.remove(name);
+        waiting.followers.remove(name);
+        waiting.pictures.remove(name);
+        waiting.pool.remove(&(MEMBER, Arc::clone(name)));
+        waiting.forgotten.insert(Arc::clone(name));
+        drop(waiting);
         self.shared.wake.notify_one();
     }
 
@@ -323,8 +348,10 @@ fn write_on(mut connection: Connection, shared: &Shared) {
 
 /// What could not be written waits again, unless something newer does.
 fn put_back(shared: &Shared, batch: Waiting) {
-    let Waiting { services, followers, pictures, alerts, pool, incidents, settling, flushed: _, closing: _ } = batch;
+    let Waiting { services, followers, pictures, alerts, pool, forgotten, incidents, settling, flushed: _, closing: _ } =
+        batch;
     let mut waiting = lock(&shared.waiting);
+    waiting.forgotten.extend(forgotten);
     waiting.settling.put_back(settling);
     for (name, alert) in alerts {
         waiting.alerts.entry(name).or_insert(alert);
@@ -353,6 +380,16 @@ fn write(connection: &mut Connection, batch: &Waiting) -> Result<()> {
     let transaction = connection.transaction()?;
     {
         batch.settling.write(&transaction)?;
+        for name in &batch.forgotten {
+            for table in ["service", "follower", "picture"] {
+                transaction
+                    .prepare_cached(&format!("DELETE FROM {table} WHERE name = ?1"))?
+                    .execute([name.as_ref()])?;
+            }
+            transaction
+                .prepare_cached("DELETE FROM pool WHERE kind = ?1 AND name = ?2")?
+                .execute([MEMBER, name.as_ref()])?;
+        }
         let (boot_id, lead_ns) = (clock::boot_id(), clock::lead_ns());
         let mut service = transaction.prepare_cached(
             "INSERT OR REPLACE INTO service (name, boot_id, lead_ns, memory) VALUES (?1, ?2, ?3, ?4)",

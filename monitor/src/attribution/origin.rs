@@ -1,19 +1,21 @@
-//! What the path of a cgroup says about who runs there.
+//! What the path of a cgroup says about who runs there. A path is a claim: the owner confirms it before Defib acts on it
+//! ([`confirm`](super::confirm)).
 //!
-//! systemd names cgroups after units, container engines after ids, both since cgroup v1. The outermost container wins:
-//! what runs inside, a whole systemd perhaps, is that container. Of units the innermost wins, and one of a user's own
-//! manager carries the manager's name before its own, so that no user can pass for a unit of the host.
+//! systemd puts units into slices and slices into slices, so a unit of the host stands below slices only. Container engines
+//! name cgroups after ids, below a slice or below a cgroup of their own. Everything further down belongs to that unit or
+//! container, whatever it is called: users make cgroups of any name below their own manager (v2 delegation), and so do
+//! containers below their own cgroup. A cgroup that is neither is a plain one.
 
 /// The container engines whose cgroups are known, as their cgroup names spell them.
 const ENGINES: &[(&str, &str)] =
     &[("docker-", "docker"), ("libpod-", "podman"), ("cri-containerd-", "containerd"), ("crio-", "cri-o")];
-/// Parents below which plain 64-digit names are container ids (cgroupfs driver).
+/// Cgroups at the root that an engine makes itself (cgroupfs driver). Below one, 64-digit names are container ids.
 const PARENTS: &[(&str, &str)] = &[("docker", "docker"), ("libpod_parent", "podman"), ("kubepods", "containerd")];
 
-/// Who runs in a cgroup.
+/// Who runs in a cgroup, as its path claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// A systemd unit, by name.
+    /// A unit of the host's systemd, by name.
     Unit(String),
     /// A container, by the engine that runs it and its full id.
     Container {
@@ -27,32 +29,53 @@ pub(crate) enum Origin {
 }
 
 impl Origin {
-    /// The part of `path` that is the container's own cgroup; `None` for anything else.
-    pub(crate) fn container_root<'a>(&self, path: &'a str) -> Option<&'a str> {
-        let Self::Container { id, .. } = self else { return None };
-        let end = path.find(id.as_str())? + id.len();
-        Some(path[end..].find('/').map_or(path, |slash| &path[..end + slash]))
+    /// Reads a path below the root of a hierarchy.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of(path: &str) -> Self {
+        Self::claim(path).0
     }
 
-    /// Reads a path below the root of a hierarchy.
-    pub(crate) fn of(path: &str) -> Self {
-        let names: Vec<_> = path.split('/').filter(|name| !name.is_empty()).collect();
-        if let Some(container) = (0..names.len()).find_map(|at| container(names[at], &names[..at])) {
-            return container;
+    /// Reads a path below the root of a hierarchy: the claim, and the part of the path that is the unit's or container's own
+    /// cgroup. For a plain cgroup that part ends behind the first name that is no slice: only root makes cgroups there.
+    pub(crate) fn claim(path: &str) -> (Self, &str) {
+        let mut engine = None;
+        for (name, upto) in names(path) {
+            if let Some(container) = container(name, engine) {
+                return (container, upto);
+            }
+            if engine.is_some() || is_slice(name) {
+                continue;
+            }
+            if is_unit(name) {
+                return (Self::Unit(name.to_owned()), upto);
+            }
+            match PARENTS.iter().find(|(parent, _)| *parent == name) {
+                Some(&(_, parent)) => engine = Some(parent),
+                None => return (Self::Cgroup, upto),
+            }
         }
-        let units: Vec<_> = names.iter().filter(|name| is_unit(name)).collect();
-        if let Some(unit) = units.last() {
-            let manager = units.iter().find(|name| name.starts_with("user@") && name.ends_with(".service"));
-            return Self::Unit(match manager {
-                Some(manager) if manager != unit => format!("{manager}/{unit}"),
-                _ => (**unit).to_owned(),
-            });
-        }
-        Self::Cgroup
+        (Self::Cgroup, path)
+    }
+
+    /// True for a unit that is a user's service manager, with everything that its user runs.
+    pub(crate) fn is_user_manager(&self) -> bool {
+        matches!(self, Self::Unit(name) if name.starts_with("user@") && name.ends_with(".service"))
     }
 }
 
-fn container(name: &str, parents: &[&str]) -> Option<Origin> {
+/// Each name of a path, and the path up to its end.
+fn names(path: &str) -> impl Iterator<Item = (&str, &str)> {
+    let mut end = 0;
+    path.split('/').filter_map(move |name| {
+        end += name.len();
+        let upto = &path[..end];
+        end += 1;
+        (!name.is_empty()).then_some((name, upto))
+    })
+}
+
+/// `engine`: whose own cgroup stands above, if one does.
+fn container(name: &str, engine: Option<&'static str>) -> Option<Origin> {
     let bare = name.strip_suffix(".scope").unwrap_or(name);
     for (prefix, engine) in ENGINES {
         if let Some(id) = bare.strip_prefix(prefix)
@@ -61,15 +84,18 @@ fn container(name: &str, parents: &[&str]) -> Option<Origin> {
             return Some(Origin::Container { engine, id: id.to_owned() });
         }
     }
-    let engine = PARENTS.iter().find(|(parent, _)| parents.iter().any(|name| name.starts_with(parent)))?.1;
-    is_id(name).then(|| Origin::Container { engine, id: name.to_owned() })
+    engine.filter(|_| is_id(name)).map(|engine| Origin::Container { engine, id: name.to_owned() })
 }
 
 fn is_id(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase())
 }
 
-/// Slices only group others, and a user's manager is no service of its own kind to restart; it is still a unit.
+fn is_slice(name: &str) -> bool {
+    name.strip_suffix(".slice").is_some_and(|stem| !stem.is_empty())
+}
+
+/// Slices only group others.
 fn is_unit(name: &str) -> bool {
     [".service", ".scope"].iter().any(|kind| name.strip_suffix(kind).is_some_and(|stem| !stem.is_empty()))
 }
@@ -80,10 +106,16 @@ mod tests {
 
     const ID: &str = "4fa6e0f0c6786287e131c3852c58a2e01cc697a68231826813597e4994f1d6e2";
 
+    fn unit(name: &str) -> Origin {
+        Origin::Unit(name.to_owned())
+    }
+
+    fn container(engine: &'static str) -> Origin {
+        Origin::Container { engine, id: ID.to_owned() }
+    }
+
     #[test]
     fn paths_of_known_managers() {
-        let unit = |name: &str| Origin::Unit(name.to_owned());
-        let container = |engine| Origin::Container { engine, id: ID.to_owned() };
         for (path, want) in [
             ("/system.slice/nginx.service".to_owned(), unit("nginx.service")),
             (
@@ -91,15 +123,7 @@ mod tests {
                 unit("postgresql@15-main.service"),
             ),
             ("/system.slice/app.service/nested/deep".to_owned(), unit("app.service")),
-            (
-                "/user.slice/user-1000.slice/user@1000.service/app.slice/editor.service".to_owned(),
-                unit("user@1000.service/editor.service"),
-            ),
-            (
-                "/user.slice/user-1000.slice/user@1000.service/init.scope".to_owned(),
-                unit("user@1000.service/init.scope"),
-            ),
-            (format!("/system.slice/docker-{ID}.scope/system.slice/nginx.service"), container("docker")),
+            ("/init.scope".to_owned(), unit("init.scope")),
             ("/user.slice/user-0.slice/session-3.scope".to_owned(), unit("session-3.scope")),
             (format!("/system.slice/docker-{ID}.scope"), container("docker")),
             (format!("/system.slice/docker-{ID}.scope/init"), container("docker")),
@@ -109,6 +133,7 @@ mod tests {
             (format!("/kubepods.slice/kubepods-pod1.slice/cri-containerd-{ID}.scope"), container("containerd")),
             (format!("/kubepods/burstable/pod1/{ID}"), container("containerd")),
             ("/batch".to_owned(), Origin::Cgroup),
+            ("/system.slice".to_owned(), Origin::Cgroup),
             ("/".to_owned(), Origin::Cgroup),
             ("".to_owned(), Origin::Cgroup),
         ] {
@@ -117,20 +142,62 @@ mod tests {
     }
 
     #[test]
-    fn a_container_s_root_is_found_in_its_nested_cgroups() {
+    fn below_a_unit_or_a_container_no_name_is_a_claim() {
+        let user = "/user.slice/user-1000.slice/user@1000.service";
+        for (path, want) in [
+            (format!("{user}/app.slice/editor.service"), unit("user@1000.service")),
+            (format!("{user}/docker-{ID}.scope"), unit("user@1000.service")),
+            (format!("{user}/user.slice/libpod-{ID}.scope"), unit("user@1000.service")),
+            (format!("/system.slice/app.service/docker-{ID}.scope"), unit("app.service")),
+            (format!("/system.slice/app.service/system.slice/nginx.service"), unit("app.service")),
+            (format!("/system.slice/docker-{ID}.scope/system.slice/nginx.service"), container("docker")),
+            (format!("/docker/{ID}/docker/{}", "0".repeat(64)), container("docker")),
+        ] {
+            assert_eq!(Origin::of(&path), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn below_a_plain_cgroup_no_name_is_a_claim() {
+        for path in [
+            "/lxc.payload.c1/system.slice/x.service".to_owned(),
+            format!("/lxc.payload.c1/docker/{ID}"),
+            format!("/batch/docker-{ID}.scope"),
+            "/batch/user@65534.service/a.service".to_owned(),
+        ] {
+            let (origin, root) = Origin::claim(&path);
+            assert_eq!(origin, Origin::Cgroup, "{path}");
+            assert_eq!(root, &path[..path[1..].find('/').expect("two names") + 1], "{path}");
+        }
+    }
+
+    #[test]
+    fn a_claim_names_the_cgroup_that_it_is_about() {
         for (path, root) in [
             (format!("/system.slice/docker-{ID}.scope/init"), format!("/system.slice/docker-{ID}.scope")),
             (format!("/docker/{ID}"), format!("/docker/{ID}")),
             (format!("/docker/{ID}/a/b"), format!("/docker/{ID}")),
+            ("/system.slice/app.service/a/b".to_owned(), "/system.slice/app.service".to_owned()),
+            ("/system.slice/sub.slice".to_owned(), "/system.slice/sub.slice".to_owned()),
+            ("/kubepods/burstable".to_owned(), "/kubepods/burstable".to_owned()),
+            ("/batch/x".to_owned(), "/batch".to_owned()),
+            ("batch/x".to_owned(), "batch".to_owned()),
+            ("/".to_owned(), "/".to_owned()),
         ] {
-            assert_eq!(Origin::of(&path).container_root(&path), Some(root.as_str()));
+            assert_eq!(Origin::claim(&path).1, root, "{path}");
         }
-        assert_eq!(Origin::of("/batch").container_root("/batch"), None);
     }
 
     #[test]
     fn look_alikes_are_plain_cgroups() {
-        for path in ["/docker/short", "/system.slice", "/.service", &format!("/elsewhere/{ID}"), "/docker-xyz.scope2"] {
+        for path in [
+            "/docker/short",
+            "/.service",
+            "/.slice/web.service",
+            "/docker2/x",
+            &format!("/elsewhere/{ID}"),
+            "/docker-xyz.scope2",
+        ] {
             assert_eq!(Origin::of(path), Origin::Cgroup, "{path}");
         }
     }

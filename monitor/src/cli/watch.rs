@@ -5,13 +5,13 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use tokio::{
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     time::{Instant, sleep_until},
 };
 
 use super::{asked_to_stop, output};
 use crate::{
-    attribution::{Place, Role, ask_name},
+    attribution::{Answer, Origin, Place, Role, confirm},
     diagnosis::{Cause, Item, Missing, Reply},
     enquiry::Enquiry,
     host::{
@@ -19,6 +19,7 @@ use crate::{
         clock,
         kmsg::{self, Kmsg},
         process::Identity,
+        systemd::Systemd,
     },
     kernel::{self, RingStats, Watched},
     observer::{Death, Observer, Sight},
@@ -73,10 +74,11 @@ pub(super) async fn run(args: Args) -> Result<()> {
         });
     }
     drop(events_in);
-    let mut observer = Observer::new(hierarchy);
+    let mut observer = Observer::new(hierarchy.clone());
+    let turns = Arc::new(Semaphore::new(NAMED_AT_ONCE));
     let (names_in, mut names) = mpsc::channel(EVENTS);
-    for (_, place) in observer.scan(clock::boot_ns())? {
-        ask(&place, &names_in);
+    for (_, place) in observer.scan()? {
+        ask(&place, hierarchy.as_ref(), &turns, &names_in);
     }
     let enquiry = Enquiry::default();
     enquiry.prepare().await;
@@ -99,7 +101,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
         tokio::select! {
             event = events.recv() => {
                 match observer.event(&event.context("nobody reads the rings any more")?) {
-                    Some(Sight::Created { place, .. }) => ask(&place, &names_in),
+                    Some(Sight::Created { place, .. }) => ask(&place, hierarchy.as_ref(), &turns, &names_in),
                     Some(Sight::Asked { process, question }) => {
                         let (enquiry, replies) = (enquiry.clone(), replies_in.clone());
                         tokio::spawn(async move {
@@ -112,7 +114,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
                 }
             }
             Some((process, reply)) = replies.recv() => observer.reply(process, reply),
-            Some((cgroup, name)) = names.recv() => drop(observer.name(&cgroup, &name)),
+            Some((cgroup, name)) = names.recv() => drop(observer.name_container(&cgroup, &name)),
             Some(line) = lines.recv() => observer.line(line),
             Some(death) = named.recv() => {
                 if !view.show(&death)? {
@@ -139,17 +141,28 @@ pub(super) async fn run(args: Args) -> Result<()> {
     view.end(&kernel, &stats)
 }
 
+/// Containers whose engines are asked for their names at a time; of a crowd the rest keep their ids.
+const NAMED_AT_ONCE: usize = 64;
+
 /// Asks for the name of a container, without waiting for it.
-fn ask(place: &Place, names: &mpsc::Sender<(Arc<str>, Arc<str>)>) {
-    if let Some(question) = ask_name(place) {
-        let names = names.clone();
-        tokio::spawn(async move {
-            if let Some(name) = question.await {
-                // Nobody receives only when the watcher ends.
-                names.send(name).await.ok();
-            }
-        });
-    }
+fn ask(
+    place: &Place,
+    hierarchy: Option<&Hierarchy>,
+    turns: &Arc<Semaphore>,
+    names: &mpsc::Sender<(Arc<str>, Arc<str>)>,
+) {
+    let (true, Origin::Container { .. }, Some(hierarchy)) = (place.is_root(), &*place.origin, hierarchy) else {
+        return;
+    };
+    let Ok(turn) = Arc::clone(turns).try_acquire_owned() else { return };
+    let (place, hierarchy, names) = (place.clone(), hierarchy.clone(), names.clone());
+    tokio::spawn(async move {
+        if let Answer::Confirmed { service, .. } = confirm(&place, &Systemd::default(), &hierarchy).await {
+            // Nobody receives only when the watcher ends.
+            names.send((place.path, service)).await.ok();
+        }
+        drop(turn);
+    });
 }
 
 /// How deaths are shown.

@@ -3,6 +3,7 @@
 //! * [`cause`]: what a death can be, as operators read it
 //! * [`evidence`]: all that is known of one death
 //! * [`question`]: what somebody else may know about it
+//! * [`sender`]: what the sender of a signal is to the process
 //! * [`site`]: where a crash happened
 //! * [`docket`]: deaths that wait for late evidence, for a bounded time
 //! * [`verdict`]: the rules
@@ -11,13 +12,15 @@ mod cause;
 mod docket;
 mod evidence;
 mod question;
+mod sender;
 mod site;
 mod verdict;
 
 pub(crate) use cause::{Cause, Scope};
 pub(crate) use docket::{DeathContext, Docket, Finding, Losses, MarkContext};
 pub(crate) use evidence::{Count, Counts, Evidence, Item, Mark, Missing, Senders};
-pub(crate) use question::{Question, Reply, sender_kind};
+pub(crate) use question::{Question, Reply};
+pub(crate) use sender::{Signaller, sender_kind};
 pub(crate) use site::Site;
 
 /// Signals as `kill -l` names them, without `SIG`.

@@ -29,8 +29,10 @@ const ABRT: u32 = 6;
 const REFUSAL_COUNTS_NS: u64 = 2_000_000_000;
 /// How likely a piece of evidence alone makes it that the application ran out of memory.
 const REFUSAL: f64 = 0.6;
-/// A runtime that says so is right, but for its own last words being another process's.
+/// A runtime that says so and ends as such runtimes do is right, but for its last words being another process's.
 const LAST_WORDS: f64 = 0.9;
+/// The same words before another kind of end: whoever can make a service write what they sent it can write them.
+const ODD_LAST_WORDS: f64 = 0.3;
 /// A typical ending with the memory limit near. Never enough by itself.
 const NEAR_LIMIT: f64 = 0.5;
 /// From here on it is called probable.
@@ -262,7 +264,8 @@ fn out_of_memory_by_itself(evidence: &Evidence, typical: bool, site: Option<supe
         found.push(Weighed { item, weight: REFUSAL });
     }
     if let Some(Some(words)) = evidence.last_words.told() {
-        found.push(Weighed { item: Item::new(Source::LastWords, words), weight: LAST_WORDS });
+        let weight = if typical { LAST_WORDS } else { ODD_LAST_WORDS };
+        found.push(Weighed { item: Item::new(Source::LastWords, words), weight });
     }
     let near =
         evidence.max_rss().zip(evidence.memory_limit).is_some_and(|(peak, limit)| peak as f64 >= NEAR * limit as f64);

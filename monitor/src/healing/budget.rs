@@ -40,12 +40,6 @@ impl Ledger {
         self.spent_ns = spent_ns;
     }
 
-    /// Counts what one of those that share this budget has spent earlier.
-    pub(crate) fn borrow(&mut self, spent_ns: &VecDeque<u64>) {
-        self.spent_ns.extend(spent_ns);
-        self.spent_ns.make_contiguous().sort_unstable();
-    }
-
     /// Spends one.
     pub(crate) fn spend(&mut self, now_ns: u64) {
         self.spent_ns.push_back(now_ns);
@@ -53,6 +47,54 @@ impl Ledger {
 
     fn window_ns(&self) -> u64 {
         nanoseconds(self.budget.window)
+    }
+}
+
+/// The restarts that all services of a host share.
+///
+/// Services that flap must not spend what the others need: half of the budget is kept for services that were not restarted
+/// within its window.
+#[derive(Clone, Debug)]
+pub(crate) struct HostLedger {
+    budget: Budget,
+    /// When each was spent, and by which service.
+    spent: VecDeque<(u64, u64)>,
+}
+
+/// A budget smaller than this has no half to keep.
+const SHARED_FROM: usize = 4;
+
+impl HostLedger {
+    /// A full budget.
+    pub(crate) fn new(budget: Budget) -> Self {
+        Self { budget, spent: VecDeque::new() }
+    }
+
+    /// `None`: this service may spend one now. Otherwise the earliest time at which that may be so.
+    pub(crate) fn blocked_until(&mut self, service: u64, now_ns: u64) -> Option<u64> {
+        let window = nanoseconds(self.budget.window);
+        while self.spent.front().is_some_and(|&(spent, _)| spent.saturating_add(window) <= now_ns) {
+            self.spent.pop_front();
+        }
+        let count = self.budget.count as usize;
+        if count == 0 {
+            return Some(now_ns.saturating_add(window));
+        }
+        let flaps = self.spent.iter().any(|&(_, spender)| spender == service);
+        let most = if flaps && count >= SHARED_FROM { count - count / 2 } else { count };
+        let over = (self.spent.len() + 1).checked_sub(most).filter(|&over| over > 0)?;
+        self.spent.get(over - 1).map(|&(spent, _)| spent.saturating_add(window))
+    }
+
+    /// Counts what a service has spent earlier.
+    pub(crate) fn borrow(&mut self, service: u64, spent_ns: &VecDeque<u64>) {
+        self.spent.extend(spent_ns.iter().map(|&spent| (spent, service)));
+        self.spent.make_contiguous().sort_unstable();
+    }
+
+    /// Spends one.
+    pub(crate) fn spend(&mut self, service: u64, now_ns: u64) {
+        self.spent.push_back((now_ns, service));
     }
 }
 
@@ -76,6 +118,39 @@ mod tests {
         assert_eq!(ledger.blocked_until(100), None);
         ledger.spend(100);
         assert_eq!(ledger.blocked_until(101), Some(130));
+    }
+
+    #[test]
+    fn services_that_flap_leave_half_of_the_host_s_budget_to_the_others() {
+        let mut host = HostLedger::new(Budget { count: 10, window: Duration::from_nanos(100) });
+        let mut spent = |service, now| {
+            let free = host.blocked_until(service, now).is_none();
+            if free {
+                host.spend(service, now);
+            }
+            free
+        };
+        let flapping = (0..20).filter(|&now| spent(1 + now % 2, now)).count();
+        assert_eq!(flapping, 5);
+        let others = (100..120).filter(|&service| spent(service, 30)).count();
+        assert_eq!(others, 5);
+        assert_eq!(host.blocked_until(500, 40), Some(100), "when the first was spent, and the window");
+        assert_eq!(host.blocked_until(1, 40), Some(130), "when no more than four of the others count");
+        assert_eq!(host.blocked_until(1, 130), None);
+    }
+
+    #[test]
+    fn a_small_budget_is_whole_for_each() {
+        let mut host = HostLedger::new(Budget { count: 3, window: Duration::from_nanos(100) });
+        for now in 0..3 {
+            assert_eq!(host.blocked_until(1, now), None);
+            host.spend(1, now);
+        }
+        assert_eq!(host.blocked_until(1, 5), Some(100));
+        assert_eq!(
+            HostLedger::new(Budget { count: 0, window: Duration::from_nanos(100) }).blocked_until(1, 5),
+            Some(105)
+        );
     }
 
     #[test]

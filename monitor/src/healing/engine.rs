@@ -27,7 +27,7 @@ mod words;
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    budget::{Ledger, nanoseconds},
+    budget::{HostLedger, Ledger, nanoseconds},
     plan::Plan,
 };
 use crate::{
@@ -152,6 +152,11 @@ impl Engine {
         }
     }
 
+    /// What tells this service from others that share the host's budget.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// When [`Input::Tick`] is due; `None`: not without another input.
     pub(crate) fn deadline(&self) -> Option<u64> {
         match self.state {
@@ -204,7 +209,7 @@ impl Engine {
     }
 
     /// Takes one input. `host` is the budget that all services share.
-    pub(crate) fn step(&mut self, input: Input, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
+    pub(crate) fn step(&mut self, input: Input, host: &mut HostLedger, now_ns: u64) -> Vec<Action> {
         match input {
             Input::Alive(process) => self.alive(process),
             Input::Died { process, at_ns, intent } => self.died(process, at_ns, intent, now_ns),
@@ -460,7 +465,7 @@ impl Engine {
         &mut self,
         plan: Result<Plan, String>,
         exhausted: Option<String>,
-        host: &mut Ledger,
+        host: &mut HostLedger,
         now_ns: u64,
     ) -> Vec<Action> {
         let plan = match plan {
@@ -493,7 +498,13 @@ impl Engine {
     }
 
     /// Its supervisor will not bring it back: everything else that may forbid a restart, then the restart.
-    fn stays_dead(&mut self, why: String, exhausted: Option<String>, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
+    fn stays_dead(
+        &mut self,
+        why: String,
+        exhausted: Option<String>,
+        host: &mut HostLedger,
+        now_ns: u64,
+    ) -> Vec<Action> {
         let (grace, backoff) = (self.policy.grace, self.backoff());
         let (wait, reason) = if backoff > grace { (backoff, "back-off") } else { (grace, "grace") };
         let until_ns = self.died_ns.saturating_add(nanoseconds(wait));
@@ -512,18 +523,24 @@ impl Engine {
             let slow = now_ns.saturating_add(nanoseconds(self.policy.backoff.max));
             return self.refuse(until_ns.max(slow), "service_budget", CIRCUIT_OPEN, because);
         }
-        if let Some(until_ns) = host.blocked_until(now_ns) {
-            return self.refuse(until_ns, "host_budget", "host budget", "the host's restarts are spent".to_owned());
+        if let Some(until_ns) = host.blocked_until(self.seed, now_ns) {
+            return self.refuse(
+                until_ns,
+                "host_budget",
+                "host budget",
+                "the host's restarts are spent, or those of them that a service may have which was restarted lately"
+                    .to_owned(),
+            );
         }
         self.restart(why, host, now_ns)
     }
 
-    fn restart(&mut self, because: String, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
+    fn restart(&mut self, because: String, host: &mut HostLedger, now_ns: u64) -> Vec<Action> {
         if self.policy.mode == Mode::DryRun {
             return self.leave("dry_run", because);
         }
         self.ledger.spend(now_ns);
-        host.spend(now_ns);
+        host.spend(self.seed, now_ns);
         self.attempts = self.attempts.saturating_add(1);
         self.said = None;
         self.state = State::Restarting { until_ns: now_ns.saturating_add(START_TIMEOUT_NS) };

@@ -10,6 +10,6 @@ mod engine;
 mod plan;
 pub(crate) mod renewal;
 
-pub(crate) use budget::Ledger;
+pub(crate) use budget::HostLedger;
 pub(crate) use engine::{Action, Engine, Input, Intent, Memory, Outcome, Policy};
 pub(crate) use plan::Plan;

@@ -4,7 +4,8 @@
 
 use std::{
     collections::HashSet,
-    fs, io,
+    fs,
+    io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -21,6 +22,9 @@ pub(crate) enum Version {
     /// The unified hierarchy.
     V2,
 }
+
+/// Bytes read of `/proc/PID/cgroup`: a line of at most a path (PATH_MAX, 4,096) for each of some fifteen hierarchies.
+const MEMBERSHIPS: u64 = 64 * 1024;
 
 /// A mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +119,23 @@ impl Hierarchy {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot look at {}", directory.display())),
         }
+    }
+
+    /// The cgroup that a process lives in, in this hierarchy; `None` when the process has gone.
+    pub(crate) fn cgroup_of(&self, pid: u32) -> Option<String> {
+        let mut text = Vec::new();
+        let file = fs::File::open(format!("/proc/{pid}/cgroup")).ok()?;
+        file.take(MEMBERSHIPS).read_to_end(&mut text).ok()?;
+        self.membership(&String::from_utf8_lossy(&text))
+    }
+
+    /// A line for each hierarchy: `id:controllers:path` (cgroups(7)).
+    fn membership(&self, text: &str) -> Option<String> {
+        let path = text.lines().find_map(|line| {
+            let (id, rest) = line.split_once(':')?;
+            (id.parse() == Ok(self.id)).then(|| rest.split_once(':')).flatten()
+        });
+        path.map(|(_, path)| path.to_owned())
     }
 
     /// Calls `visit(id, path)` for every cgroup, parents first; paths begin with a slash.
@@ -307,6 +328,16 @@ mod tests {
         assert_eq!(v1, Hierarchy { version: Version::V1, id: 4, mount: "/sys/fs/cgroup/memory".into(), cpu });
         // A kernel without v1 has no /proc/cgroups rows at all.
         assert_eq!(Hierarchy::choose("", UNIFIED).expect("found").version, Version::V2);
+    }
+
+    #[test]
+    fn a_process_is_in_one_cgroup_of_each_hierarchy() {
+        let text = "4:memory:/docker/abc\n1:name=systemd:/x\n0::/system.slice/a:b.service\n";
+        let v2 = Hierarchy::choose(NO_V1, UNIFIED).expect("found");
+        assert_eq!(v2.membership(text).as_deref(), Some("/system.slice/a:b.service"));
+        let v1 = Hierarchy::choose(ON_V1, HYBRID).expect("found");
+        assert_eq!(v1.membership(text).as_deref(), Some("/docker/abc"));
+        assert_eq!(v1.membership("0::/x\n"), None);
     }
 
     #[test]

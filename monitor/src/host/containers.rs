@@ -56,6 +56,29 @@ pub(crate) struct Container {
     pub(crate) started_at: String,
     /// When its last run ended, likewise.
     pub(crate) finished_at: String,
+    /// Who made it and replaces it by another one when it ends: `Docker Swarm` or `Kubernetes`. By its labels.
+    pub(crate) orchestrator: Option<&'static str>,
+}
+
+/// Labels that orchestrators put on each container that they make (moby, daemon/cluster; kubelet and
+/// cri-dockerd).
+const ORCHESTRATORS: [(&str, &str); 3] = [
+    ("com.docker.swarm.task.id", "Docker Swarm"),
+    ("io.kubernetes.pod.uid", "Kubernetes"),
+    ("io.kubernetes.pod.name", "Kubernetes"),
+];
+
+impl Container {
+    /// Refuses a container that is an orchestrator's to replace.
+    ///
+    /// # Errors
+    /// With the orchestrator's name.
+    pub(crate) fn ensure_not_orchestrated(&self) -> Result<()> {
+        match self.orchestrator {
+            Some(orchestrator) => bail!("{orchestrator} made the container {} and replaces it itself", self.name),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Podman's word for a container that has ended and has not been cleaned up yet, before it is restarted or `exited`. The
@@ -67,32 +90,44 @@ pub(crate) const STOPPED: &str = "stopped";
 /// # Errors
 /// When the engine does not answer for half a minute, or does not know the container.
 pub(crate) async fn name(engine: &str, id: &str) -> Result<Option<String>> {
+    if !ENGINES.contains(&engine) {
+        return Ok(None);
+    }
+    let container = known(engine, id).await?.with_context(|| format!("{engine} does not know container {id}"))?;
+    ensure!(!container.name.is_empty(), "{engine} gives container {id} no name");
+    Ok(Some(container.name))
+}
+
+/// What an engine says of a container by its full id; `None` when it knows no such container. Asked again while the engine is silent.
+///
+/// # Errors
+/// When the engine does not answer for half a minute, or has no such way to ask (containerd, CRI-O).
+pub(crate) async fn known(engine: &str, id: &str) -> Result<Option<Container>> {
     for _ in 1..ASKED {
-        let name = name_at_once(engine, id).await;
-        // A name that the engine does not know will not come.
-        if !name.as_ref().is_err_and(is_silence) {
-            return name;
+        let container = known_at_once(engine, id).await;
+        // What the engine refuses to tell will not come.
+        if !container.as_ref().is_err_and(is_silence) {
+            return container;
         }
         sleep(ASKED_AGAIN).await;
     }
-    name_at_once(engine, id).await
+    known_at_once(engine, id).await
 }
 
-async fn name_at_once(engine: &str, id: &str) -> Result<Option<String>> {
-    let of_state = |container: Option<Container>| {
-        let name = container.with_context(|| format!("{engine} does not know container {id}"))?.name;
-        ensure!(!name.is_empty(), "{engine} gives container {id} no name");
-        Ok(name)
-    };
-    let name = match engine {
-        "docker" => state(engine, id).await.and_then(of_state)?,
-        "podman" => match state(engine, id).await.and_then(of_state) {
-            Ok(name) => name,
-            Err(_) => stored(Path::new(PODMAN_STORE), id)?,
-        },
-        _ => return Ok(None),
-    };
-    Ok(Some(name))
+async fn known_at_once(engine: &str, id: &str) -> Result<Option<Container>> {
+    match state(engine, id).await {
+        // Podman needs no service of its own to run containers, so nobody may listen; its list tells the name alone.
+        Ok(None) | Err(_) if engine == "podman" => {
+            let name = stored(Path::new(PODMAN_STORE), id)?;
+            Ok(Some(Container { name, ..Container::default() }))
+        }
+        // Between two runs it tells nothing but that.
+        Ok(Some(Container { status, .. })) if engine == "podman" && status == STOPPED => {
+            let name = stored(Path::new(PODMAN_STORE), id)?;
+            Ok(Some(Container { name, status, ..Container::default() }))
+        }
+        state => state,
+    }
 }
 
 /// The engine did not answer at all.
@@ -240,6 +275,8 @@ fn plain(name: &str) -> String {
 impl From<ContainerInspectResponse> for Container {
     fn from(answer: ContainerInspectResponse) -> Self {
         let state = answer.state.unwrap_or_default();
+        let labels = answer.config.and_then(|config| config.labels).unwrap_or_default();
+        let orchestrator = ORCHESTRATORS.iter().find(|(label, _)| labels.contains_key(*label)).map(|(_, name)| *name);
         let policy = answer.host_config.and_then(|config| config.restart_policy).unwrap_or_default();
         let name = policy.name.filter(|name| *name != RestartPolicyNameEnum::EMPTY);
         Self {
@@ -252,6 +289,7 @@ impl From<ContainerInspectResponse> for Container {
             restarts: answer.restart_count.unwrap_or(0),
             started_at: state.started_at.unwrap_or_default(),
             finished_at: state.finished_at.unwrap_or_default(),
+            orchestrator,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Small readers of the host's own interfaces, one for each. Errors name the path.
 
 pub(crate) mod cgroup;
+pub(crate) mod cgroup_handle;
 mod cgroup_memory;
 pub(crate) mod clock;
 pub(crate) mod containers;

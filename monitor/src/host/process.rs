@@ -121,6 +121,14 @@ pub(crate) fn build(tgid: u32) -> Option<u64> {
     Some(hasher.finish())
 }
 
+/// Name of the file that a process runs; `None` when it has gone, or the file has.
+pub(crate) fn program(tgid: u32) -> Option<String> {
+    let path = fs::read_link(format!("/proc/{tgid}/exe")).ok()?;
+    let name = path.file_name()?.to_str()?;
+    // A program that an upgrade has replaced runs on.
+    Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
+}
+
 fn gone(error: &io::Error) -> bool {
     // ESRCH: the process went between open and read.
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())

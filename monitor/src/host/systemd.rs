@@ -20,6 +20,8 @@ const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
 const JOB: &str = "org.freedesktop.systemd1.Job";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+/// How systemd says that it knows no such unit (bus-common-errors.h).
+const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 /// How systemd writes a time without end.
 const FOR_EVER: u64 = u64::MAX;
 
@@ -131,6 +133,18 @@ pub(crate) struct Progress {
     pub(crate) main_pid: u32,
 }
 
+/// Whether a cgroup is a unit's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Placed {
+    /// It is.
+    Here {
+        /// `MainPID` of a service; 0: none.
+        main_pid: u32,
+    },
+    /// The cgroup is another unit's, or none's.
+    Elsewhere,
+}
+
 /// Why systemd ended a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meaning {
@@ -219,6 +233,22 @@ impl Systemd {
     /// When the bus or systemd does not answer, or does not know it.
     pub(crate) async fn main_pid(&self, unit: &str) -> Result<u32> {
         self.ask(async |bus| bus.main_pid(unit).await).await
+    }
+
+    /// Whether the cgroup at `path` is the own cgroup of `unit`.
+    ///
+    /// # Errors
+    /// When the bus or systemd does not answer.
+    pub(crate) async fn placed(&self, unit: &str, path: &str) -> Result<Placed> {
+        self.ask(async |bus| bus.placed(unit, path).await).await
+    }
+
+    /// Whether systemd has a unit in memory: one that is up, failed, or named by others that are.
+    ///
+    /// # Errors
+    /// When the bus or systemd does not answer.
+    pub(crate) async fn is_loaded(&self, unit: &str) -> Result<bool> {
+        self.ask(async |bus| bus.is_loaded(unit).await).await
     }
 
     /// Names of all loaded services.
@@ -376,6 +406,30 @@ impl Bus {
             .deserialize()
             .context("systemd lists its units in another way")?;
         Ok(listed.into_iter().map(|unit| unit.0).collect())
+    }
+
+    /// systemd looks for the unit of the nearest cgroup at or above a path (`manager_get_unit_by_cgroup`), so a path that no unit
+    /// has leads to the slice above it.
+    async fn placed(&self, unit: &str, path: &str) -> Result<Placed> {
+        let reply = self.manager("GetUnitByControlGroup", &(path,)).await;
+        let reply = match reply {
+            Err(zbus::Error::MethodError(name, ..)) if name.as_str() == NO_SUCH_UNIT => return Ok(Placed::Elsewhere),
+            reply => reply.with_context(|| format!("systemd does not tell which unit {path} belongs to"))?,
+        };
+        let owner: OwnedObjectPath = reply.body().deserialize().context("systemd names a unit in another way")?;
+        if owner != unit_path(unit)? {
+            return Ok(Placed::Elsewhere);
+        }
+        // Only services have one.
+        let main_pid = if unit.ends_with(".service") { self.main_pid(unit).await? } else { 0 };
+        Ok(Placed::Here { main_pid })
+    }
+
+    async fn is_loaded(&self, unit: &str) -> Result<bool> {
+        match self.manager("GetUnit", &(unit,)).await {
+            Err(zbus::Error::MethodError(name, ..)) if name.as_str() == NO_SUCH_UNIT => Ok(false),
+            reply => reply.map(|_| true).with_context(|| format!("systemd does not tell whether it knows {unit}")),
+        }
     }
 
     async fn main_pid(&self, name: &str) -> Result<u32> {

@@ -17,6 +17,7 @@ pub(crate) struct OwnMetrics {
     unpinned: IntCounter,
     clock_steps: IntCounter,
     evidence_lost: IntCounterVec,
+    claims_dropped: IntCounter,
     pictures: IntCounterVec,
     ran_before_oom: IntCounterVec,
     traces: IntCounterVec,
@@ -80,6 +81,10 @@ impl OwnMetrics {
                 "defib_bpf_unpinned_total",
                 "Times that pins of the kernel programs were found removed by somebody else; each is made again.",
             )?,
+            claims_dropped: counter(
+                "defib_cgroup_claims_dropped_total",
+                "Cgroups of units and containers that found no room among those whose owners are asked; they are not looked after.",
+            )?,
             clock_steps: counter(
                 "defib_clock_steps_total",
                 "Times that the wall clock was found set by half a second or more.",
@@ -120,6 +125,11 @@ impl OwnMetrics {
             let counter = self.evidence_lost.with_label_values(&[kind]);
             counter.inc_by(all.saturating_sub(counter.get()));
         }
+    }
+
+    /// So many cgroups found no room among those whose owners are asked, since the start.
+    pub(crate) fn claims_dropped(&self, all: u64) {
+        self.claims_dropped.inc_by(all.saturating_sub(self.claims_dropped.get()));
     }
 
     /// A picture of memory was taken, or not.

@@ -140,6 +140,12 @@ impl Table {
         row
     }
 
+    /// The series of a service that has gone are written no more.
+    pub(super) fn remove(&self, row: &Arc<Row>) {
+        let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
+        rows.retain(|other| !Arc::ptr_eq(other, row));
+    }
+
     /// Where the value of a series is; `value` is that of its label, if it has one.
     fn at(&self, of: Of, value: &str) -> At {
         let family = &self.families[of as usize];
@@ -407,6 +413,15 @@ mod tests {
         assert_eq!(deaths.len(), (PART + 1) * Cause::KINDS.len());
         assert_eq!(deaths[deaths.len() - 1] - deaths[0] + 1, deaths.len(), "in one piece");
         assert_eq!(text.matches("# TYPE defib_deaths_total").count(), 1);
+    }
+
+    #[test]
+    fn a_service_that_has_gone_leaves_no_series() {
+        let table = Arc::new(Table::new());
+        let (web, _db) = (table.add("web"), table.add("db"));
+        table.remove(&web);
+        let text = text(&table);
+        assert!(!text.contains("\"web\"") && text.contains("\"db\""), "{text}");
     }
 
     #[test]

@@ -96,6 +96,18 @@ impl Board {
         inner.services.insert(Arc::clone(service), Entry { name: name.cloned(), standing: None });
     }
 
+    /// A service is not looked after any more.
+    pub(crate) fn remove(&self, service: &str) {
+        let mut inner = self.write();
+        let Some(Entry { name: Some(name), .. }) = inner.services.remove(service) else { return };
+        if let Some(server) = inner.names.get_mut(&name) {
+            server.services.remove(service);
+            if server.services.is_empty() {
+                inner.names.remove(&name);
+            }
+        }
+    }
+
     /// A service stands elsewhere now, or gets another share.
     pub(crate) fn stand(&self, service: &str, standing: Standing) {
         let mut inner = self.write();

@@ -11,23 +11,27 @@ use std::{
 
 use anyhow::Result;
 use jiff::Timestamp;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Steward, Word};
 use crate::{
-    attribution::{Origin, Place, ask_name},
+    attribution::{Answer, Origin, Place, confirm},
     config::{Command, Config, Mode, Service, Target},
     healing::{Engine, Input, Intent, Outcome, Policy},
     host::{
         clock,
         process::{self, Identity},
     },
-    roster::Managed,
+    roster::{Managed, Owner},
     supervisor::{CommandSupervisor, ContainerSupervisor, Supervisor, SystemdSupervisor},
     text::Clean,
     timeline::What,
 };
 
+/// Owners have this long to confirm what exists before the agent is ready without their answers.
+const OWNERS_ANSWER: Duration = Duration::from_secs(5);
+/// Cgroups that wait for room to be watched.
+const UNWATCHED: usize = 4096;
 /// Within this, the rings that were taken over are read, and the verdicts on what they tell have come: a second, for some
 /// thousand records at most.
 const RECORD_OF_DEATH: Duration = Duration::from_secs(1);
@@ -38,7 +42,7 @@ impl Steward {
     ///
     /// # Errors
     /// When the cgroup hierarchy cannot be read at all.
-    pub(crate) fn scan(&mut self, config: &Config) -> Result<Vec<String>> {
+    pub(crate) async fn scan(&mut self, config: &Config) -> Result<Vec<String>> {
         let mut failures = Vec::new();
         let mut commands = Vec::new();
         let (fixed, patterns) = mem::take(&mut self.rules)
@@ -56,11 +60,11 @@ impl Steward {
             // The configuration is let go of after this scan. One name of it that stays would keep the whole page around it.
             let cgroup: Arc<str> = (*command.cgroup).into();
             let command = Command { cgroup: Arc::clone(&cgroup), ..command.clone() };
-            self.observer.name(&cgroup, &service);
+            self.observer.name_command(&cgroup, &service);
             let supervisor = CommandSupervisor::new(Arc::clone(&service), command, hierarchy, Arc::clone(&state_dir));
             let supervisor = Arc::new(supervisor);
             let starter = Arc::clone(&supervisor) as Arc<dyn Supervisor>;
-            self.manage(Arc::clone(&service), rule, starter, cgroup);
+            self.manage(Arc::clone(&service), rule, (Owner::Defib, starter), cgroup);
             commands.push((service, supervisor));
         }
         let now = clock::boot_ns();
@@ -71,20 +75,28 @@ impl Steward {
                 failures.push(format!("{service}: {error:#}"));
             }
         }
-        for (id, place) in self.observer.scan(now)? {
+        for (id, place) in self.observer.scan()? {
             self.appeared(id, &place);
         }
+        let mut confirmed = HashMap::new();
         for (id, path, service) in mem::take(&mut self.cgroups) {
             self.observer.recall(id, &path, &service.as_str().into());
+            confirmed.extend(self.observer.known_place(id).map(|place| (service, Arc::<str>::from(place.root()))));
         }
         for (service, supervisor) in &commands {
             match supervisor.main_process() {
-                Ok(process) => self.meet(service, process),
+                Ok(process) => {
+                    self.meet(service, process);
+                    if let Some(process) = process {
+                        self.introduce(service, process, now);
+                    }
+                }
                 Err(error) => failures.push(format!("{service}: {error:#}")),
             }
             self.step(service, Input::Missing, now);
         }
-        self.meet_the_dead();
+        self.hear_owners().await;
+        self.meet_the_dead(&confirmed);
         if self.took_over_ns.is_some() {
             self.unwatch_the_unwanted()?;
         }
@@ -100,15 +112,15 @@ impl Steward {
     fn unwatch_the_unwanted(&self) -> Result<()> {
         for id in self.kernel.watched()? {
             let place = self.observer.known_place(id);
-            if place.is_some_and(|place| self.roster.get(&place.service).is_none()) {
+            if place.is_some_and(|place| self.roster.at(place).is_none() && !self.claims.has(place.root())) {
                 self.kernel.unwatch(id);
             }
         }
         Ok(())
     }
 
-    /// Goes on with services that an earlier agent knew and that have no cgroup now.
-    fn meet_the_dead(&mut self) {
+    /// Goes on with services that an earlier agent knew and that have no cgroup now. `confirmed`: the own cgroups that they had.
+    fn meet_the_dead(&mut self, confirmed: &HashMap<String, Arc<str>>) {
         let names: Vec<Arc<str>> = self.left.keys().map(|name| name.as_str().into()).collect();
         for service in names {
             let wanted = |rule: &&Service| match &rule.target {
@@ -117,11 +129,12 @@ impl Steward {
                 Target::Command { .. } => false,
             };
             let Some(rule) = self.rules.iter().find(wanted).cloned() else { continue };
-            let supervisor = match rule.target {
-                Target::Unit(_) => self.systemd_supervisor(&service),
-                _ => Arc::new(ContainerSupervisor::new(None, &service)),
+            let (owner, supervisor): (_, Arc<dyn Supervisor>) = match rule.target {
+                Target::Unit(_) => (Owner::Systemd, self.systemd_supervisor(&service)),
+                _ => (Owner::Engine(None), Arc::new(ContainerSupervisor::new(None, &service))),
             };
-            self.manage(Arc::clone(&service), &rule, supervisor, "".into());
+            let cgroup = confirmed.get(&*service).map_or_else(|| "".into(), Arc::clone);
+            self.manage(Arc::clone(&service), &rule, (owner, supervisor), cgroup);
             self.meet(&service, None);
         }
         for service in self.book.open_services() {
@@ -163,9 +176,6 @@ impl Steward {
                 self.found_dead(service, believed, now);
             }
         }
-        if let Some(found) = found {
-            self.introduce(service, found, now);
-        }
     }
 
     /// It died while no agent ran, and the rings tell of it; if not, it is found dead.
@@ -190,7 +200,13 @@ impl Steward {
         Arc::new(SystemdSupervisor::new(unit, self.systemd.clone(), self.hierarchy.clone()))
     }
 
-    fn manage(&mut self, service: Arc<str>, rule: &Service, supervisor: Arc<dyn Supervisor>, cgroup: Arc<str>) {
+    fn manage(
+        &mut self,
+        service: Arc<str>,
+        rule: &Service,
+        (owner, supervisor): (Owner, Arc<dyn Supervisor>),
+        cgroup: Arc<str>,
+    ) {
         let mut hasher = DefaultHasher::new();
         service.hash(&mut hasher);
         let seed = hasher.finish();
@@ -206,7 +222,8 @@ impl Steward {
         let forecast = follower.forecast();
         self.metrics.forecast(&service, &forecast);
         self.alerts.foresees(&service, &forecast);
-        let managed = Managed::new(Engine::new(policy, seed), rule.health.clone(), supervisor, cgroup, follower);
+        let managed =
+            Managed::new(Engine::new(policy, seed), rule.health.clone(), (owner, supervisor), cgroup, follower);
         self.roster.add(Arc::clone(&service), managed);
         self.pictures.add(&service, rule);
         self.pools.add(&service, rule, self.mode, clock::boot_ns());
@@ -237,59 +254,150 @@ impl Steward {
         });
     }
 
-    /// Watches a cgroup when a rule wants it, and asks for its name when it is a container.
+    /// A cgroup was made, or met. What its path claims its owner has to confirm, unless that was done for this path.
     pub(super) fn appeared(&mut self, id: u64, place: &Place) {
-        match ask_name(place) {
-            // Rules are for names; until the engine has answered there is none.
-            Some(question) => {
-                let words = self.words.0.clone();
-                self.tasks.spawn(async move {
-                    if let Some((cgroup, service)) = question.await {
-                        // Nobody receives only when the agent stops.
-                        words.send(Word::Named(cgroup, service)).await.ok();
-                    }
-                });
-            }
-            None => self.consider(id, place),
+        if self.roster.at(place).is_some() {
+            self.watch(id, place);
+        } else if !place.is_root() {
+            self.claims.add_below(id, place);
+        } else if self.is_asked_about(place) {
+            self.claims.add(id, place);
         }
     }
 
-    /// Watches a cgroup when a rule wants it.
-    pub(super) fn consider(&mut self, id: u64, place: &Place) {
+    /// Containers are, since their names are the engine's to give; units are when a rule wants them.
+    fn is_asked_about(&self, place: &Place) -> bool {
+        match &*place.origin {
+            Origin::Container { .. } => true,
+            Origin::Unit(name) => {
+                self.rules.iter().any(|rule| matches!(&rule.target, Target::Unit(pattern) if pattern.matches(name)))
+            }
+            Origin::Cgroup => false,
+        }
+    }
+
+    /// Asks the owners of cgroups, a few at a time.
+    pub(super) fn ask_owners(&mut self, now: u64) {
+        let Some(hierarchy) = &self.hierarchy else { return };
+        for place in self.claims.ask(now) {
+            let (words, systemd, hierarchy) = (self.words.0.clone(), self.systemd.clone(), Arc::clone(hierarchy));
+            self.tasks.spawn(async move {
+                let answer = confirm(&place, &systemd, &hierarchy).await;
+                // Nobody receives only when the agent stops.
+                words.send(Word::Owner(place.path, answer)).await.ok();
+            });
+        }
+    }
+
+    /// Waits until the owners of what exists have answered, but not for long: most services are known when the agent is ready.
+    async fn hear_owners(&mut self) {
+        let end = Instant::now() + OWNERS_ANSWER;
+        self.ask_owners(clock::boot_ns());
+        while self.claims.is_waiting() {
+            let Ok(Some(word)) = timeout_at(end, self.words.1.recv()).await else { return };
+            self.word(word);
+            self.ask_owners(clock::boot_ns());
+        }
+    }
+
+    /// An owner has said whether the cgroup at this path is what it claims to be.
+    pub(super) fn owner_answered(&mut self, path: &Arc<str>, answer: Answer, now: u64) {
+        let (service, main) = match answer {
+            Answer::Confirmed { service, main } => (service, main),
+            Answer::Denied(why) => {
+                if self.claims.answered(path).is_some() {
+                    tracing::info!("the cgroup {} is a plain one: {}", Clean(path), Clean(&why));
+                }
+                return;
+            }
+            Answer::Silent(why) => {
+                if self.claims.silent(path, now) {
+                    tracing::warn!("nobody can say whose the cgroup {} is, asking again: {}", Clean(path), Clean(&why));
+                }
+                return;
+            }
+        };
+        let Some(claim) = self.claims.answered(path) else { return };
+        let places = match &*claim.place.origin {
+            Origin::Container { .. } => self.observer.name_container(path, &service),
+            Origin::Unit(_) | Origin::Cgroup => std::iter::once((claim.id, claim.place)).chain(claim.below).collect(),
+        };
+        for (id, place) in places {
+            self.adopt(id, &place, main);
+        }
+    }
+
+    /// Watches a confirmed cgroup when a rule wants it; `main` is the main process that its owner names.
+    fn adopt(&mut self, id: u64, place: &Place, main: Option<Identity>) {
+        let service = &place.service;
         // By an earlier agent, and not yet by this one.
-        let is_known = self.left.contains_key(&*place.service);
-        if self.roster.get(&place.service).is_none() {
+        let is_known = self.left.contains_key(&**service);
+        if self.roster.get(service).is_none() {
             let wanted = |rule: &&Service| match (&rule.target, &*place.origin) {
                 (Target::Unit(pattern), Origin::Unit(name)) => pattern.matches(name),
-                (Target::Container(pattern), Origin::Container { .. }) => {
-                    place.is_named() && pattern.matches(&place.service)
-                }
+                (Target::Container(pattern), Origin::Container { .. }) => pattern.matches(service),
                 _ => false,
             };
             let Some(rule) = self.rules.iter().find(wanted).cloned() else { return };
-            let supervisor: Arc<dyn Supervisor> = match &*place.origin {
-                Origin::Container { engine, .. } => Arc::new(ContainerSupervisor::new(Some(engine), &place.service)),
-                _ => self.systemd_supervisor(&place.service),
+            let (owner, supervisor): (_, Arc<dyn Supervisor>) = match &*place.origin {
+                Origin::Container { engine, .. } => {
+                    (Owner::Engine(Some(engine)), Arc::new(ContainerSupervisor::new(Some(engine), service)))
+                }
+                Origin::Unit(_) | Origin::Cgroup => (Owner::Systemd, self.systemd_supervisor(service)),
             };
-            self.manage(Arc::clone(&place.service), &rule, supervisor, Arc::clone(&place.path));
+            self.manage(Arc::clone(service), &rule, (owner, supervisor), place.root().into());
         }
-        self.draft.settling.cgroups.insert(id, (Arc::clone(&place.path), Arc::clone(&place.service)));
-        if let Err(error) = self.kernel.watch(id) {
-            tracing::error!(service = %Clean(&place.service), "its deaths may be lost in a storm: {error:#}");
+        let Some(managed) = self.roster.get(service) else { return };
+        if !managed.may_own(place) {
+            tracing::error!(
+                service = %Clean(service),
+                "two services have this name; the one in {} is not looked after",
+                Clean(&place.path)
+            );
+            return;
         }
-        self.roster.moved(&place.service, &place.path);
-        let main = self.main_process(&place.path);
+        if place.is_root() {
+            self.roster.moved(service, &place.path);
+        }
+        self.watch(id, place);
+        if !place.is_root() {
+            return;
+        }
         if is_known {
-            self.meet(&place.service, main);
-        } else if let Some(process) = main {
-            self.introduce(&place.service, process, clock::boot_ns());
+            self.meet(service, main);
         }
+        if let Some(process) = main {
+            // Its owner has just said so.
+            self.step(service, Input::Alive(process), clock::boot_ns());
+        }
+    }
+
+    /// Has the kernel programs watch a cgroup of a service.
+    fn watch(&mut self, id: u64, place: &Place) {
+        if self.roster.get_mut(&place.service).is_some_and(|managed| managed.keeps(place)) {
+            self.draft.settling.cgroups.insert(id, (Arc::clone(&place.path), Arc::clone(&place.service)));
+        }
+        if let Err(error) = self.kernel.watch(id) {
+            let is_first = self.unwatched.is_empty();
+            if self.unwatched.len() < UNWATCHED {
+                self.unwatched.insert(id);
+            }
+            if is_first {
+                tracing::error!(service = %Clean(&place.service), "its deaths may be lost in a storm, until there is room: {error:#}");
+            }
+        }
+    }
+
+    /// Tries once more to watch what there was no room for.
+    pub(super) fn watch_again(&mut self) {
+        let (kernel, observer) = (&self.kernel, &self.observer);
+        self.unwatched.retain(|&id| observer.known_place(id).is_some() && kernel.watch(id).is_err());
     }
 }
 
-/// Scopes are made by whoever runs in them, and a user's units belong to a manager that the host's does not speak for.
+/// Scopes are made by whoever runs in them, and a user's manager with all its units is the user's.
 fn can_be_started(service: &str, target: &Target) -> bool {
-    !matches!(target, Target::Unit(_)) || service.ends_with(".service") && !service.contains('/')
+    !matches!(target, Target::Unit(_)) || service.ends_with(".service") && !service.starts_with("user@")
 }
 
 fn is_unit(service: &str) -> bool {

@@ -18,7 +18,7 @@ use crate::{
     kernel::Event,
     observer::{Death, Sight},
     pool::Input as PoolInput,
-    roster::Managed,
+    roster::{Managed, Owner},
     text::Clean,
     timeline::What,
 };
@@ -67,7 +67,7 @@ impl Steward {
                     self.audit.saw_one();
                 }
                 if let Some(place) = &marked.place
-                    && self.roster.get(&place.service).is_some()
+                    && self.roster.at(place).is_some()
                 {
                     let service = Arc::clone(&place.service);
                     if marked.kill_sent {
@@ -83,7 +83,11 @@ impl Steward {
                 if self.took_over_ns.is_some_and(|took_over| kernel_ns < took_over) && !process::is_alive(process) {
                     return false;
                 }
-                self.introduce(&place.service, process, kernel_ns);
+                // Defib starts a command service in its own cgroup; what runs below that is a worker.
+                let may_be_main = |managed: &Managed| managed.owner != Owner::Defib || place.is_root();
+                if self.roster.at(&place).is_some_and(may_be_main) {
+                    self.introduce(&place.service, process, kernel_ns);
+                }
             }
             Some(Sight::Created { id, place }) => self.appeared(id, &place),
             Some(Sight::Asked { process, question }) => self.ask(process, question),
@@ -150,7 +154,7 @@ impl Steward {
             }
         }
         let Some(place) = &death.place else { return };
-        let Some(managed) = self.roster.get(&place.service) else { return };
+        let Some(managed) = self.roster.at(place) else { return };
         let is_main = match managed.process() {
             Some(process) => process.matches(death.process),
             // One that ended well before it was known for the main process prepared something.
@@ -185,7 +189,9 @@ impl Steward {
         // A supervisor may have been faster, and a forking daemon's first process ends at once and well. What a failed one
         // leaves behind is no new incarnation.
         let is_new = |process: &Identity| death.status == 0 || process.begins_after(death.kernel_ns);
-        if let Some(process) = self.main_process(&place.path).filter(is_new) {
+        // The owner of a unit or a container names the process with its plan.
+        let cgroup = (managed.owner == Owner::Defib).then(|| Arc::clone(&managed.cgroup));
+        if let Some(process) = cgroup.and_then(|cgroup| self.main_process(&cgroup)).filter(is_new) {
             self.introduce(&service, process, clock::boot_ns());
         }
         let now = clock::boot_ns();
@@ -225,7 +231,8 @@ impl Steward {
 
     /// A service's cgroup has no process left. Should word of the main process's death be lost, this is a second witness.
     pub(super) fn emptied(&mut self, place: &Place, kernel_ns: u64) {
-        let Some(process) = self.roster.get(&place.service).and_then(Managed::process) else { return };
+        let Some(managed) = self.roster.at(place).filter(|_| place.is_root()) else { return };
+        let Some(process) = managed.process() else { return };
         let (words, service) = (self.words.0.clone(), Arc::clone(&place.service));
         self.tasks.spawn(async move {
             sleep(WORD_OF_DEATH).await;

@@ -122,6 +122,12 @@ impl Pictures {
         self.rules.insert(Arc::clone(service), self.shared.share(rules));
     }
 
+    /// A service is not looked after any more.
+    pub(super) fn remove(&mut self, service: &str) {
+        self.rules.remove(service);
+        self.slots.remove(service);
+    }
+
     /// The slot of an incarnation; that of an earlier one is over.
     fn slot(&mut self, service: &Arc<str>, process: Identity) -> &mut Slot {
         let slot = self.slots.entry(Arc::clone(service)).or_insert_with(|| {
@@ -201,7 +207,7 @@ impl Steward {
             return;
         };
         let wanted = self.pictures.rules.get(&place.service).is_some_and(|rules| rules.before_oom.picture);
-        if !wanted {
+        if !wanted || self.roster.at(place).is_none() {
             return;
         }
         let (service, now) = (&place.service, clock::boot_ns());

@@ -55,6 +55,12 @@ impl Planned {
         self.slots.insert(Arc::clone(service), Slot { renewals, pool, leave: None });
     }
 
+    /// A service is not looked after any more.
+    pub(super) fn remove(&mut self, service: &Arc<str>) {
+        self.slots.remove(service);
+        self.deadlines.retain(|(_, other)| other != service);
+    }
+
     /// When the next machine is due.
     pub(super) fn next_deadline(&self) -> Option<u64> {
         self.deadlines.first().map(|&(deadline, _)| deadline)

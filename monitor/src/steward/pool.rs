@@ -70,6 +70,16 @@ impl Pools {
         );
     }
 
+    /// A service is not looked after any more.
+    pub(super) fn remove(&mut self, service: &Arc<str>) {
+        let Some(slot) = self.slots.remove(service) else { return };
+        self.deadlines.retain(|(_, other)| other != service);
+        if let Some(process) = slot.member.process() {
+            self.mains.remove(&process.tgid);
+        }
+        self.board.remove(service);
+    }
+
     /// Gives back the places of what was left for members that are here now.
     pub(super) fn forget_spare_room(&mut self) {
         self.left.shrink_to_fit();

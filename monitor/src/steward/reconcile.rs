@@ -14,11 +14,17 @@ use crate::{
     kernel::Origin,
 };
 
+/// Cgroups of each part of the table that one look holds against what exists.
+const CGROUPS_IN_TURN: usize = 512;
+
 impl Steward {
     /// Holds what we believe against what is.
     pub(super) fn look_again(&mut self) {
         self.progress.tick(clock::boot_ns());
         self.attach_again();
+        self.watch_again();
+        self.look_for_the_gone();
+        self.metrics.own().claims_dropped(self.claims.dropped());
         if let Some(step) = self.wall.step(clock::lead_ns()) {
             tracing::warn!("the wall clock was set by {:+.3} s; moments are told as it stands now", step as f64 / 1e9);
             self.metrics.own().clock_stepped();
@@ -37,15 +43,22 @@ impl Steward {
             self.metrics.paused(name, managed.engine().paused_until(now).is_some());
             match managed.process() {
                 Some(process) => alive.push((Arc::clone(name), process)),
-                None if managed.is_left_alone() => down.push((Arc::clone(name), Arc::clone(&managed.cgroup))),
+                None if managed.is_left_alone() && !managed.cgroup.is_empty() => {
+                    down.push((Arc::clone(name), Arc::clone(&managed.cgroup)));
+                }
                 None => {}
             }
         }
         let words = self.words.0.clone();
+        let cgroups = self.observer.turn(CGROUPS_IN_TURN);
         // Thousands of small reads: not on the threads that take events.
         self.tasks.spawn(async move {
-            let found =
-                tokio::task::spawn_blocking(move || reconcile(&hierarchy, alive, down)).await.unwrap_or_default();
+            let found = tokio::task::spawn_blocking(move || {
+                let mut found = reconcile(&hierarchy, alive, down);
+                found.push(Word::Vanished(vanished(&hierarchy, cgroups)));
+                found
+            });
+            let found = found.await.unwrap_or_default();
             if found.iter().any(|word| matches!(word, Word::Lost(..))) {
                 // Its record may be waiting for its verdict.
                 sleep(WORD_OF_DEATH).await;
@@ -75,6 +88,12 @@ impl Steward {
             self.metrics.own().unpinned();
         }
     }
+}
+
+/// Of these cgroups, those that have gone or whose paths have become others'.
+fn vanished(hierarchy: &Hierarchy, cgroups: Vec<(u64, Arc<str>)>) -> Vec<u64> {
+    let exists = |(id, path): &(u64, Arc<str>)| !matches!(hierarchy.id_of(path), Ok(now) if now != Some(*id));
+    cgroups.into_iter().filter(|cgroup| !exists(cgroup)).map(|(id, _)| id).collect()
 }
 
 /// Looks at the processes that are believed to live, and for those of services that are believed to be down.

@@ -38,6 +38,11 @@ impl Traces {
         }
     }
 
+    /// A service is not looked after any more.
+    pub(super) fn remove(&mut self, service: &str) {
+        self.suspects.forget(service);
+    }
+
     /// Ends what is at work.
     pub(super) async fn stop(&mut self) {
         if let Some((stop, task)) = self.running.take() {

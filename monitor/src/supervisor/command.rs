@@ -202,6 +202,10 @@ impl Supervisor for CommandSupervisor {
         Box::pin(self.renew_alone(old, permit))
     }
 
+    fn knows(&self) -> Answer<'_, bool> {
+        Box::pin(async { Ok(true) })
+    }
+
     fn is_main(&self, _: Identity) -> Option<Answer<'_, bool>> {
         None
     }

@@ -87,6 +87,7 @@ impl ContainerSupervisor {
         let _alone = self.starting.lock().await;
         let (before, ()) = tokio::join!(self.look_again(), permit);
         let (engine, before) = before?;
+        before.ensure_not_orchestrated()?;
         // The engine itself starts none before the old one and its whole namespace are gone.
         containers::start(engine, &self.name).await?;
         self.begun(&before).await
@@ -96,6 +97,7 @@ impl ContainerSupervisor {
         let _alone = self.starting.lock().await;
         let (before, ()) = tokio::join!(self.look_again(), permit);
         let (engine, before) = before?;
+        before.ensure_not_orchestrated()?;
         containers::restart(engine, &self.name).await?;
         self.begun(&before).await
     }
@@ -152,6 +154,10 @@ impl Supervisor for ContainerSupervisor {
         Box::pin(self.renew_alone(permit))
     }
 
+    fn knows(&self) -> Answer<'_, bool> {
+        Box::pin(async move { Ok(self.look().await?.is_some()) })
+    }
+
     fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>> {
         Some(Box::pin(
             async move { Ok(self.look().await?.is_some_and(|(_, container)| container.pid == process.tgid)) },
@@ -163,6 +169,9 @@ impl Supervisor for ContainerSupervisor {
 /// `since` is the time from its death.
 fn plan(container: &Container, main: Option<Identity>, since: Duration) -> Plan {
     let policy = container.policy.as_str();
+    if let (Some(orchestrator), None) = (container.orchestrator, main) {
+        return Plan::Held { why: format!("{orchestrator} made this container and replaces it itself") };
+    }
     match (container.status.as_str(), main) {
         (STOPPED, _) if since >= CLEANED_UP => {
             Plan::GivesUp { why: format!("not cleaned up for {} s", since.as_secs()) }
@@ -222,6 +231,16 @@ mod tests {
             let plan = plan(&container, main, Duration::ZERO);
             assert!(format!("{plan:?}").starts_with(expected), "{container:?}: {plan:?}");
         }
+    }
+
+    #[test]
+    fn an_orchestrator_s_container_is_left_to_it() {
+        let task = Container { orchestrator: Some("Docker Swarm"), ..container("exited", "no") };
+        let Plan::Held { why } = plan(&task, None, Duration::ZERO) else { panic!("it is not ours to start") };
+        assert!(why.contains("Docker Swarm"), "{why}");
+        let process = Identity { tgid: 7, start_ns: 1 };
+        let living = Container { status: "running".to_owned(), ..task };
+        assert_eq!(plan(&living, Some(process), Duration::ZERO), Plan::Alive(process));
     }
 
     #[test]

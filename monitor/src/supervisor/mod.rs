@@ -54,6 +54,9 @@ pub(crate) trait Supervisor: fmt::Debug + Send + Sync {
     /// be no other; systemd also starts what prepares and ends a unit, and engines what `exec` adds to a container.
     fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>>;
 
+    /// Whether the owner still knows the service, living or not.
+    fn knows(&self) -> Answer<'_, bool>;
+
     /// The file in which it keeps what the service writes, if it does.
     fn output(&self) -> Option<PathBuf> {
         None

@@ -147,6 +147,10 @@ impl Supervisor for SystemdSupervisor {
         Box::pin(self.renew_alone(permit))
     }
 
+    fn knows(&self) -> Answer<'_, bool> {
+        Box::pin(self.systemd.is_loaded(&self.unit))
+    }
+
     fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>> {
         Some(Box::pin(async move { Ok(self.systemd.main_pid(&self.unit).await? == process.tgid) }))
     }

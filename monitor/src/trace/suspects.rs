@@ -44,6 +44,12 @@ impl Suspects {
         self.allowed.insert(Arc::clone(service));
     }
 
+    /// A service is not looked after any more.
+    pub(crate) fn forget(&mut self, service: &str) {
+        self.allowed.remove(service);
+        self.last.remove(service);
+    }
+
     /// How long a trace takes.
     pub(crate) fn duration(&self) -> Duration {
         let [shortest, longest] = LENGTHS;

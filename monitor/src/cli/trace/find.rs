@@ -73,16 +73,10 @@ fn by_path(path: &str, hierarchy: &Hierarchy) -> Result<(String, PathBuf)> {
 
 /// A unit's own cgroup is called as the unit; everything else by its path.
 fn name_of(path: &str) -> String {
-    match Origin::of(path) {
-        Origin::Unit(unit) if is_own(path, &unit) => unit,
+    match Origin::claim(path) {
+        (Origin::Unit(unit), root) if root == path => unit,
         _ => path.to_owned(),
     }
-}
-
-/// Whether `path` is the cgroup of `unit` and not one within it.
-fn is_own(path: &str, unit: &str) -> bool {
-    let last = |text: &str| text.rsplit('/').next().map(str::to_owned);
-    last(path) == last(unit)
 }
 
 /// Service and cgroup, as the agent has them; none when no agent answers.
@@ -108,13 +102,9 @@ type Named = (String, String);
 fn on_host(hierarchy: &Hierarchy) -> Result<(Vec<Named>, Vec<Container>)> {
     let (mut units, mut containers) = (Vec::new(), Vec::new());
     hierarchy
-        .walk(|_, path| match Origin::of(path) {
-            Origin::Unit(unit) if is_own(path, &unit) => units.push((unit, path.to_owned())),
-            origin @ Origin::Container { .. } if origin.container_root(path) == Some(path) => {
-                if let Origin::Container { engine, id } = origin {
-                    containers.push((engine, id, path.to_owned()));
-                }
-            }
+        .walk(|_, path| match Origin::claim(path) {
+            (Origin::Unit(unit), root) if root == path => units.push((unit, path.to_owned())),
+            (Origin::Container { engine, id }, root) if root == path => containers.push((engine, id, path.to_owned())),
             _ => {}
         })
         .context("cannot look for the service")?;
@@ -179,8 +169,10 @@ mod tests {
         assert_eq!(pick("web", &places), Some(("web", "/b")));
         assert_eq!(pick("db", &places), Some(("db.service", "/c")));
         assert_eq!(pick("d", &places), None);
-        assert!(is_own("/user.slice/user@1.service/app.slice/x.service", "user@1.service/x.service"));
-        assert!(!is_own("/system.slice/web.service/inner", "web.service"));
+        assert_eq!(name_of("/system.slice/web.service"), "web.service");
+        for inner in ["/system.slice/web.service/inner", "/user.slice/user@1.service/app.slice/x.service"] {
+            assert_eq!(name_of(inner), inner);
+        }
     }
 
     #[tokio::test]

@@ -1,25 +1,31 @@
 //! A planned restart: the service is ended while it is well, and started again.
 
 use super::{Action, Engine, Intent, Outcome, RENEWAL_TIMEOUT_NS, State};
-use crate::{config::Mode, healing::budget::Ledger, host::process::Identity};
+use crate::{config::Mode, healing::budget::HostLedger, host::process::Identity};
 
 impl Engine {
     /// Why its living incarnation may not be ended and followed by a new one now, by what the engine knows.
-    pub(crate) fn refuses_renewal(&mut self, host: &mut Ledger, now_ns: u64) -> Option<&'static str> {
+    pub(crate) fn refuses_renewal(&mut self, host: &mut HostLedger, now_ns: u64) -> Option<&'static str> {
         let State::Running(process) = self.state else { return Some("it is not up and proven to be healthy") };
         [
             (!self.may_restart(), "Defib may not restart it"),
             (self.renewed.is_some_and(|renewed| renewed.matches(process)), "this incarnation had its planned restart"),
             (self.paused_until(now_ns).is_some(), "paused by an operator"),
             (self.ledger.blocked_until(now_ns).is_some(), "its restarts are spent"),
-            (host.blocked_until(now_ns).is_some(), "the host's restarts are spent"),
+            (host.blocked_until(self.seed, now_ns).is_some(), "the host's restarts are spent"),
         ]
         .into_iter()
         .find_map(|(is, why)| is.then_some(why))
     }
 
     /// A planned restart begins, if nothing has come between.
-    pub(super) fn renew(&mut self, process: Identity, because: String, host: &mut Ledger, now_ns: u64) -> Vec<Action> {
+    pub(super) fn renew(
+        &mut self,
+        process: Identity,
+        because: String,
+        host: &mut HostLedger,
+        now_ns: u64,
+    ) -> Vec<Action> {
         let refusal = match self.refuses_renewal(host, now_ns) {
             None if self.policy.mode != Mode::Act => Some("this mode does nothing"),
             None if !self.process().is_some_and(|living| living.matches(process)) => Some("another incarnation lives"),
@@ -29,7 +35,7 @@ impl Engine {
             return vec![Action::NotRenewed { reason: reason.to_owned() }];
         }
         self.ledger.spend(now_ns);
-        host.spend(now_ns);
+        host.spend(self.seed, now_ns);
         self.renewed = Some(process);
         let until_ns = now_ns.saturating_add(RENEWAL_TIMEOUT_NS);
         self.state = State::Renewing { process, died_ns: None, until_ns };

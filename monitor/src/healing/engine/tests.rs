@@ -13,8 +13,8 @@ fn policy() -> Policy {
     }
 }
 
-fn host() -> Ledger {
-    Ledger::new(Budget { count: 100, window: Duration::from_secs(600) })
+fn host() -> HostLedger {
+    HostLedger::new(Budget { count: 100, window: Duration::from_secs(600) })
 }
 
 fn who(tgid: u32) -> Identity {
@@ -36,7 +36,7 @@ fn gives_up() -> Plan {
 /// An engine with its host, driven by hand.
 struct Bench {
     engine: Engine,
-    host: Ledger,
+    host: HostLedger,
 }
 
 impl Bench {

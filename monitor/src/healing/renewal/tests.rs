@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     config::{Backoff, Budget, Mode},
-    healing::{self, Engine, Ledger, Plan},
+    healing::{self, Engine, HostLedger, Plan},
 };
 
 const S: u64 = 1_000_000_000;
@@ -218,7 +218,7 @@ fn word() -> impl Strategy<Value = Word> {
 struct World {
     renewals: Renewals,
     engine: Engine,
-    host: Ledger,
+    host: HostLedger,
     facts: Facts,
     now: u64,
     next: u32,
@@ -326,7 +326,7 @@ proptest! {
         let mut world = World {
             renewals: Renewals::new(policy(), false),
             engine: Engine::new(engine, 1),
-            host: Ledger::new(budget(100)),
+            host: HostLedger::new(budget(100)),
             facts: Facts { place: Some(Place::In), others: Some(1), minute: 180, ..Facts::default() },
             now: 1000 * S,
             next: 0,
