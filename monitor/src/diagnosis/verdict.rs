@@ -513,6 +513,7 @@ mod tests {
         assert_eq!(scored(0x300, &|evidence| near(evidence)), None, "a peak near the limit alone is a guess");
         assert_eq!(scored(0x300, &|evidence| words(evidence)), Some(0.9));
         assert_eq!(scored(0x86, &|evidence| words(evidence)), Some(0.9), "aborted, core dumped");
+        assert_eq!(scored(0x4500, &|evidence| words(evidence)), None, "no runtime ends so: others may have written that");
         let all = |evidence: &mut Evidence| {
             refused(evidence, 1);
             near(evidence);
