@@ -3,6 +3,8 @@
 //! Sets for the compiler: `DEFIB_EBPF_OBJECT` (its absolute path), `DEFIB_EBPF_SOURCES` (the short hash of its sources)
 //! and `DEFIB_GIT_COMMIT` (`unknown` outside a git checkout).
 
+#![expect(clippy::disallowed_methods, reason = "it reads files of this repository")]
+
 use std::{
     env,
     error::Error,

@@ -9,7 +9,6 @@ mod shelf;
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Read as _, Seek as _, SeekFrom},
     os::unix::{
         fs::OpenOptionsExt as _,
         process::{CommandExt as _, ExitStatusExt as _},
@@ -35,7 +34,7 @@ use crate::{
     config,
     figures::{bytes, head},
     host::{
-        guarded, privilege,
+        bounded, guarded, privilege,
         process::{self, Identity},
     },
     memory::picture::{Ended, Ran},
@@ -289,12 +288,8 @@ fn failed(status: ExitStatus, directory: &Path) -> String {
 
 /// The end of its output, to tell why it failed.
 fn last_line(path: &Path) -> Option<String> {
-    const END: u64 = 4096;
-    let mut file = File::open(path).ok()?;
-    let size = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(size.saturating_sub(END))).ok()?;
-    let mut text = Vec::new();
-    file.take(END).read_to_end(&mut text).ok()?;
+    const END: usize = 4096;
+    let text = bounded::tail(path, END).ok()?.beginning();
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
     Some(head(line, LAST_LINE))

@@ -22,7 +22,7 @@ use toml::Spanned;
 
 use crate::{
     control,
-    host::{guarded, privilege::Needs},
+    host::{bounded, guarded, privilege::Needs},
     kernel::Watched,
     pool::{Endpoint, Name},
 };
@@ -211,6 +211,8 @@ impl RawBackoff {
 }
 
 /// Restarts in ten minutes: for a service, and for the host.
+/// Bytes of a configuration: ten thousand services with all of their settings.
+const SIZE_MAX: usize = 16 * 1024 * 1024;
 const PER_SERVICE: Budget = Budget { count: 5, window: Duration::from_secs(600) };
 const PER_HOST: Budget = Budget { count: 10, window: Duration::from_secs(600) };
 
@@ -341,7 +343,7 @@ impl Config {
     pub(crate) fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
         let path = explicit.unwrap_or(Path::new(DEFAULT_PATH));
         guarded::ensure_ours(path).map_err(|error| ConfigError::of(path, String::new(), format!("{error:#}")))?;
-        match std::fs::read_to_string(path) {
+        match bounded::text(path, SIZE_MAX) {
             Ok(text) => Self::parse(path, &text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && explicit.is_none() => Ok(Self::default()),
             Err(error) => Err(ConfigError {

@@ -15,6 +15,7 @@ use crate::{
         last_words::{self, Source},
         systemd::{Meaning, Systemd},
     },
+    questions::Kind,
 };
 
 /// The verdict has been given long before.
@@ -37,11 +38,16 @@ impl Enquiry {
         self.systemd.connect().await.ok();
     }
 
-    /// Asks; `output` is the file that the agent itself keeps of the service, if it does.
-    pub(crate) async fn ask(&self, question: Question, output: Option<PathBuf>) -> Reply {
+    /// Asks; `output` is the file that the agent itself keeps of the service, if it does. `turn` is dropped when nothing works on the
+    /// answer any more.
+    pub(crate) async fn ask(&self, question: Question, output: Option<PathBuf>, turn: impl Send + 'static) -> Reply {
         match question {
-            Question::Systemd { unit } => Reply::Systemd(in_time(self.meaning(&unit)).await),
-            Question::LastWords { place, tgid } => Reply::LastWords(in_time(words(&place, tgid, output)).await),
+            Question::Systemd { unit } => {
+                let reply = Reply::Systemd(in_time(self.meaning(&unit)).await);
+                drop(turn);
+                reply
+            }
+            Question::LastWords { place, tgid } => Reply::LastWords(in_time(words(&place, tgid, output, turn)).await),
         }
     }
 
@@ -50,14 +56,27 @@ impl Enquiry {
     }
 }
 
-async fn words(place: &Place, tgid: u32, output: Option<PathBuf>) -> Result<Option<String>> {
+/// Who is asked; `None` when nobody keeps what a service writes. `output` as for [`Enquiry::ask`].
+pub(crate) fn kind(question: &Question, output: Option<&PathBuf>) -> Option<Kind> {
+    match question {
+        Question::Systemd { .. } => Some(Kind::Systemd),
+        Question::LastWords { .. } if output.is_some() => Some(Kind::Output),
+        Question::LastWords { place, .. } => match &*place.origin {
+            Origin::Unit(_) => Some(Kind::Journal),
+            Origin::Container { .. } => Some(Kind::Engine),
+            Origin::Cgroup => None,
+        },
+    }
+}
+
+async fn words(place: &Place, tgid: u32, output: Option<PathBuf>, turn: impl Send + 'static) -> Result<Option<String>> {
     let source = match (output, &*place.origin) {
         (Some(output), _) => Source::File(output),
         (None, Origin::Unit(unit)) => Source::Journal { unit: unit.clone(), tgid },
         (None, Origin::Container { engine, id }) => Source::Container { engine, id: id.clone() },
         (None, Origin::Cgroup) => anyhow::bail!("nobody keeps what it writes"),
     };
-    let text = last_words::read(&source).await?;
+    let text = last_words::read(&source, turn).await?;
     Ok(last_words::out_of_memory(&text).map(str::to_owned))
 }
 

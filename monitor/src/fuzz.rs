@@ -12,7 +12,7 @@ use crate::{
     config::Config,
     control, fleet, healing,
     host::{
-        cgroup, containers, kmsg, last_words, pressure,
+        bounded, cgroup, cgroup_walk, containers, kmsg, last_words, pressure,
         process::{self, Identity},
         systemd,
     },
@@ -94,6 +94,8 @@ fn kernel_log(bytes: &[u8]) {
 }
 
 fn host_text(bytes: &[u8]) {
+    bounded::fuzz(bytes);
+    cgroup_walk::fuzz(bytes);
     process::fuzz(bytes);
     picture::fuzz(bytes);
     let text = String::from_utf8_lossy(bytes);

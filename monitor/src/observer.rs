@@ -38,6 +38,8 @@ const COUNTED: usize = 4096;
 /// How long the workers of a failed main process are taken for what they are: 10 s. A supervisor ends what is left within
 /// seconds; what lives on is on its own.
 const ORPHANS_LIVE_NS: u64 = 10_000_000_000;
+/// How long a memory limit that was read is taken for what it is: 1 s.
+const LIMIT_HOLDS_NS: u64 = 1_000_000_000;
 /// Its pid.
 const INIT: u32 = 1;
 /// A limit of this many bytes is none (PAGE_COUNTER_MAX, linux/page_counter.h).
@@ -174,6 +176,8 @@ pub(crate) struct Observer {
     /// The kernel's own counts of OOM kills at the last look: of the host, and of cgroups by id.
     host_kills: Option<u64>,
     cgroup_kills: Recent<u64, u64>,
+    /// The least memory limit above a cgroup, and when it was read.
+    limits: Recent<u64, (u64, Option<u64>)>,
     /// When the main process of a service last ended badly, by the service's own cgroup.
     failed_ns: Recent<Arc<str>, u64>,
     /// When the OOM killer last chose a process of a service, by the service's own cgroup.
@@ -193,6 +197,7 @@ impl Observer {
             page_size,
             host_kills: vmstat::oom_kills().ok(),
             cgroup_kills: Recent::new(COUNTED),
+            limits: Recent::new(COUNTED),
             failed_ns: Recent::new(COUNTED),
             oom_ns: Recent::new(COUNTED),
         }
@@ -212,11 +217,16 @@ impl Observer {
     pub(crate) fn scan(&mut self) -> Result<Vec<(u64, Place)>> {
         let Some(hierarchy) = &self.hierarchy else { return Ok(Vec::new()) };
         let mut found = Vec::new();
-        hierarchy.walk(|id, path| {
+        let walked = hierarchy.walk(|id, path| {
             if self.table.get(id).is_none() {
                 found.push((id, self.table.insert(id, path)));
             }
         })?;
+        if walked.is_cut() {
+            tracing::warn!(
+                "not all cgroups were looked at, there are too many; the others are met when something happens in them"
+            );
+        }
         Ok(found)
     }
 
@@ -350,10 +360,23 @@ impl Observer {
         let watched = exit.header.flags & EXIT_WATCHED != 0;
         let abnormal = exit.status != 0;
         let memory_limit = match (&place, &self.hierarchy) {
-            (Some(place), Some(hierarchy)) if watched && abnormal => hierarchy.least_memory_limit(&place.path),
+            (Some(place), Some(hierarchy)) if watched && abnormal => {
+                let (id, now) = (exit.process.cgroup, exit.header.kernel_ns);
+                // A crowd of deaths in one cgroup is worth one look a second.
+                match self.limits.get(&id) {
+                    Some(&(at, limit)) if now.saturating_sub(at) < LIMIT_HOLDS_NS => limit,
+                    _ => {
+                        let limit = hierarchy.least_memory_limit(&place.path);
+                        self.limits.remove(&id);
+                        self.limits.insert(id, (now, limit));
+                        limit
+                    }
+                }
+            }
             _ => None,
         };
-        if abnormal && self.role_at_exit(exit, self.docket.mark_of(exit), place.as_ref()) == Some(Role::Main) {
+        let role = self.role_at_exit(exit, self.docket.mark_of(exit), place.as_ref());
+        if abnormal && role == Some(Role::Main) {
             // The other processes of this service have lost their parent.
             if let Some(place) = &place {
                 note_latest(&mut self.failed_ns, place, exit.header.kernel_ns);
@@ -361,7 +384,7 @@ impl Observer {
         }
         let senders = self.senders(exit, place.as_ref());
         let service_oom_ns = place.as_ref().and_then(|place| self.oom_ns.get(place.root())).copied();
-        let context = DeathContext { senders, place, watched, memory_limit, service_oom_ns };
+        let context = DeathContext { senders, place, watched, memory_limit, service_oom_ns, role };
         let question = self.docket.death(*exit, span, seen_ns, context)?;
         Some(Sight::Asked { process: identity(&exit.process), question })
     }

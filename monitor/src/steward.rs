@@ -5,29 +5,35 @@
 //!
 //! * [`adopt`]: which services there are
 //! * [`claims`]: cgroups whose owners are still to confirm them
+//! * [`asking`]: what others are asked
 //! * [`deaths`]: what records say of them
 //! * [`forget`]: those that have gone for good
 //! * [`healing`]: what their engines decide
 //! * [`reconcile`]: what is believed, held against what is
 //! * [`growth`]: their memory
+//! * [`looking`]: for their main processes
 //! * [`pictures`]: what was in their memory
 //! * [`operators`]: what operators ask and tell
 //! * [`planned`]: their planned restarts
 //! * [`suspects`]: those that leak are traced
 //! * [`pool`]: where services stand in their pools
+//! * [`turns`]: how long it takes for all that
 
 mod adopt;
+mod asking;
 mod claims;
 mod deaths;
 mod forget;
 mod growth;
 mod healing;
+mod looking;
 mod operators;
 mod pictures;
 mod planned;
 mod pool;
 mod reconcile;
 mod suspects;
+mod turns;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -61,6 +67,7 @@ use crate::{
     observer::Observer,
     pool::{Board, Input as PoolInput, State},
     progress::Progress,
+    questions::Asker,
     roster::Roster,
     shared::Shared,
     store::{Draft, Left, Store},
@@ -68,8 +75,11 @@ use crate::{
     trace,
 };
 
+use asking::Asking;
 use claims::Claims;
+use looking::Looking;
 use pictures::{Pictures, Seen};
+use turns::Turns;
 
 pub(crate) use pictures::Kept;
 pub(crate) use planned::Planned;
@@ -98,7 +108,15 @@ enum Word {
     /// Cgroups that have gone without word of it.
     Vanished(Vec<u64>),
     /// Somebody's answer about a death.
-    Replied(Identity, Reply),
+    Replied(Asker, Identity, Reply),
+    /// What systemd had in mind with a unit.
+    Meant(String, Reply),
+    /// The main process of a service, as its owner names it.
+    Main(Arc<str>, Option<Identity>),
+    /// The main process that was found in a service's cgroup.
+    Looked(Arc<str>, Option<Identity>),
+    /// Where a process crashed.
+    Sited(Asker, String),
     /// That incarnation is believed to live and does not; word of its death should have come by now.
     Lost(Arc<str>, Identity, u64),
     /// This process looks like the main process of a service that was believed to be down.
@@ -178,6 +196,66 @@ pub(crate) struct Steward {
     planned: Planned,
     traces: Traces,
     pictures: Pictures,
+    asking: Asking,
+    looking: Looking,
+    /// Proofs of health, and plans that supervisors are asked for, of each service: what newer ones replace is called off.
+    probes: HashMap<Arc<str>, AbortHandle>,
+    plans: HashMap<Arc<str>, AbortHandle>,
+    /// What is believed is held against what is.
+    reconciling: Option<AbortHandle>,
+    turns: Turns,
+}
+
+/// What a turn of the steward is about.
+enum Came {
+    Events(usize),
+    Line(OomLine),
+    Word(Word),
+    Views,
+    Command(Command),
+    Measurement,
+    Audit,
+    /// A deadline, a beat, the end of a task: what is due is looked at after each input.
+    Nothing,
+}
+
+impl Came {
+    /// For the log.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Events(_) => "records of the kernel",
+            Self::Line(_) => "a line of the kernel's log",
+            Self::Word(word) => word.name(),
+            Self::Views => "what load balancers see",
+            Self::Command(_) => "a command of an operator",
+            Self::Measurement => "the start of a round of measurements",
+            Self::Audit => "the look at what is believed",
+            Self::Nothing => "a deadline",
+        }
+    }
+}
+
+impl Word {
+    /// For the log.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Input(..) => "the answer of a supervisor or a probe",
+            Self::Owner(..) => "the word of a cgroup's owner",
+            Self::Gone(_) => "a service that has gone",
+            Self::Vanished(_) => "cgroups that have gone",
+            Self::Replied(..) | Self::Meant(..) => "an answer about a death",
+            Self::Main(..) | Self::Looked(..) | Self::Met(..) => "a main process",
+            Self::Sited(..) => "the names of a crash site",
+            Self::Lost(..) => "a death without a record",
+            Self::Moment(..) => "a moment of a service",
+            Self::Measured(_) => "measurements",
+            Self::Pool(..) => "a member of a pool",
+            Self::Leave(..) => "an answer about a planned restart",
+            Self::Covered(..) => "the settings of a unit",
+            Self::Traced(..) => "a trace",
+            Self::Seen(_) => "a picture of memory",
+        }
+    }
 }
 
 impl Steward {
@@ -229,6 +307,12 @@ impl Steward {
             planned: Planned::new(fleet),
             traces: Traces::new(config),
             pictures: Pictures::new(&config.agent.state_dir, config.agent.mode, left.pictures),
+            asking: Asking::default(),
+            looking: Looking::default(),
+            probes: HashMap::new(),
+            plans: HashMap::new(),
+            reconciling: None,
+            turns: Turns::default(),
         }
     }
 
@@ -267,8 +351,21 @@ impl Steward {
         loop {
             pulse.beat(Instant::now(), || self.summary());
             let (deadline, next_beat) = (self.deadline(), pulse.next());
-            tokio::select! {
-                count = events.recv_many(&mut batch, BATCH) => {
+            let came = tokio::select! {
+                count = events.recv_many(&mut batch, BATCH) => Came::Events(count),
+                Some(line) = lines.recv() => Came::Line(line),
+                Some(word) = self.words.1.recv() => Came::Word(word),
+                Some(_) = self.tasks.join_next() => Came::Nothing,
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Came::Nothing,
+                () = sleep_until(next_beat.unwrap_or_else(Instant::now)), if next_beat.is_some() => Came::Nothing,
+                Ok(()) = views.changed() => Came::Views,
+                Some(command) = commands.recv() => Came::Command(command),
+                () = sleep_until(next_measurement) => Came::Measurement,
+                () = sleep_until(next_audit) => Came::Audit,
+            };
+            let (begin, about) = (Instant::now(), came.name());
+            match came {
+                Came::Events(count) => {
                     ensure!(count > 0, "nobody reads the rings any more");
                     for event in batch.drain(..) {
                         self.event(&event);
@@ -276,41 +373,56 @@ impl Steward {
                     self.metrics.sizes(self.observer.cgroups(), events.len());
                     self.metrics.own().evidence_lost(self.observer.losses());
                 }
-                Some(line) = lines.recv() => self.observer.line(line),
-                Some(word) = self.words.1.recv() => self.word(word),
-                Some(_) = self.tasks.join_next() => {}
-                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
-                () = sleep_until(next_beat.unwrap_or_else(Instant::now)), if next_beat.is_some() => {}
-                Ok(()) = views.changed() => self.pool_look_around(clock::boot_ns()),
-                Some(command) = commands.recv() => self.command(command),
-                () = sleep_until(next_measurement) => {
+                Came::Line(line) => self.observer.line(line),
+                Came::Word(word) => self.word(word),
+                Came::Views => self.pool_look_around(clock::boot_ns()),
+                Came::Command(command) => self.command(command),
+                Came::Measurement => {
                     let interval = memory::interval(self.roster.len(), self.sample);
                     next_measurement = Instant::now() + interval;
                     self.measure(interval);
                 }
-                () = sleep_until(next_audit) => {
+                Came::Audit => {
                     next_audit = Instant::now() + AUDIT_INTERVAL;
                     self.look_again();
                 }
+                Came::Nothing => {}
             }
-            let now = clock::boot_ns();
-            for death in self.observer.deaths(now) {
-                self.died(&death);
-            }
-            for service in self.roster.due(now) {
-                self.step(&service, Input::Tick, now);
-            }
-            for service in self.pools.due(now) {
-                self.pool_step(&service, PoolInput::Tick, now);
-            }
-            for service in self.planned.due(now) {
-                self.planned_look(&service, now);
-            }
-            for (id, place) in self.observer.take_discovered() {
-                self.appeared(id, &place);
-            }
-            self.ask_owners(now);
-            self.write_down();
+            self.due();
+            self.took(begin.elapsed(), about);
+        }
+    }
+
+    /// Does what is due, after each input.
+    fn due(&mut self) {
+        let now = clock::boot_ns();
+        for death in self.observer.deaths(now) {
+            self.died(death);
+        }
+        for service in self.roster.due(now) {
+            self.step(&service, Input::Tick, now);
+        }
+        for service in self.pools.due(now) {
+            self.pool_step(&service, PoolInput::Tick, now);
+        }
+        for service in self.planned.due(now) {
+            self.planned_look(&service, now);
+        }
+        for (id, place) in self.observer.take_discovered() {
+            self.appeared(id, &place);
+        }
+        self.ask_owners(now);
+        self.write_down();
+    }
+
+    /// A turn about something has taken this long, during which nothing else was handled.
+    fn took(&mut self, time: Duration, about: &str) {
+        self.metrics.own().turn(time);
+        if let Some(unsaid) = self.turns.took(time, clock::boot_ns()) {
+            let millis = time.as_millis();
+            tracing::warn!(
+                "nothing else was handled for {millis} ms, which {about} took ({unsaid} more since last told)"
+            );
         }
     }
 
@@ -379,7 +491,11 @@ impl Steward {
             Word::Owner(path, answer) => self.owner_answered(&path, answer, clock::boot_ns()),
             Word::Gone(service) => self.forget(&service),
             Word::Vanished(ids) => ids.into_iter().for_each(|id| self.observer.vanished(id)),
-            Word::Replied(process, reply) => self.observer.reply(process, reply),
+            Word::Replied(asker, process, reply) => self.replied(&asker, process, reply),
+            Word::Meant(unit, reply) => self.meant(unit, &reply),
+            Word::Main(service, main) => self.main_named(&service, main),
+            Word::Looked(service, found) => self.looked(&service, found),
+            Word::Sited(asker, site) => self.sited(&asker, site),
             Word::Lost(service, process, at_ns) => self.lost(&service, process, at_ns),
             Word::Met(service, process) => self.introduce(&service, process, clock::boot_ns()),
             Word::Moment(service, at_ns, what) => self.say(at_ns, &service, what),

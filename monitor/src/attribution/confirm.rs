@@ -70,7 +70,7 @@ fn of_container(engine: &str, path: &str, found: Option<Container>, lives_in: Op
 }
 
 fn living(pid: u32) -> Option<Identity> {
-    if pid == 0 || process::is_zombie(pid) { None } else { process::identity(pid).ok().flatten() }
+    process::living(pid).ok().flatten()
 }
 
 #[cfg(test)]

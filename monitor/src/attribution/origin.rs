@@ -149,7 +149,7 @@ mod tests {
             (format!("{user}/docker-{ID}.scope"), unit("user@1000.service")),
             (format!("{user}/user.slice/libpod-{ID}.scope"), unit("user@1000.service")),
             (format!("/system.slice/app.service/docker-{ID}.scope"), unit("app.service")),
-            (format!("/system.slice/app.service/system.slice/nginx.service"), unit("app.service")),
+            ("/system.slice/app.service/system.slice/nginx.service".to_owned(), unit("app.service")),
             (format!("/system.slice/docker-{ID}.scope/system.slice/nginx.service"), container("docker")),
             (format!("/docker/{ID}/docker/{}", "0".repeat(64)), container("docker")),
         ] {

@@ -12,7 +12,13 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{figures::bytes, host::process::Identity};
+use crate::{
+    figures::bytes,
+    host::{
+        bounded::{self, Bounded},
+        process::Identity,
+    },
+};
 
 /// Below the state directory.
 pub(crate) const PLACE: &str = "before-oom";
@@ -99,11 +105,20 @@ impl Shelf {
 
     /// Removes what the incarnation's own directory holds, but for itself: that it is there says that the command has run.
     pub(super) fn empty(&self) {
-        for entry in fs::read_dir(&self.own).into_iter().flatten().flatten() {
-            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            let removed = if is_directory { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+        let Ok(found) = bounded::entries(&self.own, FILES) else { return };
+        if found.is_cut() {
+            // Too many to be named one by one.
+            let emptied = fs::remove_dir_all(&self.own).map_err(anyhow::Error::from).and_then(|()| make(&self.own));
+            if let Err(error) = emptied {
+                tracing::warn!("cannot empty {}: {error:#}", self.own.display());
+            }
+            return;
+        }
+        for path in found.beginning() {
+            let is_directory = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+            let removed = if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             if let Err(error) = removed {
-                tracing::warn!("cannot remove {}: {error}", entry.path().display());
+                tracing::warn!("cannot remove {}: {error}", path.display());
             }
         }
     }
@@ -115,13 +130,12 @@ impl Shelf {
 
     /// Those of other incarnations, the oldest first.
     fn others(&self) -> Vec<Other> {
-        let entries = fs::read_dir(&self.service).into_iter().flatten().flatten();
-        let other = |entry: fs::DirEntry| {
-            let metadata = entry.metadata().ok().filter(fs::Metadata::is_dir)?;
-            let path = entry.path();
+        let entries = bounded::entries(&self.service, FILES).map(Bounded::beginning).unwrap_or_default();
+        let other = |path: PathBuf| {
+            let metadata = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_dir)?;
             (path != self.own).then_some(Other { changed: metadata.modified().ok()?, path })
         };
-        let mut others: Vec<_> = entries.filter_map(other).collect();
+        let mut others: Vec<_> = entries.into_iter().filter_map(other).collect();
         others.sort();
         others
     }
@@ -147,16 +161,16 @@ fn size(directory: &Path) -> u64 {
     let (mut sum, mut seen) = (0u64, 0);
     let mut left = vec![directory.to_owned()];
     while let Some(directory) = left.pop() {
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+        let listed = bounded::visit(&directory, FILES - seen, None, |entry| {
             seen += 1;
-            if seen > FILES {
-                return u64::MAX;
-            }
-            let Ok(metadata) = entry.metadata() else { continue };
+            let Ok(metadata) = entry.metadata() else { return };
             sum = sum.saturating_add(metadata.blocks().saturating_mul(BLOCK));
             if metadata.is_dir() {
                 left.push(entry.path());
             }
+        });
+        if listed.is_ok_and(|listed| listed.is_cut()) {
+            return u64::MAX;
         }
     }
     sum

@@ -18,7 +18,7 @@ use super::{asked_to_stop, log_lines_lost, output};
 use crate::{
     agent,
     config::{Command, Config, Health},
-    host::{cgroup::Hierarchy, clock},
+    host::{bounded, cgroup::Hierarchy, clock},
     kernel,
     supervisor::CommandSupervisor,
     timeline::{Moment, Timeline, What},
@@ -31,6 +31,8 @@ const LIMIT: u64 = 64 * MIB;
 /// The service leaks so much at a time, so often: 100 MiB a second, so that it lives for about half a second.
 const CHUNK: usize = 2 * MIB as usize;
 const PACE: Duration = Duration::from_millis(20);
+/// Bytes of the service's output that are looked at for that: it is said in one of the first lines.
+const OUTPUT_MAX: usize = 1024 * 1024;
 /// What the service says when it begins to leak, with the time.
 const LEAK_BEGINS: &str = "leak begins at ";
 /// The whole story takes two seconds; on a busy machine it may take longer, but not without end.
@@ -228,7 +230,7 @@ impl Stage {
     /// The service itself says when it began to leak; its first incarnation's word counts.
     fn leak_began(&self) -> Result<Step> {
         let path = self.directory.join("output").join(format!("{SERVICE}.log"));
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = bounded::beginning(&path, OUTPUT_MAX).with_context(|| format!("cannot read {}", path.display()))?;
         let at_ns = text
             .lines()
             .find_map(|line| line.strip_prefix(LEAK_BEGINS)?.parse().ok())

@@ -23,6 +23,7 @@ use crate::{
     },
     kernel::{self, RingStats, Watched},
     observer::{Death, Observer, Sight},
+    questions::Kind,
     text::{Clean, Comm},
 };
 
@@ -46,6 +47,10 @@ pub(super) struct Args {
     btf: Option<PathBuf>,
 }
 
+/// Questions about deaths at a time; what is beyond is not asked.
+const QUESTIONS: usize = 64;
+/// Crash sites whose symbols are read at a time.
+const SYMBOLS: usize = 8;
 /// Deaths read and not yet shown; beyond, the rings keep them and the kernel counts what finds no room.
 const EVENTS: usize = 4096;
 
@@ -75,10 +80,11 @@ pub(super) async fn run(args: Args) -> Result<()> {
     }
     drop(events_in);
     let mut observer = Observer::new(hierarchy.clone());
-    let turns = Arc::new(Semaphore::new(NAMED_AT_ONCE));
     let (names_in, mut names) = mpsc::channel(EVENTS);
+    let turns = |count| Arc::new(Semaphore::new(count));
+    let (engines, symbols, questions) = (turns(Kind::Engine.at_once()), turns(SYMBOLS), turns(QUESTIONS));
     for (_, place) in observer.scan()? {
-        ask(&place, hierarchy.as_ref(), &turns, &names_in);
+        ask(&place, hierarchy.as_ref(), &engines, &names_in);
     }
     let enquiry = Enquiry::default();
     enquiry.prepare().await;
@@ -101,15 +107,18 @@ pub(super) async fn run(args: Args) -> Result<()> {
         tokio::select! {
             event = events.recv() => {
                 match observer.event(&event.context("nobody reads the rings any more")?) {
-                    Some(Sight::Created { place, .. }) => ask(&place, hierarchy.as_ref(), &turns, &names_in),
-                    Some(Sight::Asked { process, question }) => {
-                        let (enquiry, replies) = (enquiry.clone(), replies_in.clone());
-                        tokio::spawn(async move {
-                            let reply = enquiry.ask(question, None).await;
-                            // Nobody receives only when the watcher ends.
-                            replies.send((process, reply)).await.ok();
-                        });
-                    }
+                    Some(Sight::Created { place, .. }) => ask(&place, hierarchy.as_ref(), &engines, &names_in),
+                    Some(Sight::Asked { process, question }) => match Arc::clone(&questions).try_acquire_owned() {
+                        Ok(turn) => {
+                            let (enquiry, replies) = (enquiry.clone(), replies_in.clone());
+                            tokio::spawn(async move {
+                                let reply = enquiry.ask(question, None, turn).await;
+                                // Nobody receives only when the watcher ends.
+                                replies.send((process, reply)).await.ok();
+                            });
+                        }
+                        Err(_) => observer.reply(process, Reply::Refused),
+                    },
                     _ => {}
                 }
             }
@@ -125,11 +134,13 @@ pub(super) async fn run(args: Args) -> Result<()> {
             () = &mut stop => break,
         }
         for mut death in observer.deaths(clock::boot_ns()) {
-            if death.cause.site_mut().is_some() {
-                // Reading symbols takes a while; nobody else waits for it.
+            let turn = death.cause.site_mut().and_then(|_| Arc::clone(&symbols).try_acquire_owned().ok());
+            if let Some(turn) = turn {
+                // Reading symbols takes a while; nobody else waits for it. A crowd of crashes has its sites without names.
                 let named = named_in.clone();
                 tokio::spawn(async move {
                     death.name_site().await;
+                    drop(turn);
                     // Nobody receives only when the watcher ends.
                     named.send(death).await.ok();
                 });
@@ -140,9 +151,6 @@ pub(super) async fn run(args: Args) -> Result<()> {
     }
     view.end(&kernel, &stats)
 }
-
-/// Containers whose engines are asked for their names at a time; of a crowd the rest keep their ids.
-const NAMED_AT_ONCE: usize = 64;
 
 /// Asks for the name of a container, without waiting for it.
 fn ask(

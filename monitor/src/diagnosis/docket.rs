@@ -125,6 +125,8 @@ pub(crate) struct DeathContext {
     pub(crate) memory_limit: Option<u64>,
     /// When the OOM killer last chose a process of its service, CLOCK_BOOTTIME nanoseconds.
     pub(crate) service_oom_ns: Option<u64>,
+    /// Main process or worker, if that can be told.
+    pub(crate) role: Option<Role>,
 }
 
 impl Docket {
@@ -231,10 +233,9 @@ impl Docket {
         if !self.seen.insert(identity, ()) {
             return None;
         }
-        let DeathContext { senders, place, watched, memory_limit, service_oom_ns } = context;
+        let DeathContext { senders, place, watched, memory_limit, service_oom_ns, role } = context;
         let unplaced = place.is_none() && exit.process.cgroup != 0;
-        let question = question::question(&exit, &senders, place.as_ref(), watched);
-        let evidence = Evidence {
+        let mut evidence = Evidence {
             mark: None,
             group: None,
             twin: None,
@@ -242,19 +243,19 @@ impl Docket {
             line: None,
             senders,
             site: self.sites.remove(&identity),
-            systemd: match question {
-                Some(Question::Systemd { .. }) => Answer::Pending,
-                _ => Answer::NotAsked,
-            },
-            last_words: match question {
-                Some(Question::LastWords { .. }) => Answer::Pending,
-                _ => Answer::NotAsked,
-            },
+            systemd: Answer::NotAsked,
+            last_words: Answer::NotAsked,
             memory_limit,
             page_size: self.page_size,
             missing: Vec::new(),
             exit,
         };
+        let question = question::question(&evidence, place.as_ref(), watched, role);
+        match question {
+            Some(Question::Systemd { .. }) => evidence.systemd = Answer::Pending,
+            Some(Question::LastWords { .. }) => evidence.last_words = Answer::Pending,
+            None => {}
+        }
         self.waiting.push(Waiting { evidence, span, seen_ns, unplaced });
         question
     }
@@ -272,6 +273,11 @@ impl Docket {
         match reply {
             Reply::Systemd(reply) => death.evidence.systemd = reply.map_or_else(Answer::Failed, Answer::Told),
             Reply::LastWords(reply) => death.evidence.last_words = reply.map_or_else(Answer::Failed, Answer::Told),
+            Reply::Refused if death.evidence.systemd == Answer::Pending => death.evidence.systemd = Answer::Refused,
+            Reply::Refused if death.evidence.last_words == Answer::Pending => {
+                death.evidence.last_words = Answer::Refused;
+            }
+            Reply::Refused => {}
         }
     }
 

@@ -54,6 +54,9 @@ pub(crate) struct Evidence {
     pub(crate) missing: Vec<Missing>,
 }
 
+/// How a question reads that was not asked.
+const REFUSED: &str = "not asked: too many questions";
+
 /// What a question has brought.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Answer<T> {
@@ -62,6 +65,8 @@ pub(crate) enum Answer<T> {
     NotAsked,
     /// Nothing has come yet.
     Pending,
+    /// Nobody was asked, since too many questions are asked already.
+    Refused,
     /// It could not be told.
     Failed(String),
     /// This.
@@ -311,6 +316,7 @@ impl Evidence {
         match &self.systemd {
             Answer::Told(meaning) => items.push(Item::new(Source::Systemd, meaning)),
             Answer::Failed(why) => items.push(Item::new(Source::Systemd, format_args!("not told: {why}"))),
+            Answer::Refused => items.push(Item::new(Source::Systemd, REFUSED)),
             Answer::NotAsked | Answer::Pending => {}
         }
         items.extend(self.max_rss_item());
@@ -318,6 +324,7 @@ impl Evidence {
         match &self.last_words {
             Answer::Told(Some(words)) => items.push(Item::new(Source::LastWords, words)),
             Answer::Told(None) => items.push(Item::new(Source::LastWords, "nothing about memory")),
+            Answer::Refused => items.push(Item::new(Source::LastWords, REFUSED)),
             Answer::Failed(why) => items.push(Item::new(Source::LastWords, format_args!("not told: {why}"))),
             Answer::NotAsked | Answer::Pending => {}
         }

@@ -1,13 +1,16 @@
 //! What somebody else may know about a death, and whether it is worth asking.
 
 use monitor_common::{
-    record::{EXIT_SENDER, Exit},
+    record::EXIT_SENDER,
     status::{self, SIGKILL},
 };
 
-use super::evidence::{SenderKind, Senders};
+use super::{
+    evidence::{Evidence, SenderKind},
+    verdict,
+};
 use crate::{
-    attribution::{Origin, Place},
+    attribution::{Origin, Place, Role},
     host::systemd::Meaning,
 };
 
@@ -35,11 +38,21 @@ pub(crate) enum Reply {
     Systemd(Result<Meaning, String>),
     /// To [`Question::LastWords`]: the line that says that memory ran out, if one does.
     LastWords(Result<Option<String>, String>),
+    /// To either: it was not asked, since too many are.
+    Refused,
 }
 
 /// The one question whose answer can change the verdict; `None` when none can.
-pub(super) fn question(exit: &Exit, senders: &Senders, place: Option<&Place>, watched: bool) -> Option<Question> {
-    let place = place?;
+///
+/// Last words are asked for of a main process, and of another one only when the rest of the evidence points to memory already:
+/// a service may have any number of workers that fail, and what they write is of low weight by itself.
+pub(super) fn question(
+    evidence: &Evidence,
+    place: Option<&Place>,
+    watched: bool,
+    role: Option<Role>,
+) -> Option<Question> {
+    let (place, exit, senders) = (place?, &evidence.exit, &evidence.senders);
     if exit.header.flags & EXIT_SENDER != 0 && senders.last == SenderKind::Manager {
         // Only the host's own manager is asked; a user's has a bus of its own.
         let Origin::Unit(unit) = &*place.origin else { return None };
@@ -49,5 +62,6 @@ pub(super) fn question(exit: &Exit, senders: &Senders, place: Option<&Place>, wa
         Some((signal, _)) => u32::from(signal) != SIGKILL && exit.sender.tgid == exit.process.tgid,
         None => status::exit_code(exit.status).is_some_and(|code| code != 0),
     };
-    (watched && abnormal).then(|| Question::LastWords { place: place.clone(), tgid: exit.process.tgid })
+    let counts = role != Some(Role::Worker) || verdict::points_to_memory(evidence);
+    (watched && abnormal && counts).then(|| Question::LastWords { place: place.clone(), tgid: exit.process.tgid })
 }

@@ -255,10 +255,28 @@ fn end_by_itself(evidence: &Evidence) -> Cause {
     }
 }
 
+/// True when a process that ended by itself has been refused memory, or ended as runtimes do that run out of it with its limit
+/// near.
+pub(super) fn points_to_memory(evidence: &Evidence) -> bool {
+    let typical = match status::signal(evidence.exit.status) {
+        Some((signal, _)) => TYPICAL_SIGNALS.contains(&signal),
+        None => status::exit_code(evidence.exit.status).is_some_and(|code| TYPICAL_CODES.contains(&code)),
+    };
+    was_refused(evidence) || typical && is_near_limit(evidence)
+}
+
+fn was_refused(evidence: &Evidence) -> bool {
+    evidence.refused_before_ns().is_some_and(|ns| ns <= REFUSAL_COUNTS_NS)
+}
+
+fn is_near_limit(evidence: &Evidence) -> bool {
+    evidence.max_rss().zip(evidence.memory_limit).is_some_and(|(peak, limit)| peak as f64 >= NEAR * limit as f64)
+}
+
 /// An abnormal end that was probably for want of memory, though no one killed the process.
 fn out_of_memory_by_itself(evidence: &Evidence, typical: bool, site: Option<super::site::Site>) -> Option<Cause> {
     let mut found = Vec::new();
-    if evidence.refused_before_ns().is_some_and(|ns| ns <= REFUSAL_COUNTS_NS)
+    if was_refused(evidence)
         && let Some(item) = evidence.refusal_item()
     {
         found.push(Weighed { item, weight: REFUSAL });
@@ -267,10 +285,8 @@ fn out_of_memory_by_itself(evidence: &Evidence, typical: bool, site: Option<supe
         let weight = if typical { LAST_WORDS } else { ODD_LAST_WORDS };
         found.push(Weighed { item: Item::new(Source::LastWords, words), weight });
     }
-    let near =
-        evidence.max_rss().zip(evidence.memory_limit).is_some_and(|(peak, limit)| peak as f64 >= NEAR * limit as f64);
     if typical
-        && near
+        && is_near_limit(evidence)
         && let Some(item) = evidence.max_rss_item()
     {
         found.push(Weighed { item, weight: NEAR_LIMIT });
@@ -513,7 +529,11 @@ mod tests {
         assert_eq!(scored(0x300, &|evidence| near(evidence)), None, "a peak near the limit alone is a guess");
         assert_eq!(scored(0x300, &|evidence| words(evidence)), Some(0.9));
         assert_eq!(scored(0x86, &|evidence| words(evidence)), Some(0.9), "aborted, core dumped");
-        assert_eq!(scored(0x4500, &|evidence| words(evidence)), None, "no runtime ends so: others may have written that");
+        assert_eq!(
+            scored(0x4500, &|evidence| words(evidence)),
+            None,
+            "no runtime ends so: others may have written that"
+        );
         let all = |evidence: &mut Evidence| {
             refused(evidence, 1);
             near(evidence);

@@ -4,15 +4,27 @@
 
 use std::{
     collections::HashSet,
-    fs,
-    io::{self, Read as _},
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use super::process::{self, Identity};
+use super::{
+    bounded::{self, Bounded, FIGURES},
+    cgroup_walk::{self, MEMBERS},
+    process::{self, Identity},
+};
+
+/// A row for each controller of `/proc/cgroups`: some fifteen of 20 bytes.
+const CONTROLLERS: usize = 16 * 1024;
+/// Of `/proc/self/mounts`, where every mount of a container is a row of up to a page. Cgroup file systems are mounted at boot and
+/// stand near the begin.
+const MOUNTS: usize = 4 * 1024 * 1024;
+/// Levels below the root that are looked at for a limit: whoever may make cgroups can nest some two thousand, and each costs a
+/// look. What a host's owner sets is near the root.
+const LEVELS: usize = 64;
 
 /// Which generation a hierarchy is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +36,7 @@ pub(crate) enum Version {
 }
 
 /// Bytes read of `/proc/PID/cgroup`: a line of at most a path (PATH_MAX, 4,096) for each of some fifteen hierarchies.
-const MEMBERSHIPS: u64 = 64 * 1024;
+const MEMBERSHIPS: usize = 64 * 1024;
 
 /// A mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,22 +52,14 @@ pub(crate) struct Hierarchy {
     pub(crate) cpu: Option<PathBuf>,
 }
 
-/// All processes of the cgroup with this directory, in whichever hierarchy it is, and of those below it.
-///
-/// # Errors
-/// When they cannot be listed.
-pub(crate) fn members_below(directory: &Path) -> Result<Vec<u32>> {
-    Hierarchy { version: Version::V2, id: 0, mount: directory.to_owned(), cpu: None }.all_processes()
-}
-
 impl Hierarchy {
     /// Finds the hierarchy of the memory controller.
     ///
     /// # Errors
     /// When no cgroup file system with the memory controller is mounted.
     pub(crate) fn detect() -> Result<Self> {
-        let controllers = fs::read_to_string("/proc/cgroups").context("cannot read /proc/cgroups")?;
-        let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+        let controllers = bounded::text("/proc/cgroups", CONTROLLERS).context("cannot read /proc/cgroups")?;
+        let mounts = bounded::beginning("/proc/self/mounts", MOUNTS).context("cannot read /proc/self/mounts")?;
         Self::choose(&controllers, &mounts)
     }
 
@@ -123,10 +127,7 @@ impl Hierarchy {
 
     /// The cgroup that a process lives in, in this hierarchy; `None` when the process has gone.
     pub(crate) fn cgroup_of(&self, pid: u32) -> Option<String> {
-        let mut text = Vec::new();
-        let file = fs::File::open(format!("/proc/{pid}/cgroup")).ok()?;
-        file.take(MEMBERSHIPS).read_to_end(&mut text).ok()?;
-        self.membership(&String::from_utf8_lossy(&text))
+        self.membership(&bounded::text(format!("/proc/{pid}/cgroup"), MEMBERSHIPS).ok()?)
     }
 
     /// A line for each hierarchy: `id:controllers:path` (cgroups(7)).
@@ -138,70 +139,30 @@ impl Hierarchy {
         path.map(|(_, path)| path.to_owned())
     }
 
-    /// Calls `visit(id, path)` for every cgroup, parents first; paths begin with a slash.
+    /// Calls `visit(id, path)` for every cgroup, those nearer to the root first; paths begin with a slash. Says whether there
+    /// are more than are looked at ([`cgroup_walk::HOST`]).
     ///
     /// # Errors
     /// When the root cannot be listed. Cgroups that vanish meanwhile are left out.
-    pub(crate) fn walk(&self, mut visit: impl FnMut(u64, &str)) -> Result<()> {
-        let root = fs::metadata(&self.mount).with_context(|| format!("cannot look at {}", self.mount.display()))?;
-        visit(root.ino(), "/");
-        let mut left = vec![String::new()];
-        while let Some(path) = left.pop() {
-            let directory = self.directory(&path);
-            let entries = match fs::read_dir(&directory) {
-                Ok(entries) => entries,
-                Err(_) if !path.is_empty() => continue,
-                Err(error) => return Err(error).with_context(|| format!("cannot list {}", directory.display())),
-            };
-            for entry in entries.flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir())
-                    && let Ok(metadata) = entry.metadata()
-                {
-                    let child = format!("{path}/{}", entry.file_name().to_string_lossy());
-                    visit(metadata.ino(), &child);
-                    left.push(child);
-                }
-            }
-        }
-        Ok(())
+    pub(crate) fn walk(&self, mut visit: impl FnMut(u64, &str)) -> Result<Bounded<()>> {
+        cgroup_walk::walk(&self.mount, cgroup_walk::HOST, |cgroup| visit(cgroup.id, &cgroup.path()))
     }
 
-    /// Processes directly in a cgroup; empty when it does not exist.
-    pub(crate) fn processes(&self, path: &str) -> Result<Vec<u32>> {
-        let file = self.directory(path).join("cgroup.procs");
-        let text = match fs::read_to_string(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            // The cgroup was removed between open and read.
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => {
-                return Ok(Vec::new());
-            }
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
-        };
-        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+    /// Processes directly in a cgroup; none when it does not exist.
+    pub(crate) fn processes(&self, path: &str) -> Result<Bounded<Vec<u32>>> {
+        cgroup_walk::processes(&self.directory(path), MEMBERS.processes)
     }
 
     /// All processes in a cgroup and below it; none when it does not exist.
-    pub(crate) fn members(&self, path: &str) -> Result<Vec<u32>> {
-        Self { mount: self.directory(path), ..self.clone() }.all_processes()
+    pub(crate) fn members(&self, path: &str) -> Result<Bounded<Vec<u32>>> {
+        cgroup_walk::members(&self.directory(path), MEMBERS)
     }
 
-    fn all_processes(&self) -> Result<Vec<u32>> {
-        let mut members = Vec::new();
-        if !self.mount.exists() {
-            return Ok(members);
-        }
-        let mut error = None;
-        self.walk(|_, path| match self.processes(path) {
-            Ok(pids) => members.extend(pids),
-            Err(failed) => error = Some(failed),
-        })?;
-        error.map_or(Ok(members), Err)
-    }
-
-    /// The process that a service began with: of those whose parent lives outside the cgroup, the oldest.
+    /// The process that a service began with: of those whose parent lives outside the cgroup, the oldest. Takes some 10 µs for
+    /// each process of the cgroup: never on a task.
     pub(crate) fn main_process(&self, path: &str) -> Result<Option<Identity>> {
-        let members: HashSet<u32> = self.processes(path)?.into_iter().collect();
+        // Of more, the kernel names first those that came first.
+        let members: HashSet<u32> = self.processes(path)?.beginning().into_iter().collect();
         let outside =
             members.iter().filter_map(|&pid| process::descent(pid)).filter(|(parent, _)| !members.contains(parent));
         Ok(outside.map(|(_, process)| process).min_by_key(|process| process.start_ns))
@@ -214,7 +175,7 @@ impl Hierarchy {
             Version::V1 => "memory.oom_control",
             Version::V2 => "memory.events",
         };
-        let text = fs::read_to_string(self.directory(path).join(name)).ok()?;
+        let text = bounded::text(self.directory(path).join(name), FIGURES).ok()?;
         let count = |key| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok());
         Some((count("oom_kill")?, count("oom_group_kill")))
     }
@@ -223,7 +184,7 @@ impl Hierarchy {
     /// the cgroup whose limit was met asks for that.
     pub(crate) fn kills_groups(&self, path: &str, limit_owner: Option<&str>) -> bool {
         let asks = |path: &str| {
-            fs::read_to_string(self.directory(path).join("memory.oom.group")).is_ok_and(|text| text.trim() == "1")
+            bounded::text(self.directory(path).join("memory.oom.group"), FIGURES).is_ok_and(|text| text.trim() == "1")
         };
         let within = |path: &&str| limit_owner.is_none_or(|owner| path.len() >= owner.len());
         self.version == Version::V2 && ancestry(path).take_while(within).any(asks)
@@ -270,7 +231,7 @@ impl Hierarchy {
         let mut directory = self.mount.clone();
         for name in Path::new(path.trim_matches('/')).components() {
             let file = directory.join("cgroup.subtree_control");
-            let now = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let now = bounded::text(&file, FIGURES).with_context(|| format!("cannot read {}", file.display()))?;
             if !now.split_ascii_whitespace().any(|controller| controller == "memory") {
                 fs::write(&file, "+memory")
                     .with_context(|| format!("cannot pass the memory controller on in {}", file.display()))?;
@@ -281,10 +242,11 @@ impl Hierarchy {
     }
 }
 
-/// A path and those above it, the root last.
+/// A path and those above it, the root last. Of one that lies deeper than [`LEVELS`], only the levels near the root.
 pub(super) fn ancestry(path: &str) -> impl Iterator<Item = &str> {
     let path = path.trim_end_matches('/');
-    std::iter::successors(Some(path), |path| path.rfind('/').map(|slash| &path[..slash]))
+    let near = path.match_indices('/').nth(LEVELS).map_or(path, |(slash, _)| &path[..slash]);
+    std::iter::successors(Some(near), |path| path.rfind('/').map(|slash| &path[..slash]))
 }
 
 /// Undoes the octal escapes of `/proc/self/mounts` (blank, tab, newline, backslash).
@@ -352,6 +314,8 @@ mod tests {
     fn a_path_leads_up_to_the_root() {
         assert_eq!(ancestry("/a/b").collect::<Vec<_>>(), ["/a/b", "/a", ""]);
         assert_eq!(ancestry("/").collect::<Vec<_>>(), [""]);
+        let deep = "/x".repeat(2000);
+        assert_eq!(ancestry(&deep).count(), LEVELS + 1, "the root, and what is nearest to it");
     }
 
     #[test]

@@ -4,22 +4,27 @@
 //! directory. Opening takes `CAP_DAC_READ_SEARCH`; without it a bounded part of the hierarchy is searched.
 
 use std::{
-    collections::VecDeque,
-    fs::{self, File},
+    fs::File,
     io,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::fs::DirEntryExt as _,
+        unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use rustix::fs::{OFlags, readlinkat};
+use rustix::fs::OFlags;
+
+use super::{
+    bounded,
+    cgroup_walk::{self, Bounds},
+};
 
 /// `FILEID_KERNFS` (include/linux/exportfs.h): the handle is a 64-bit kernfs id.
 const FILEID_KERNFS: i32 = 0xfe;
-/// Directories that one search without handles lists: some 20 ms, measured with 4,096 cgroups.
-const SEARCHED: usize = 4096;
+/// What one search without handles may look at: it runs on the task that owns the agent's state.
+const SEARCHED: Bounds = Bounds { cgroups: 4096, processes: 0, time: Duration::from_millis(20) };
 /// Between two searches without handles, CLOCK_BOOTTIME nanoseconds: 10 s.
 const SEARCH_INTERVAL_NS: u64 = 10_000_000_000;
 
@@ -65,8 +70,7 @@ impl Handles {
 
     /// Where an open directory is, below the mount.
     fn below(&self, directory: &OwnedFd) -> Option<String> {
-        let link = format!("/proc/self/fd/{}", directory.as_raw_fd());
-        let path = readlinkat(rustix::fs::CWD, link, Vec::new()).ok()?;
+        let path = bounded::link(format!("/proc/self/fd/{}", directory.as_raw_fd())).ok()?;
         let path = path.to_string_lossy();
         let below = path.strip_prefix(self.mount.to_str()?)?;
         (below.is_empty() || below.starts_with('/'))
@@ -83,7 +87,6 @@ enum Refused {
 }
 
 fn root_id(mount: &File) -> u64 {
-    use std::os::unix::fs::MetadataExt as _;
     mount.metadata().map_or(0, |metadata| metadata.ino())
 }
 
@@ -105,33 +108,26 @@ fn open(mount: &File, id: u64) -> Result<OwnedFd, Refused> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Looks through `most` directories, those near the root first: units and containers are there, users' own cgroups below them.
-fn search(mount: &Path, id: u64, most: usize) -> Option<String> {
-    let mut left = VecDeque::from([String::new()]);
-    for _ in 0..most {
-        let path = left.pop_front()?;
-        for entry in fs::read_dir(mount.join(path.trim_start_matches('/'))).into_iter().flatten().flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            let child = format!("{path}/{}", entry.file_name().to_string_lossy());
-            if entry.ino() == id {
-                return Some(child);
-            }
-            if left.len() < most {
-                left.push_back(child);
-            }
+/// Looks through the cgroups near the root: units and containers are there, users' own cgroups below them.
+fn search(mount: &Path, id: u64, bounds: Bounds) -> Option<String> {
+    let mut found = None;
+    let walked = cgroup_walk::walk(mount, bounds, |cgroup| {
+        if cgroup.id == id {
+            found = Some(cgroup.path());
         }
-    }
-    None
+    });
+    // Whether others were left out changes nothing about the one that was found.
+    walked.is_ok().then_some(found)?
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt as _;
+    use std::{fs, os::unix::fs::DirEntryExt as _};
 
     use super::*;
     use crate::host::cgroup::Hierarchy;
+
+    const FEW: Bounds = Bounds { cgroups: 10, ..SEARCHED };
 
     #[test]
     fn a_search_finds_a_directory_by_its_number_and_ends() {
@@ -140,9 +136,9 @@ mod tests {
             fs::create_dir_all(mount.path().join(path)).expect("made");
         }
         let id = fs::metadata(mount.path().join("a/b")).expect("there").ino();
-        assert_eq!(search(mount.path(), id, 10).as_deref(), Some("/a/b"));
-        assert_eq!(search(mount.path(), id, 1), None, "one directory was listed");
-        assert_eq!(search(mount.path(), 0, 10), None);
+        assert_eq!(search(mount.path(), id, FEW).as_deref(), Some("/a/b"));
+        assert_eq!(search(mount.path(), id, Bounds { cgroups: 1, ..FEW }), None, "one directory was looked at");
+        assert_eq!(search(mount.path(), 0, FEW), None);
     }
 
     #[test]

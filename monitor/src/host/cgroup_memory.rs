@@ -1,9 +1,15 @@
 //! What a cgroup's own files say of its memory, in both versions.
 
-use std::{fs, str::FromStr};
+use std::str::FromStr;
 
-use super::cgroup::{Hierarchy, Version, ancestry};
-use crate::host::process;
+use super::{
+    bounded::{self, Bounded, FIGURES},
+    cgroup::{Hierarchy, Version, ancestry},
+    process,
+};
+
+/// `memory.stat` has some sixty rows in either version: 2 to 6 KiB; the kernel gives it a page, which has 64 KiB on some machines.
+const STAT: usize = 64 * 1024;
 
 /// Where v1 begins to mean "no limit": it says `PAGE_COUNTER_MAX` pages, just below 2^63 bytes.
 const NO_LIMIT_V1: u64 = 1 << 62;
@@ -42,13 +48,15 @@ impl Hierarchy {
             // The file is there only with swap, and with its accounting.
             Version::V2 => (&HELD_V2[..], self.number(path, "memory.swap.current").unwrap_or(0)),
         };
-        let stat = fs::read_to_string(self.directory(path).join("memory.stat")).ok()?;
+        let stat = bounded::text(self.directory(path).join("memory.stat"), STAT).ok()?;
         let values = stat.lines().filter_map(|line| line.split_once(' ')).filter(|(key, _)| parts.contains(key));
         values.map(|(_, value)| value.parse::<u64>().ok()).try_fold(swap, |sum: u64, value| sum.checked_add(value?))
     }
 
     fn of_processes(&self, path: &str) -> Option<u64> {
-        let held: u64 = self.members(path).ok()?.into_iter().filter_map(process::memory_held).sum();
+        // A sum over some of them would be none.
+        let members = self.members(path).ok().and_then(Bounded::all)?;
+        let held: u64 = members.into_iter().filter_map(process::memory_held).sum();
         (held > 0).then_some(held)
     }
 
@@ -56,13 +64,13 @@ impl Hierarchy {
     pub(crate) fn cpu_seconds(&self, path: &str) -> Option<f64> {
         match (self.version, &self.cpu) {
             (Version::V2, _) => {
-                let stat = fs::read_to_string(self.directory(path).join("cpu.stat")).ok()?;
+                let stat = bounded::text(self.directory(path).join("cpu.stat"), FIGURES).ok()?;
                 let micros: u64 = stat.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok())?;
                 Some(micros as f64 / 1e6)
             }
             (Version::V1, Some(cpu)) => {
                 let file = cpu.join(path.trim_start_matches('/')).join("cpuacct.usage");
-                let nanos: u64 = fs::read_to_string(file).ok()?.trim().parse().ok()?;
+                let nanos: u64 = bounded::text(file, FIGURES).ok()?.trim().parse().ok()?;
                 Some(nanos as f64 / 1e9)
             }
             (Version::V1, None) => None,
@@ -72,18 +80,20 @@ impl Hierarchy {
     /// Share of the last ten seconds in which all of a cgroup's processes waited for memory, of 1; the host's where the
     /// cgroup has no such measure.
     pub(crate) fn memory_pressure(&self, path: &str) -> Option<f64> {
-        let own = fs::read_to_string(self.directory(path).join("memory.pressure"));
-        let text = own.or_else(|_| fs::read_to_string("/proc/pressure/memory")).ok()?;
+        let own = bounded::text(self.directory(path).join("memory.pressure"), FIGURES);
+        let text = own.or_else(|_| bounded::text("/proc/pressure/memory", FIGURES)).ok()?;
         super::pressure::full_avg10(&text).map(|percent| percent / 100.0)
     }
 
     fn number<T: FromStr>(&self, path: &str, name: &str) -> Option<T> {
-        fs::read_to_string(self.directory(path).join(name)).ok()?.trim().parse().ok()
+        bounded::text(self.directory(path).join(name), FIGURES).ok()?.trim().parse().ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn mount(version: Version, files: &[(&str, &str)]) -> (tempfile::TempDir, Hierarchy) {

@@ -5,6 +5,8 @@ use std::{sync::LazyLock, time::Duration};
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 
+use super::bounded::{self, FIGURES};
+
 /// Now, in nanoseconds of CLOCK_BOOTTIME: counts through suspend, never steps.
 pub(crate) fn boot_ns() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
@@ -15,7 +17,7 @@ pub(crate) fn boot_ns() -> u64 {
 /// Names this boot of the host; empty where the kernel does not say.
 pub(crate) fn boot_id() -> &'static str {
     static ID: LazyLock<String> = LazyLock::new(|| {
-        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let text = bounded::text("/proc/sys/kernel/random/boot_id", FIGURES).unwrap_or_default();
         text.trim().to_owned()
     });
     &ID

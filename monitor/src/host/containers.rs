@@ -16,7 +16,12 @@ use bollard::{
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use serde::Deserialize;
-use tokio::time::{error::Elapsed, sleep, timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{error::Elapsed, sleep, timeout},
+};
+
+use super::bounded::{self, Bounded};
 
 /// One question may take this long.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -31,6 +36,8 @@ const ASKED_AGAIN: Duration = Duration::from_secs(2);
 const OUTPUT_MAX: usize = 1024 * 1024;
 /// Where Podman keeps names when its service, and so its socket, is not running.
 const PODMAN_STORE: &str = "/var/lib/containers/storage/overlay-containers/containers.json";
+/// Bytes of that list: about 1 KiB for each container.
+const PODMAN_STORE_MAX: usize = 16 * 1024 * 1024;
 
 /// The engines that can be asked.
 pub(crate) const ENGINES: [&str; 2] = ["docker", "podman"];
@@ -118,16 +125,20 @@ async fn known_at_once(engine: &str, id: &str) -> Result<Option<Container>> {
     match state(engine, id).await {
         // Podman needs no service of its own to run containers, so nobody may listen; its list tells the name alone.
         Ok(None) | Err(_) if engine == "podman" => {
-            let name = stored(Path::new(PODMAN_STORE), id)?;
-            Ok(Some(Container { name, ..Container::default() }))
+            Ok(Some(Container { name: podman_name(id).await?, ..Container::default() }))
         }
         // Between two runs it tells nothing but that.
         Ok(Some(Container { status, .. })) if engine == "podman" && status == STOPPED => {
-            let name = stored(Path::new(PODMAN_STORE), id)?;
-            Ok(Some(Container { name, status, ..Container::default() }))
+            Ok(Some(Container { name: podman_name(id).await?, status, ..Container::default() }))
         }
         state => state,
     }
+}
+
+async fn podman_name(id: &str) -> Result<String> {
+    let id = id.to_owned();
+    let stored = spawn_blocking(move || stored(Path::new(PODMAN_STORE), &id));
+    stored.await.context("cannot look into Podman's list")?
 }
 
 /// The engine did not answer at all.
@@ -296,7 +307,9 @@ impl From<ContainerInspectResponse> for Container {
 
 /// Looks into Podman's own list.
 fn stored(path: &Path, id: &str) -> Result<String> {
-    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = bounded::read(path, PODMAN_STORE_MAX)
+        .and_then(Bounded::whole)
+        .with_context(|| format!("cannot read {}", path.display()))?;
     named(&text, id).with_context(|| path.display().to_string())
 }
 

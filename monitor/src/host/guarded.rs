@@ -2,17 +2,19 @@
 //! another in its place, is root.
 
 use std::{
-    fs::{self, File, Metadata},
-    io::{ErrorKind, Read as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    fs::{self, Metadata},
+    io::ErrorKind,
+    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
 use anyhow::{Context as _, Result, bail};
 use rustix::{
-    fs::{OFlags, StatVfsMountFlags, statvfs},
+    fs::{StatVfsMountFlags, statvfs},
     process::geteuid,
 };
+
+use super::bounded::{self, Bounded};
 
 /// Group and others may write (inode(7)).
 const GROUP_WRITES: u32 = 0o020;
@@ -42,21 +44,10 @@ pub(crate) fn ensure_ours(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// In one line that goes on after the path: when it cannot be read, is no file, is too long, or is not ours.
-pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>, String> {
+pub(crate) fn read(path: &Path, most: usize) -> Result<Vec<u8>, String> {
     ensure_ours(path).map_err(|error| format!("is not safe: {error:#}"))?;
-    // Not to wait for the writer of a pipe that was put there.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let cannot = |error| format!("cannot be read: {error}");
-    let file = File::options().read(true).custom_flags(flags).open(path).map_err(cannot)?;
-    if !file.metadata().map_err(cannot)?.is_file() {
-        return Err("is no file".to_owned());
-    }
-    let mut bytes = Vec::new();
-    file.take(most + 1).read_to_end(&mut bytes).map_err(cannot)?;
-    if bytes.len() as u64 > most {
-        return Err(format!("is longer than {most} bytes, which is the most that is read"));
-    }
-    Ok(bytes)
+    let read = bounded::read(path, most).and_then(Bounded::whole);
+    read.map_err(|error| format!("cannot be read: {error}"))
 }
 
 /// Likewise for what the agent keeps in its state directory, where a link would lead its hand elsewhere.

@@ -10,6 +10,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use rustix::io::{FdFlags, fcntl_setfd};
 
+use super::bounded;
+
 /// Names and numbers, `name=number` with a space between, of what an agent left for itself.
 pub(crate) const VARIABLE: &str = "DEFIB_HANDOVER";
 /// The first descriptor that a service manager passes (`SD_LISTEN_FDS_START`, sd-daemon.h).
@@ -53,7 +55,7 @@ fn passed([count, pid, names]: [Option<String>; 3], own: u32) -> Vec<(String, i3
 
 /// `None` when that is no open map, program or link of the kernel's. From now on our children do not inherit it.
 fn own(number: i32) -> Option<OwnedFd> {
-    let target = std::fs::read_link(format!("/proc/self/fd/{number}")).ok()?;
+    let target = bounded::link(format!("/proc/self/fd/{number}")).ok()?;
     let kind = target.to_string_lossy();
     if number < FIRST || !kind.trim_start_matches("anon_inode:").trim_start_matches('[').starts_with(OURS) {
         return None;

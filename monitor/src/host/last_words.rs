@@ -4,17 +4,22 @@
 //! before that is the best witness.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{Read as _, Seek as _, SeekFrom},
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
-use tokio::{io::AsyncReadExt as _, process::Command, task::spawn_blocking};
+use anyhow::{Context as _, Result, bail};
+use tokio::{
+    process::{Child, Command},
+    task::spawn_blocking,
+    time::timeout,
+};
 
-use super::containers;
+use super::{
+    bounded::{self, Bounded},
+    containers,
+};
 
 /// Who keeps the output of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +43,7 @@ pub(crate) enum Source {
 }
 
 /// Bytes read from the end.
-const TAIL: u64 = 8 * 1024;
+const TAIL: usize = 8 * 1024;
 /// Lines that count as last words. A JVM writes a dozen after the one that matters, Node a stack of twenty, Go one for each
 /// goroutine.
 const LINES: usize = 60;
@@ -47,49 +52,73 @@ const LINES: usize = 60;
 ///
 /// # Errors
 /// When whoever keeps it does not give it.
-pub(crate) async fn read(source: &Source) -> Result<String> {
+///
+/// `turn` is dropped when nothing that was started for the answer runs any more, which may be later than the answer.
+pub(crate) async fn read(source: &Source, turn: impl Send + 'static) -> Result<String> {
     match source {
         Source::File(path) => {
             let path = path.clone();
             // A disk that stalls must not stall those who run here.
-            spawn_blocking(move || tail(&path)).await.context("cannot read its output")?
+            let read = spawn_blocking(move || {
+                let end = tail(&path);
+                drop(turn);
+                end
+            });
+            read.await.context("cannot read its output")?
         }
-        Source::Journal { unit, tgid } => journal(unit, *tgid).await,
+        Source::Journal { unit, tgid } => journal(unit, *tgid, turn).await,
         Source::Container { engine, id } => containers::output(engine, id, LINES).await,
     }
 }
 
 fn tail(path: &Path) -> Result<String> {
-    let shown = path.display();
-    // Written by the service's own hand, so a link or a pipe in its place is not followed or waited for.
-    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32;
-    let mut file: File =
-        OpenOptions::new().read(true).custom_flags(flags).open(path).with_context(|| format!("cannot open {shown}"))?;
-    let metadata = file.metadata().with_context(|| format!("cannot look at {shown}"))?;
-    ensure!(metadata.is_file(), "{shown} is no file");
-    file.seek(SeekFrom::Start(metadata.len().saturating_sub(TAIL))).with_context(|| format!("cannot read {shown}"))?;
-    let mut bytes = Vec::new();
-    file.take(TAIL).read_to_end(&mut bytes).with_context(|| format!("cannot read {shown}"))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    let end = bounded::tail(path, TAIL).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(String::from_utf8_lossy(&end.beginning()).into_owned())
 }
 
+/// How long the journal's reader may take. Verdicts wait for a tenth of it ([`crate::diagnosis`]); an incident's record takes what
+/// comes later.
+const JOURNAL: Duration = Duration::from_secs(1);
+
 /// Asks the journal through its own reader: its files have no other stable interface than a C library.
-async fn journal(unit: &str, tgid: u32) -> Result<String> {
-    let mut child = Command::new("journalctl")
+async fn journal(unit: &str, tgid: u32, turn: impl Send + 'static) -> Result<String> {
+    let mut command = Command::new("journalctl");
+    command
         .args(["--quiet", "--no-pager", "--output=cat", "--boot", "--lines"])
         .arg(LINES.to_string())
         .arg(format!("_SYSTEMD_UNIT={unit}"))
-        .arg(format!("_PID={tgid}"))
+        .arg(format!("_PID={tgid}"));
+    let end = first_of(command, JOURNAL, turn).await?;
+    Ok(String::from_utf8_lossy(&end).into_owned())
+}
+
+/// The first [`TAIL`] bytes that a program writes, within `patience`. The program is ended after that and reaped, and only then is
+/// `turn` given back: one that cannot be ended, as in the read of a disk that hangs, keeps its turn.
+async fn first_of(mut command: Command, patience: Duration, turn: impl Send + 'static) -> Result<Vec<u8>> {
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
         .context("cannot start journalctl")?;
-    let output = child.stdout.take().context("journalctl has no output")?;
-    let mut bytes = Vec::new();
-    output.take(TAIL).read_to_end(&mut bytes).await.context("cannot read from journalctl")?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    let mut output = child.stdout.take().context("journalctl has no output")?;
+    let read = timeout(patience, bounded::receive(&mut output, TAIL)).await;
+    tokio::spawn(async move {
+        end(child).await;
+        drop(turn);
+    });
+    match read {
+        Ok(read) => Ok(read.map(Bounded::beginning).context("cannot read from journalctl")?),
+        Err(_) => bail!("journalctl has not answered within {} ms", patience.as_millis()),
+    }
+}
+
+async fn end(mut child: Child) {
+    child.start_kill().ok();
+    if let Err(error) = child.wait().await {
+        tracing::warn!("cannot wait for journalctl: {error}");
+    }
 }
 
 /// How a line begins or what it holds when a runtime has run out of memory, and who says so.
@@ -137,6 +166,36 @@ pub(crate) fn out_of_memory(text: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::sync::oneshot;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[tokio::test]
+    async fn a_program_that_does_not_end_is_ended_and_reaped_before_its_turn_is_given_back() {
+        let (turn, over) = oneshot::channel::<()>();
+        let (place, mut pid) = (tempfile::tempdir().expect("a directory"), None);
+        let file = place.path().join("pid");
+        let script = format!("echo $$ >{}; exec sleep 1000", file.display());
+        let error = first_of(shell(&script), Duration::from_secs(1), turn).await.expect_err("it says nothing");
+        assert!(error.to_string().contains("within 1000 ms"), "{error}");
+        over.await.expect_err("it is dropped");
+        if let Ok(text) = std::fs::read_to_string(&file) {
+            pid = text.trim().parse::<u32>().ok();
+        }
+        assert!(pid.is_some_and(|pid| super::super::process::identity(pid).expect("readable").is_none()), "{pid:?}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_writes_without_end_is_cut() {
+        let (turn, over) = oneshot::channel::<()>();
+        let text = first_of(shell("exec yes"), Duration::from_secs(60), turn).await.expect("it writes");
+        assert_eq!(text.len(), TAIL);
+        over.await.expect_err("it is dropped");
+    }
 
     #[test]
     fn runtimes_are_understood_in_their_own_words() {
@@ -171,12 +230,12 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("log");
         std::fs::write(&path, format!("{}MemoryError\n", "x".repeat(100_000))).expect("written");
-        let text = read(&Source::File(path.clone())).await.expect("read");
-        assert_eq!(text.len() as u64, TAIL);
+        let text = read(&Source::File(path.clone()), ()).await.expect("read");
+        assert_eq!(text.len(), TAIL);
         assert!(text.ends_with("xMemoryError\n"));
         let link = place.path().join("link");
         std::os::unix::fs::symlink(&path, &link).expect("a link");
-        assert!(read(&Source::File(link)).await.is_err(), "a link is not followed");
-        assert!(read(&Source::File(place.path().to_owned())).await.is_err(), "a directory");
+        assert!(read(&Source::File(link), ()).await.is_err(), "a link is not followed");
+        assert!(read(&Source::File(place.path().to_owned()), ()).await.is_err(), "a directory");
     }
 }

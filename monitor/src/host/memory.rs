@@ -9,7 +9,10 @@ use rustix::{
 };
 use tokio::{task::spawn_blocking, time::sleep};
 
-use super::pressure;
+use super::{
+    bounded::{self, FIGURES},
+    pressure,
+};
 
 /// How unwillingly the kernel shall kill the agent for want of memory, as in `deploy/systemd/defib.service`. Not −1000, never: an
 /// agent that takes all memory itself must not have the whole host killed before it.
@@ -17,6 +20,8 @@ const OOM_SCORE_ADJ: i32 = -900;
 /// The most there is (proc_pid_oom_score_adj(5)).
 const FIRST: i32 = 1000;
 const OOM_SCORE_ADJ_FILE: &str = "/proc/self/oom_score_adj";
+/// Our own mappings, of some 700 bytes each: a few hundred. The program's own come first.
+const SMAPS: usize = 8 * 1024 * 1024;
 
 /// All memory of the host, bytes.
 pub(crate) fn of_the_host() -> f64 {
@@ -35,7 +40,8 @@ const NOW_AND_THEN: Duration = Duration::from_secs(3600);
 /// # Errors
 /// When it is not allowed.
 pub(crate) fn protect() -> Result<()> {
-    let now = fs::read_to_string(OOM_SCORE_ADJ_FILE).with_context(|| format!("cannot read {OOM_SCORE_ADJ_FILE}"))?;
+    let now =
+        bounded::text(OOM_SCORE_ADJ_FILE, FIGURES).with_context(|| format!("cannot read {OOM_SCORE_ADJ_FILE}"))?;
     if now.trim().parse::<i32>().is_ok_and(|now| now <= OOM_SCORE_ADJ) {
         return Ok(());
     }
@@ -93,7 +99,7 @@ pub(crate) async fn give_back_now_and_then() -> Result<()> {
 
 /// Whether nobody waits for memory. A host that cannot tell is taken for one where nobody does.
 fn is_calm() -> bool {
-    let text = fs::read_to_string("/proc/pressure/memory").unwrap_or_default();
+    let text = bounded::text("/proc/pressure/memory", FIGURES).unwrap_or_default();
     pressure::full_avg10(&text).is_none_or(|percent| percent == 0.0)
 }
 
@@ -117,7 +123,7 @@ pub(crate) fn give_back() {
         libc::malloc_trim(0);
     }
     // Only a kernel without /proc/PID/smaps has nothing to say here, and then it all stays.
-    let Ok(smaps) = fs::read_to_string("/proc/self/smaps") else { return };
+    let Ok(smaps) = bounded::beginning("/proc/self/smaps", SMAPS) else { return };
     for (start, length) in untouched(&smaps) {
         // SAFETY: the range is one mapping of a file, private, read-only and without a page that differs from the file, so the
         // next access finds the same bytes.

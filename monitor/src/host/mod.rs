@@ -1,8 +1,10 @@
 //! Small readers of the host's own interfaces, one for each. Errors name the path.
 
+pub(crate) mod bounded;
 pub(crate) mod cgroup;
 pub(crate) mod cgroup_handle;
 mod cgroup_memory;
+pub(crate) mod cgroup_walk;
 pub(crate) mod clock;
 pub(crate) mod containers;
 pub(crate) mod guarded;

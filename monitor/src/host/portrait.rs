@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use jiff::Timestamp;
 
 use super::{
+    bounded::{self, Bounded, FIGURES},
     cgroup::Hierarchy,
     process::{self, Identity},
 };
@@ -27,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes asked for at once; the kernel gives a page or so.
 const PIECE: usize = 32 * 1024;
 /// Text of a rollup: one mapping.
-const ROLLUP: u64 = 8 * 1024;
+const ROLLUP: usize = 8 * 1024;
 /// Processes of a service that are told when it is not known which of them will be the victim.
 const SHOWN: usize = 3;
 /// Processes of a service that are looked at for which of them hold most.
@@ -69,8 +70,8 @@ pub(crate) fn largest_of(hierarchy: &Hierarchy, cgroup: &str) -> Option<Identity
 }
 
 fn members(hierarchy: &Hierarchy, cgroup: &str) -> Vec<u32> {
-    // One that has gone has none.
-    hierarchy.members(cgroup).unwrap_or_default()
+    // One that has gone has none. Of a crowd that is cut, the largest is looked for among those that came first.
+    hierarchy.members(cgroup).map(Bounded::beginning).unwrap_or_default()
 }
 
 /// Those that hold most memory, the largest first.
@@ -99,19 +100,18 @@ fn take(process: Identity, until: Instant) -> Result<Portrait> {
     }
     if cut.is_some()
         && let Some((resident, swap)) = open(process, "smaps_rollup").ok().and_then(|file| {
-            let mut text = Vec::new();
-            file.take(ROLLUP).read_to_end(&mut text).ok()?;
-            rollup(&text)
+            let mut file = file;
+            rollup(&bounded::take(&mut file, ROLLUP, Some(until)).ok()?.beginning())
         })
     {
         (anatomy.resident_bytes, anatomy.swap_bytes) = (resident, swap);
     }
-    let comm = fs::read(directory.join("comm")).unwrap_or_default();
+    let comm = bounded::text(directory.join("comm"), FIGURES).unwrap_or_default();
     let portrait = Portrait {
         tgid,
-        comm: String::from_utf8_lossy(&comm).trim_end_matches('\n').to_owned(),
+        comm: comm.trim_end_matches('\n').to_owned(),
         threads: process::threads(tgid),
-        open_files: open_files(&directory),
+        open_files: open_files(&directory, until),
         resident_bytes: anatomy.resident_bytes,
         swap_bytes: anatomy.swap_bytes,
         mappings: anatomy.mappings,
@@ -142,7 +142,7 @@ fn is_same(process: Identity) -> bool {
 
 /// Of one that has ended, and of one that is about to and has given its memory back.
 fn has_no_memory(process: Identity) -> bool {
-    fs::read_to_string(format!("/proc/{}/statm", process.tgid)).map_or(true, |text| text.starts_with("0 "))
+    bounded::text(format!("/proc/{}/statm", process.tgid), FIGURES).map_or(true, |text| text.starts_with("0 "))
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -173,10 +173,15 @@ fn read(file: &mut File, until: Instant) -> io::Result<(Smaps, Option<Cut>)> {
 }
 
 /// From 6.2 on the directory's size says how many there are.
-fn open_files(directory: &std::path::Path) -> Option<u64> {
+fn open_files(directory: &std::path::Path, until: Instant) -> Option<u64> {
     let directory = directory.join("fd");
     match fs::metadata(&directory).ok()?.len() {
-        0 => Some(fs::read_dir(directory).ok()?.take(FILES).count() as u64),
+        0 => {
+            let mut count = 0;
+            // Of more than these, so many at least.
+            let _all = bounded::visit(&directory, FILES, Some(until), |_| count += 1).ok()?;
+            Some(count)
+        }
         count => Some(count),
     }
 }

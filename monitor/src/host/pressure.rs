@@ -1,7 +1,9 @@
 //! Whether the host has memory for one process more.
 
-use std::{fs, path::Path};
+use super::bounded;
 
+/// `/proc/meminfo` has some fifty rows, 1.5 KiB.
+const SIZE: usize = 16 * 1024;
 /// Share of the time in which all processes waited for memory, over the last ten seconds (`full avg10`), from which on a
 /// host is exhausted: 40 %. systemd-oomd kills from 60 % over thirty seconds on.
 const FULL_MAX: f64 = 40.0;
@@ -11,7 +13,7 @@ const AVAILABLE_MIN: f64 = 0.02;
 
 /// Why the host has no memory for a restart; `None` when it has.
 pub(crate) fn exhausted() -> Option<String> {
-    let read = |path: &str| fs::read_to_string(Path::new(path)).unwrap_or_default();
+    let read = |path: &str| bounded::text(path, SIZE).unwrap_or_default();
     judge(&read("/proc/pressure/memory"), &read("/proc/meminfo"))
 }
 

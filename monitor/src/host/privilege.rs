@@ -3,6 +3,11 @@
 use anyhow::{Context as _, Result};
 use rustix::thread::{CapabilitySet, capabilities, remove_capability_from_bounding_set, set_capabilities};
 
+use super::{
+    bounded::{self, FIGURES},
+    process,
+};
+
 /// A capability that Defib needs, with its bit (uapi capability.h) and what needs it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Capability {
@@ -140,7 +145,7 @@ pub(crate) struct Effective(u64);
 impl Effective {
     /// Reads `/proc/self/status`.
     pub(crate) fn of_self() -> Result<Self> {
-        let text = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+        let text = process::status(std::process::id()).context("cannot read /proc/self/status")?;
         let hex =
             text.lines().find_map(|line| line.strip_prefix("CapEff:")).context("/proc/self/status has no CapEff")?;
         u64::from_str_radix(hex.trim(), 16).map(Self).context("CapEff in /proc/self/status is not hexadecimal")
@@ -166,7 +171,7 @@ impl Effective {
 /// True when kernel lockdown forbids `bpf_probe_read_kernel`; typed reads by the programs go on working.
 pub(crate) fn lockdown_is_confidential() -> bool {
     // Absent when the security module is not built in: no lockdown then.
-    std::fs::read_to_string("/sys/kernel/security/lockdown").is_ok_and(|text| text.contains("[confidentiality]"))
+    bounded::text("/sys/kernel/security/lockdown", FIGURES).is_ok_and(|text| text.contains("[confidentiality]"))
 }
 
 #[cfg(test)]

@@ -1,14 +1,15 @@
 //! Processes by identity: `/proc/PID/stat` names the start time, so a pid is never trusted alone.
 
 use std::{
-    fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
+    io,
 };
 
 use anyhow::{Context as _, Result};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use serde::{Deserialize, Serialize};
+
+use super::bounded::{self, Bounded};
 
 /// A process: its pid and when it started. Pids are used again within minutes under load; the pair is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,6 +54,17 @@ pub(crate) fn is_alive(process: Identity) -> bool {
         .is_ok_and(|stat| started(process.tgid, &stat).is_some_and(|now| now.matches(process)) && !has_ended(&stat))
 }
 
+/// The process that an owner names by this pid, when it lives; 0 names none.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub(crate) fn living(pid: u32) -> Result<Option<Identity>> {
+    if pid == 0 || is_zombie(pid) {
+        return Ok(None);
+    }
+    identity(pid).with_context(|| format!("cannot look at process {pid}"))
+}
+
 /// True for a process that has ended and was not reaped yet. One whose first thread has left while others run shows the
 /// same letter, and more than one thread.
 pub(crate) fn is_zombie(tgid: u32) -> bool {
@@ -62,12 +74,8 @@ pub(crate) fn is_zombie(tgid: u32) -> bool {
 /// Room for all of proc_pid_stat(5): some fifty numbers and a name.
 const STAT: usize = 2048;
 
-/// Thousands of these are read in a row, so each in one piece: `fs::read` would ask for a size that /proc does not have, and
-/// begin with 32 bytes.
 fn stat(tgid: u32) -> io::Result<Vec<u8>> {
-    let mut text = Vec::with_capacity(STAT);
-    fs::File::open(format!("/proc/{tgid}/stat"))?.take(STAT as u64).read_to_end(&mut text)?;
-    Ok(text)
+    bounded::read(format!("/proc/{tgid}/stat"), STAT)?.whole()
 }
 
 fn started(tgid: u32, stat: &[u8]) -> Option<Identity> {
@@ -95,7 +103,7 @@ pub(crate) fn descent(tgid: u32) -> Option<(u32, Identity)> {
 
 /// Memory of a process that no reclaim frees, swap included, bytes; `None` when it has gone, and for kernel threads.
 pub(crate) fn memory_held(tgid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{tgid}/status")).ok()?;
+    let status = status(tgid).ok()?;
     let kib =
         |key| status.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     let parts = [kib("RssAnon:")?, kib("RssShmem:")?, kib("VmSwap:").unwrap_or(0)];
@@ -111,22 +119,55 @@ pub(crate) fn processor_seconds(tgid: u32) -> Option<f64> {
     Some((ticks(11)? + ticks(12)?) as f64 * TICK_NS as f64 / 1e9)
 }
 
+/// `/proc/PID/status` is some 1.5 KiB, and 11 bytes more for each supplementary group (65,536 at most, credentials(7)).
+const STATUS: usize = 1024 * 1024;
+
+/// The text of `/proc/PID/status` (proc_pid_status(5)).
+///
+/// # Errors
+/// When the process has gone.
+pub(crate) fn status(tgid: u32) -> io::Result<String> {
+    bounded::text(format!("/proc/{tgid}/status"), STATUS)
+}
+
+/// Bytes of a command line that tell it from others. execve(2) takes up to a quarter of the stack's limit, 2 MiB; a process makes
+/// its own as long as it likes (`PR_SET_MM_MAP`).
+const ARGUMENTS: usize = 64 * 1024;
+
 /// A number that is the same for processes of the same program file with the same arguments; `None` when it has gone, or has
 /// no arguments yet because it is just becoming that program. A file that was replaced, as a deploy does, is another one.
 pub(crate) fn build(tgid: u32) -> Option<u64> {
-    let file = fs::metadata(format!("/proc/{tgid}/exe")).ok()?;
-    let arguments = fs::read(format!("/proc/{tgid}/cmdline")).ok().filter(|arguments| !arguments.is_empty())?;
+    // What is known here is enough: a server that keeps the file and does not answer must not hold us up.
+    let what = StatxFlags::BASIC_STATS;
+    let file = statx(CWD, format!("/proc/{tgid}/exe"), AtFlags::STATX_DONT_SYNC, what).ok()?;
+    let file = (file.stx_dev_major, file.stx_dev_minor, file.stx_ino, file.stx_size, file.stx_mtime);
+    let (arguments, length) = match bounded::read(format!("/proc/{tgid}/cmdline"), ARGUMENTS).ok()? {
+        Bounded::Whole(arguments) => (arguments, None),
+        // By where it begins and ends (fields 48 and 49).
+        Bounded::Cut(arguments) => (arguments, stat(tgid).ok().and_then(|stat| arguments_length(&stat))),
+    };
+    if arguments.is_empty() {
+        return None;
+    }
     let mut hasher = DefaultHasher::new();
-    (file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec(), arguments).hash(&mut hasher);
+    let ((major, minor, inode, size, changed), seconds) = (file, file.4.tv_sec);
+    (major, minor, inode, size, seconds, changed.tv_nsec, arguments, length).hash(&mut hasher);
     Some(hasher.finish())
 }
 
 /// Name of the file that a process runs; `None` when it has gone, or the file has.
 pub(crate) fn program(tgid: u32) -> Option<String> {
-    let path = fs::read_link(format!("/proc/{tgid}/exe")).ok()?;
+    let path = bounded::link(format!("/proc/{tgid}/exe")).ok()?;
     let name = path.file_name()?.to_str()?;
     // A program that an upgrade has replaced runs on.
     Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
+}
+
+/// Fields 48 and 49 of proc_pid_stat(5): between them lies the command line.
+fn arguments_length(stat: &[u8]) -> Option<u64> {
+    let fields = fields(stat)?;
+    let at = |number: usize| fields.get(number)?.parse::<u64>().ok();
+    at(46)?.checked_sub(at(45)?)
 }
 
 fn gone(error: &io::Error) -> bool {
@@ -150,6 +191,7 @@ fn start_ticks(stat: &[u8]) -> Option<u64> {
 pub(crate) fn fuzz(bytes: &[u8]) {
     has_ended(bytes);
     start_ticks(bytes);
+    arguments_length(bytes);
 }
 
 #[cfg(test)]
@@ -186,6 +228,28 @@ mod tests {
             child.wait().expect("it ends");
         }
         assert!(builds[0] == builds[1] && builds[0] != builds[2], "{builds:?}");
+    }
+
+    #[test]
+    fn a_command_line_is_told_by_its_begin_and_its_length() {
+        // `read` has a shell wait for its standard input.
+        let begin = "x".repeat(100_000);
+        let waits = |end: &str| {
+            let mut command = std::process::Command::new("/bin/sh");
+            command.args(["-c", "read -r x; exit", "sh", &begin, &begin, end]);
+            command.stdin(std::process::Stdio::piped()).spawn().expect("a shell starts")
+        };
+        let mut children = [waits("short"), waits("shore"), waits("much longer")];
+        let ours = build(std::process::id());
+        let builds = children.each_ref().map(|child| {
+            std::iter::repeat_with(|| build(child.id())).find(|build| build.is_some() && *build != ours).flatten()
+        });
+        for child in &mut children {
+            child.kill().expect("killed");
+            child.wait().expect("it ends");
+        }
+        assert_eq!(builds[0], builds[1], "what lies beyond is not read");
+        assert_ne!(builds[0], builds[2], "its length is known");
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! `/proc/vmstat`: the kernel's own count of processes killed for want of memory, the yardstick we are measured by.
 
-use std::path::Path;
-
 use anyhow::{Context as _, Result};
 
+use super::bounded;
+
 const PATH: &str = "/proc/vmstat";
+/// Some 170 counters, 5 KiB (vmstat_text, mm/vmstat.c).
+const SIZE: usize = 64 * 1024;
 
 /// Processes killed by the OOM killer since boot, over all scopes (`oom_kill`, Linux 4.13 and newer).
 pub(crate) fn oom_kills() -> Result<u64> {
-    let text = std::fs::read_to_string(Path::new(PATH)).with_context(|| format!("cannot read {PATH}"))?;
+    let text = bounded::text(PATH, SIZE).with_context(|| format!("cannot read {PATH}"))?;
     parse(&text).with_context(|| format!("{PATH} has no line oom_kill"))
 }
 

@@ -8,10 +8,14 @@ use std::{ops::Range, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::host::bounded::{self, Bounded};
+
 /// `BTF_MAGIC`, little endian.
 const MAGIC: u16 = 0xeb9f;
 /// Types nested deeper than this are taken for a loop.
 const MAX_DEPTH: u32 = 32;
+/// The kernel's own is 4 to 12 MB, by how much of it is built in.
+const SIZE_MAX: usize = 128 * 1024 * 1024;
 
 /// `BTF_KIND_*` (uapi btf.h).
 mod kind {
@@ -97,7 +101,9 @@ impl Type {
 impl Btf {
     /// Reads and indexes a BTF file.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = bounded::read(path, SIZE_MAX)
+            .and_then(Bounded::whole)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         Self::parse(bytes).with_context(|| format!("{} is not valid BTF", path.display()))
     }
 

@@ -12,10 +12,15 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FsWord, statfs};
 
 use super::bpf;
-use crate::host::inherited::Named;
+use crate::host::{
+    bounded::{self, Bounded},
+    inherited::Named,
+};
 
 /// `BPF_FS_MAGIC` (uapi magic.h).
 const BPF_FS: FsWord = 0xcafe_4a11;
+/// Names that are looked at: some forty are ours, in a directory of our own.
+const PINS: usize = 1024;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -53,8 +58,7 @@ impl Pins {
     pub(crate) fn take(&self) -> Result<Vec<Named>> {
         let shown = self.0.display();
         let mut taken = Vec::new();
-        for entry in fs::read_dir(&self.0).with_context(|| format!("cannot read {shown}"))? {
-            let path = entry.with_context(|| format!("cannot read {shown}"))?.path();
+        for path in bounded::entries(&self.0, PINS).with_context(|| format!("cannot read {shown}"))?.beginning() {
             let descriptor = bpf::pinned(&path).with_context(|| format!("cannot take {}", path.display()))?;
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             taken.push((name, descriptor));
@@ -79,8 +83,8 @@ impl Pins {
 
     /// Names of what is pinned.
     pub(crate) fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        let entries = bounded::entries(&self.0, PINS).map(Bounded::beginning).unwrap_or_default();
+        entries.iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect()
     }
 
     /// Removes one.

@@ -1,12 +1,15 @@
 //! What the agent finds when it looks at itself.
 
+use std::time::Duration;
+
 use anyhow::Result;
-use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use super::{counters, register};
 use crate::{
     diagnosis::Losses,
     memory::picture::Ended,
+    questions::Kind,
     trace::{NoTrace, Summary},
 };
 
@@ -21,6 +24,8 @@ pub(crate) struct OwnMetrics {
     pictures: IntCounterVec,
     ran_before_oom: IntCounterVec,
     traces: IntCounterVec,
+    questions_dropped: IntCounterVec,
+    turns: Histogram,
 }
 
 /// How a trace of a suspect can end.
@@ -65,7 +70,24 @@ impl OwnMetrics {
         for result in TRACES {
             traces.with_label_values(&[result]);
         }
+        let questions_dropped = counters(
+            registry,
+            "defib_questions_dropped_total",
+            "Questions to others that were not asked, because too many were: to the journal, systemd, a container's engine, the file of a service's output, the process that reads symbols.",
+            &["kind"],
+        )?;
+        for kind in Kind::ALL {
+            questions_dropped.with_label_values(&[kind.as_str()]);
+        }
+        // From a turn that nobody notices to one in which evidence comes too late.
+        let turns = HistogramOpts::new(
+            "defib_controller_loop_seconds",
+            "Time that one turn of the task takes that owns all state, from waking to waiting.",
+        )
+        .buckets(vec![1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0]);
         let metrics = Self {
+            questions_dropped,
+            turns: register(registry, Histogram::with_opts(turns)?)?,
             traces,
             evidence_lost,
             pictures,
@@ -130,6 +152,19 @@ impl OwnMetrics {
     /// So many cgroups found no room among those whose owners are asked, since the start.
     pub(crate) fn claims_dropped(&self, all: u64) {
         self.claims_dropped.inc_by(all.saturating_sub(self.claims_dropped.get()));
+    }
+
+    /// So many questions were dropped since the start.
+    pub(crate) fn questions_dropped(&self, dropped: impl Iterator<Item = (Kind, u64)>) {
+        for (kind, all) in dropped {
+            let counter = self.questions_dropped.with_label_values(&[kind.as_str()]);
+            counter.inc_by(all.saturating_sub(counter.get()));
+        }
+    }
+
+    /// A turn of the task that owns all state took this long.
+    pub(crate) fn turn(&self, time: Duration) {
+        self.turns.observe(time.as_secs_f64());
     }
 
     /// A picture of memory was taken, or not.

@@ -7,14 +7,14 @@ use anyhow::{Context as _, Result, bail};
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
     sync::{oneshot, watch},
     time::{sleep, timeout},
 };
 
 use super::{Board, Claims, Name, State, Wish, Wishes, desk::Desk};
-use crate::host::clock;
+use crate::host::{bounded, clock};
 
 /// Between looks at a HAProxy that nothing is wished from: 1 s. A restart of it is noticed by then, and the floor is no
 /// older.
@@ -27,7 +27,7 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A connection, its commands and their replies; HAProxy answers in well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// A reply may be this long: 4 MiB, a backend of some 30,000 servers.
-const REPLY_MAX: u64 = 4 << 20;
+const REPLY_MAX: usize = 4 << 20;
 /// For leaving, all of it.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -252,11 +252,8 @@ impl HaProxy {
 /// One line, and all that comes back until the other side closes.
 async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, line: &str) -> Result<String> {
     stream.write_all(format!("{line}\n").as_bytes()).await.context("cannot send")?;
-    let mut reply = Vec::new();
-    let read = stream.take(REPLY_MAX).read_to_end(&mut reply).await.context("cannot receive")?;
-    if read as u64 == REPLY_MAX {
-        bail!("an answer of more than {REPLY_MAX} bytes");
-    }
+    let reply = bounded::receive(&mut stream, REPLY_MAX).await.context("cannot receive")?;
+    let reply = reply.all().with_context(|| format!("an answer of more than {REPLY_MAX} bytes"))?;
     String::from_utf8(reply).context("an answer that is no text")
 }
 

@@ -22,6 +22,7 @@ use crate::{
         clock,
         process::{self, Identity},
     },
+    questions::Kind,
     roster::{Managed, Owner},
     supervisor::{CommandSupervisor, ContainerSupervisor, Supervisor, SystemdSupervisor},
     text::Clean,
@@ -163,7 +164,7 @@ impl Steward {
 
     /// Holds what an earlier agent knew of a service against the main process that it has. Once, when it is first seen: later,
     /// word of a death is on its way.
-    fn meet(&mut self, service: &Arc<str>, found: Option<Identity>) {
+    pub(super) fn meet(&mut self, service: &Arc<str>, found: Option<Identity>) {
         let Some(managed) = self.roster.get(service) else { return };
         let now = clock::boot_ns();
         if let Some(believed) = managed.process()
@@ -246,7 +247,9 @@ impl Steward {
     /// Finds out whether systemd would bring a unit back after an OOM kill.
     fn look_at_coverage(&mut self, service: &Arc<str>) {
         let (systemd, words, service) = (self.systemd.clone(), self.words.0.clone(), Arc::clone(service));
+        let turns = self.asking.turns(Kind::Systemd);
         self.tasks.spawn(async move {
+            let _turn = turns.acquire_owned().await.ok();
             if let Ok(unit) = systemd.unit(&service).await {
                 // Nobody receives only when the agent stops.
                 words.send(Word::Covered(service, unit.gap().is_none())).await.ok();
@@ -400,6 +403,6 @@ fn can_be_started(service: &str, target: &Target) -> bool {
     !matches!(target, Target::Unit(_)) || service.ends_with(".service") && !service.starts_with("user@")
 }
 
-fn is_unit(service: &str) -> bool {
+pub(super) fn is_unit(service: &str) -> bool {
     service.ends_with(".service") || service.ends_with(".scope")
 }

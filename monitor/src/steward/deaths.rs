@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::{Steward, WORD_OF_DEATH, Word};
 use crate::{
     attribution::{Place, Role},
-    diagnosis::{Cause, Question},
+    diagnosis::Cause,
     healing::{Input, Intent},
     host::{
         clock,
@@ -97,50 +97,24 @@ impl Steward {
         false
     }
 
-    /// Asks somebody else about a death; the verdict waits for the answer, not for long.
-    pub(super) fn ask(&mut self, process: Identity, question: Question) {
-        let output = match &question {
-            Question::LastWords { place, .. } => {
-                self.roster.get(&place.service).and_then(|managed| managed.supervisor.output())
-            }
-            Question::Systemd { .. } => None,
+    /// A death is decided. That of a command service's main process is taken after a look for the next one; other owners name it.
+    pub(super) fn died(&mut self, death: Death) {
+        let Some((place, managed)) = death.place.as_ref().and_then(|place| Some((place, self.roster.at(place)?)))
+        else {
+            return self.account(&death);
         };
-        let (words, enquiry) = (self.words.0.clone(), self.enquiry.clone());
-        self.tasks.spawn(async move {
-            let reply = enquiry.ask(question, output).await;
-            // Nobody receives only when the agent stops.
-            words.send(Word::Replied(process, reply)).await.ok();
-        });
-    }
-
-    pub(super) fn main_process(&self, cgroup: &str) -> Option<Identity> {
-        let found = self.hierarchy.as_ref()?.main_process(cgroup);
-        found.inspect_err(|error| tracing::warn!("cannot look for a main process: {error:#}")).ok().flatten()
-    }
-
-    /// A process that looks like the main process of a service lives. Its supervisor knows whether it is; one that cannot be
-    /// asked is believed to mean yes.
-    pub(super) fn introduce(&mut self, service: &Arc<str>, process: Identity, now: u64) {
-        let Some(managed) = self.roster.get(service) else { return };
-        let supervisor = Arc::clone(&managed.supervisor);
-        if supervisor.is_main(process).is_none() || managed.process().is_some_and(|known| known.matches(process)) {
-            self.step(service, Input::Alive(process), now);
-            return;
+        let (service, owner) = (Arc::clone(&place.service), managed.owner);
+        // Whether it was the main one may rest on those that wait.
+        let waits = self.looking.is_at(&service) && death.role != Some(Role::Worker);
+        match (waits || self.is_main(&death), owner) {
+            (true, Owner::Defib) => self.look(&service, Box::new(death)),
+            (true, Owner::Systemd | Owner::Engine(_)) => self.main_died(&death, None),
+            (false, _) => self.worker_died(&death),
         }
-        let (words, service) = (self.words.0.clone(), Arc::clone(service));
-        self.tasks.spawn(async move {
-            let is_main = match supervisor.is_main(process) {
-                Some(answer) => answer.await.unwrap_or(true),
-                None => true,
-            };
-            if is_main {
-                // Nobody receives only when the agent stops.
-                words.send(Word::Input(service, Input::Alive(process))).await.ok();
-            }
-        });
     }
 
-    pub(super) fn died(&mut self, death: &Death) {
+    /// Counts a death, and settles its record: with what came of it.
+    fn account(&mut self, death: &Death) {
         let kill = self.metrics.died(death);
         self.draft.settling.oom_kills.extend(kill);
         self.progress.died(death.span, death.process, death.evidence.mark.as_ref().map(|mark| mark.tid));
@@ -153,45 +127,52 @@ impl Steward {
                 self.audit.saw_one();
             }
         }
-        let Some(place) = &death.place else { return };
-        let Some(managed) = self.roster.at(place) else { return };
-        let is_main = match managed.process() {
+    }
+
+    /// Whether a death is that of the main process of its service.
+    pub(super) fn is_main(&self, death: &Death) -> bool {
+        let managed = death.place.as_ref().and_then(|place| self.roster.at(place));
+        managed.is_some_and(|managed| match managed.process() {
             Some(process) => process.matches(death.process),
             // One that ended well before it was known for the main process prepared something.
             None => {
-                let is_known = managed.supervisor.is_main(death.process).is_none();
+                let is_known = managed.supervisor.main_pid().is_none();
                 death.role == Some(Role::Main) && (is_known || death.status != 0)
             }
-        };
-        if !is_main {
-            let worker = format_args!("a worker ({}, pid {})", death.comm, death.process.tgid);
-            // Not an outage; that one was killed for want of memory is worth a line all the same, and a record.
-            match &death.cause {
-                Cause::OomKill(_)
-                | Cause::UserspaceOomKill { .. }
-                | Cause::AppOomProbable { .. }
-                | Cause::Crash { .. } => {
-                    let text = format!("{worker}: {}", death.cause);
-                    tracing::info!(service = %Clean(&place.service), "{text}");
-                    self.book.near_miss(&place.service, clock::wall(death.kernel_ns), text, record_of(death));
-                    if death.cause.is_want_of_memory() {
-                        self.pictures_for_death(&place.service, death.process, death.kernel_ns);
-                    }
+        })
+    }
+
+    /// A worker of a service died: no outage.
+    pub(super) fn worker_died(&mut self, death: &Death) {
+        self.account(death);
+        let Some(place) = &death.place else { return };
+        let worker = format_args!("a worker ({}, pid {})", death.comm, death.process.tgid);
+        // Not an outage; that one was killed for want of memory is worth a line all the same, and a record.
+        match &death.cause {
+            Cause::OomKill(_) | Cause::UserspaceOomKill { .. } | Cause::AppOomProbable { .. } | Cause::Crash { .. } => {
+                let text = format!("{worker}: {}", death.cause);
+                tracing::info!(service = %Clean(&place.service), "{text}");
+                self.book.near_miss(&place.service, clock::wall(death.kernel_ns), text, record_of(death));
+                if death.cause.is_want_of_memory() {
+                    self.pictures_for_death(&place.service, death.process, death.kernel_ns);
                 }
-                Cause::CleanExit | Cause::Exit { .. } | Cause::Stopped { .. } => {
-                    tracing::debug!(service = %Clean(&place.service), "{worker} {}", death.cause);
-                }
-                cause => tracing::info!(service = %Clean(&place.service), "{worker} {cause}"),
             }
-            return;
+            Cause::CleanExit | Cause::Exit { .. } | Cause::Stopped { .. } => {
+                tracing::debug!(service = %Clean(&place.service), "{worker} {}", death.cause);
+            }
+            cause => tracing::info!(service = %Clean(&place.service), "{worker} {cause}"),
         }
+    }
+
+    /// The main process of a service died; `found` looks like its next one.
+    pub(super) fn main_died(&mut self, death: &Death, found: Option<Identity>) {
+        self.account(death);
+        let Some(place) = &death.place else { return };
         let service = Arc::clone(&place.service);
         // A supervisor may have been faster, and a forking daemon's first process ends at once and well. What a failed one
         // leaves behind is no new incarnation.
         let is_new = |process: &Identity| death.status == 0 || process.begins_after(death.kernel_ns);
-        // The owner of a unit or a container names the process with its plan.
-        let cgroup = (managed.owner == Owner::Defib).then(|| Arc::clone(&managed.cgroup));
-        if let Some(process) = cgroup.and_then(|cgroup| self.main_process(&cgroup)).filter(is_new) {
+        if let Some(process) = found.filter(is_new) {
             self.introduce(&service, process, clock::boot_ns());
         }
         let now = clock::boot_ns();
@@ -213,26 +194,13 @@ impl Steward {
         }
     }
 
-    /// Finds the names of a crash site, beside everything else.
-    fn name_site(&mut self, service: &Arc<str>, death: &Death) {
-        if death.cause.site().is_none() {
-            return;
-        }
-        let (mut death, service, words) = (death.clone(), Arc::clone(service), self.words.0.clone());
-        self.tasks.spawn(async move {
-            death.name_site().await;
-            if let Some(site) = death.cause.site() {
-                let word = Word::Moment(service, clock::boot_ns(), What::CrashedAt(site.to_string()));
-                // Nobody receives only when the agent stops.
-                words.send(word).await.ok();
-            }
-        });
-    }
-
     /// A service's cgroup has no process left. Should word of the main process's death be lost, this is a second witness.
     pub(super) fn emptied(&mut self, place: &Place, kernel_ns: u64) {
         let Some(managed) = self.roster.at(place).filter(|_| place.is_root()) else { return };
         let Some(process) = managed.process() else { return };
+        if !self.asking.expected.insert((Arc::clone(&place.service), process)) {
+            return;
+        }
         let (words, service) = (self.words.0.clone(), Arc::clone(&place.service));
         self.tasks.spawn(async move {
             sleep(WORD_OF_DEATH).await;
@@ -243,6 +211,11 @@ impl Steward {
 
     /// That incarnation should be dead, and no record has said so.
     pub(super) fn lost(&mut self, service: &Arc<str>, process: Identity, at_ns: u64) {
+        self.asking.expected.remove(&(Arc::clone(service), process));
+        // A death of it that waits for a look is no lost one.
+        if self.looking.is_at(service) {
+            return;
+        }
         let believed = self.roster.get(service).and_then(Managed::process);
         if believed == Some(process) && !process::is_alive(process) {
             let now = clock::boot_ns();

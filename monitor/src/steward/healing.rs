@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
 
 use super::{Steward, WORD_OF_DEATH, Word};
 use crate::{
@@ -73,10 +76,14 @@ impl Steward {
             }
             Action::Ask { question, died_ns, ours } => {
                 let supervisor = Arc::clone(&managed.supervisor);
-                self.spawn(service, async move {
+                let asked = self.spawn(service, async move {
                     let plan = supervisor.plan(End { died_ns, ours }).await.map_err(|error| format!("{error:#}"));
                     Input::Planned { question, plan, exhausted: pressure::exhausted() }
                 });
+                // Its engine waits for the answer to its last question.
+                if let Some(older) = self.plans.insert(Arc::clone(service), asked) {
+                    older.abort();
+                }
             }
             Action::Wait { until_ns, reason, because } => {
                 self.say(now, service, What::Waiting { until_ns, reason, because });
@@ -141,8 +148,9 @@ impl Steward {
     /// Has the health of an incarnation proven. One that is dead has a death of its own, which comes as such; should word of
     /// it be lost, this is the second witness.
     pub(super) fn probe(&mut self, service: &Arc<str>, health: Health, process: Identity, now: u64) {
-        let (words, service) = (self.words.0.clone(), Arc::clone(service));
-        self.tasks.spawn(async move {
+        let (words, of) = (self.words.0.clone(), Arc::clone(service));
+        let service = Arc::clone(service);
+        let begun = self.tasks.spawn(async move {
             let word = match health::prove(&health, process).await {
                 Ok(()) => Word::Input(service, Input::Probed { process, result: Ok(()) }),
                 Err(Unproven::Sick(error)) => {
@@ -157,15 +165,23 @@ impl Steward {
             // Nobody receives only when the agent stops.
             words.send(word).await.ok();
         });
+        // Of a service one incarnation at a time is to be proven healthy.
+        if let Some(older) = self.probes.insert(of, begun) {
+            older.abort();
+        }
     }
 
     /// Runs `work` beside the steward; its input comes back in turn.
-    pub(super) fn spawn(&mut self, service: &Arc<str>, work: impl Future<Output = Input> + Send + 'static) {
+    pub(super) fn spawn(
+        &mut self,
+        service: &Arc<str>,
+        work: impl Future<Output = Input> + Send + 'static,
+    ) -> AbortHandle {
         let (words, service) = (self.words.0.clone(), Arc::clone(service));
         self.tasks.spawn(async move {
             let input = work.await;
             // Nobody receives only when the agent stops.
             words.send(Word::Input(service, input)).await.ok();
-        });
+        })
     }
 }

@@ -49,10 +49,14 @@ impl Steward {
                 None => {}
             }
         }
+        // On a host where this takes longer than it should, the next one is left out rather than run beside it.
+        if self.reconciling.as_ref().is_some_and(|round| !round.is_finished()) {
+            return;
+        }
         let words = self.words.0.clone();
         let cgroups = self.observer.turn(CGROUPS_IN_TURN);
         // Thousands of small reads: not on the threads that take events.
-        self.tasks.spawn(async move {
+        let round = self.tasks.spawn(async move {
             let found = tokio::task::spawn_blocking(move || {
                 let mut found = reconcile(&hierarchy, alive, down);
                 found.push(Word::Vanished(vanished(&hierarchy, cgroups)));
@@ -68,6 +72,7 @@ impl Steward {
                 words.send(word).await.ok();
             }
         });
+        self.reconciling = Some(round);
     }
 
     /// Mends what somebody else has detached, and leaves it for the next agent once more.

@@ -7,7 +7,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read as _},
+    io,
     os::{
         fd::{AsFd as _, BorrowedFd},
         unix::{
@@ -31,6 +31,7 @@ use crate::{
     config::Command,
     healing::Plan,
     host::{
+        bounded,
         cgroup::Hierarchy,
         inherited, privilege,
         process::{self, Identity},
@@ -39,6 +40,8 @@ use crate::{
 
 /// Output kept of each service; beyond it the file is set aside once at the next start.
 const OUTPUT_MAX: u64 = 1024 * 1024;
+/// Bytes of an error that says why a program was not started: a line, with its path.
+const REASON_MAX: usize = 64 * 1024;
 
 /// What a service manager tells the agent, and must not tell the agent's services.
 const OF_THE_AGENT: [&str; 7] = [
@@ -145,12 +148,10 @@ impl CommandSupervisor {
         let identity = child.id().map(process::identity).transpose()?.flatten();
         // Its end is seen by the kernel programs; here the zombie is only taken away.
         tokio::spawn(async move { child.wait().await });
-        let reason = spawn_blocking(move || {
-            let mut reason = String::new();
-            refusal.read_to_string(&mut reason).map(|_| reason)
-        });
+        let reason = spawn_blocking(move || bounded::take(&mut refusal, REASON_MAX, None));
         let reason = reason.await.context("cannot wait for the start")?.context("cannot wait for the start")?;
-        ensure!(reason.is_empty(), "{reason}");
+        let reason = reason.beginning();
+        ensure!(reason.is_empty(), "{}", String::from_utf8_lossy(&reason));
         identity.with_context(|| format!("{program} ended at once"))
     }
 
@@ -186,7 +187,10 @@ fn open_output(output: &Path) -> Result<File> {
 impl Supervisor for CommandSupervisor {
     fn plan(&self, End { died_ns, .. }: End) -> Answer<'_, Plan> {
         Box::pin(async move {
-            Ok(match self.main_process()? {
+            // As many reads as it has processes.
+            let (hierarchy, cgroup) = (Arc::clone(&self.hierarchy), Arc::clone(&self.command.cgroup));
+            let looked = spawn_blocking(move || hierarchy.main_process(&cgroup));
+            Ok(match looked.await.context("cannot look for its main process")?? {
                 Some(process) if process.begins_after(died_ns) => Plan::Alive(process),
                 // A worker that it left behind, which a start clears away, is none either.
                 Some(_) | None => Plan::GivesUp { why: "nobody else starts it".to_owned() },
@@ -206,7 +210,7 @@ impl Supervisor for CommandSupervisor {
         Box::pin(async { Ok(true) })
     }
 
-    fn is_main(&self, _: Identity) -> Option<Answer<'_, bool>> {
+    fn main_pid(&self) -> Option<Answer<'_, u32>> {
         None
     }
 

@@ -9,13 +9,13 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Answer, End, Permit, Supervisor, living};
+use super::{Answer, End, Permit, Supervisor};
 use crate::{
     healing::Plan,
     host::{
         clock,
         containers::{self, Container, STOPPED},
-        process::Identity,
+        process::{self, Identity},
     },
 };
 
@@ -108,7 +108,7 @@ impl ContainerSupervisor {
         loop {
             let (_, now) = self.look_again().await?;
             if now.started_at != before.started_at {
-                match living(now.pid)? {
+                match process::living(now.pid)? {
                     Some(process) => return Ok(process),
                     None if now.status == "exited" => {
                         bail!("{} was started and ended at once with {}", self.name, now.exit_code);
@@ -131,7 +131,7 @@ impl Supervisor for ContainerSupervisor {
                 return Ok(Plan::Intended { why: "it was removed".to_owned() });
             };
             let since = Duration::from_nanos(clock::boot_ns().saturating_sub(died_ns));
-            let plan = plan(&container, living(container.pid)?, since);
+            let plan = plan(&container, process::living(container.pid)?, since);
             // What we stopped to start it again is no sign of anybody's will, should we not have come to the start.
             if let (Plan::Intended { .. }, true, "exited") = (&plan, ours, container.status.as_str()) {
                 return Ok(Plan::GivesUp { why: "it was stopped for a planned restart".to_owned() });
@@ -158,10 +158,8 @@ impl Supervisor for ContainerSupervisor {
         Box::pin(async move { Ok(self.look().await?.is_some()) })
     }
 
-    fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>> {
-        Some(Box::pin(
-            async move { Ok(self.look().await?.is_some_and(|(_, container)| container.pid == process.tgid)) },
-        ))
+    fn main_pid(&self) -> Option<Answer<'_, u32>> {
+        Some(Box::pin(async move { Ok(self.look().await?.map_or(0, |(_, container)| container.pid)) }))
     }
 }
 

@@ -11,16 +11,13 @@ mod systemd;
 
 use std::{fmt, path::PathBuf, pin::Pin};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 pub(crate) use command::{CommandSupervisor, Launch};
 pub(crate) use container::ContainerSupervisor;
 pub(crate) use systemd::SystemdSupervisor;
 
-use crate::{
-    healing::Plan,
-    host::process::{self, Identity},
-};
+use crate::{healing::Plan, host::process::Identity};
 
 /// An answer on its way.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
@@ -50,9 +47,9 @@ pub(crate) trait Supervisor: fmt::Debug + Send + Sync {
     /// with the owner's own words; what lives then is not known.
     fn renew(&self, old: Identity, permit: Permit) -> Answer<'_, Identity>;
 
-    /// Whether this living process, which somebody outside of the service started, is its main process. `None` when there can
-    /// be no other; systemd also starts what prepares and ends a unit, and engines what `exec` adds to a container.
-    fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>>;
+    /// The process id of its main process, 0 when there is none, by the owner's word. `None` when whatever is started there is the
+    /// main process; systemd also starts what prepares and ends a unit, and engines what `exec` adds to a container.
+    fn main_pid(&self) -> Option<Answer<'_, u32>>;
 
     /// Whether the owner still knows the service, living or not.
     fn knows(&self) -> Answer<'_, bool>;
@@ -61,12 +58,4 @@ pub(crate) trait Supervisor: fmt::Debug + Send + Sync {
     fn output(&self) -> Option<PathBuf> {
         None
     }
-}
-
-/// The process that an owner names as a service's main one, when it lives; 0 names none.
-fn living(pid: u32) -> Result<Option<Identity>> {
-    if pid == 0 || process::is_zombie(pid) {
-        return Ok(None);
-    }
-    process::identity(pid).with_context(|| format!("cannot look at process {pid}"))
 }

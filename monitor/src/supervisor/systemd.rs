@@ -8,12 +8,12 @@ use std::{
 use anyhow::{Result, bail};
 use tokio::{sync::Mutex, time::sleep};
 
-use super::{Answer, End, Permit, Supervisor, fence, living};
+use super::{Answer, End, Permit, Supervisor, fence};
 use crate::{
     healing::Plan,
     host::{
         cgroup::Hierarchy,
-        process::Identity,
+        process::{self, Identity},
         systemd::{Systemd, Unit},
     },
 };
@@ -71,7 +71,7 @@ impl SystemdSupervisor {
         loop {
             let now = self.systemd.progress(&self.unit).await?;
             let is_new = now.invocation != before.invocation;
-            if is_new && let Some(process) = living(now.main_pid)? {
+            if is_new && let Some(process) = process::living(now.main_pid)? {
                 return Ok(process);
             }
             if is_new && !now.has_job && matches!(now.active_state.as_str(), "failed" | "inactive") {
@@ -110,7 +110,7 @@ impl SystemdSupervisor {
         loop {
             let now = self.systemd.progress(&self.unit).await?;
             let is_new = now.invocation != before.invocation;
-            if is_new && let Some(process) = living(now.main_pid)? {
+            if is_new && let Some(process) = process::living(now.main_pid)? {
                 return Ok(process);
             }
             if !now.has_job && begin.elapsed() > STEP && matches!(now.active_state.as_str(), "failed" | "inactive") {
@@ -133,7 +133,7 @@ impl Supervisor for SystemdSupervisor {
     fn plan(&self, _: End) -> Answer<'_, Plan> {
         Box::pin(async {
             let unit = self.systemd.unit(&self.unit).await?;
-            let plan = plan(&unit, living(unit.main_pid)?);
+            let plan = plan(&unit, process::living(unit.main_pid)?);
             *self.planned.lock().await = matches!(plan, Plan::GivesUp { .. } | Plan::EndedWell { .. }).then_some(unit);
             Ok(plan)
         })
@@ -151,8 +151,8 @@ impl Supervisor for SystemdSupervisor {
         Box::pin(self.systemd.is_loaded(&self.unit))
     }
 
-    fn is_main(&self, process: Identity) -> Option<Answer<'_, bool>> {
-        Some(Box::pin(async move { Ok(self.systemd.main_pid(&self.unit).await? == process.tgid) }))
+    fn main_pid(&self) -> Option<Answer<'_, u32>> {
+        Some(Box::pin(self.systemd.main_pid(&self.unit)))
     }
 }
 

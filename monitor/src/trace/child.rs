@@ -8,19 +8,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _},
-    sync::oneshot,
-    time::timeout,
-};
+use tokio::{io::AsyncRead, sync::oneshot, time::timeout};
 
 use super::show::{kept::Shelf, summary::Summary};
+use crate::host::bounded::{self, Bounded};
 
 /// What it takes beyond the time that it traces: symbols of large programs, and the pictures.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Bytes that are read of its answer, and of what it has to complain.
-const ANSWER_MAX: u64 = 64 * 1024;
-const COMPLAINT_MAX: u64 = 4 * 1024;
+const ANSWER_MAX: usize = 64 * 1024;
+const COMPLAINT_MAX: usize = 4 * 1024;
 
 /// What to trace.
 #[derive(Clone, Debug)]
@@ -132,11 +129,9 @@ fn command(order: &Order) -> tokio::process::Command {
 }
 
 /// The first bytes, to the end: whoever writes more is not held up.
-async fn read(from: Option<impl AsyncRead + Unpin>, most: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if let Some(mut from) = from {
-        (&mut from).take(most).read_to_end(&mut bytes).await.ok();
-        tokio::io::copy(&mut from, &mut tokio::io::sink()).await.ok();
-    }
+async fn read(from: Option<impl AsyncRead + Unpin>, most: usize) -> Vec<u8> {
+    let Some(mut from) = from else { return Vec::new() };
+    let bytes = bounded::receive(&mut from, most).await.map(Bounded::beginning).unwrap_or_default();
+    tokio::io::copy(&mut from, &mut tokio::io::sink()).await.ok();
     bytes
 }

@@ -46,7 +46,7 @@ use tokio::time::sleep;
 
 use crate::{
     host::{
-        cgroup::members_below,
+        cgroup_walk::{MEMBERS, members},
         clock,
         process::{is_alive, memory_held, processor_seconds},
     },
@@ -262,7 +262,7 @@ impl Trace {
             next_id: 0,
         };
         ensure!(
-            !members_below(&options.cgroup)?.is_empty(),
+            !members(&options.cgroup, MEMBERS)?.beginning().is_empty(),
             "no process is in {}: is the service running?",
             options.cgroup.display()
         );
@@ -304,7 +304,10 @@ impl Trace {
             subject.allocators = subject.process.allocators(&self.files);
         }
         let known = |tgid: u32| self.subjects.values().any(|subject| subject.process.identity.tgid == tgid);
-        let mut members: Vec<_> = members_below(cgroup)?
+        let found = members(cgroup, MEMBERS)?;
+        let is_cut = found.is_cut();
+        let mut members: Vec<_> = found
+            .beginning()
             .into_iter()
             .filter(|&tgid| !known(tgid))
             .filter_map(|tgid| Some((memory_held(tgid)?, tgid)))
@@ -314,6 +317,9 @@ impl Trace {
         if members.len() > room {
             let all = members.len() + self.subjects.len();
             self.note(format!("of {all} processes the {PROCESSES_MAX} with the most memory are traced"));
+        }
+        if is_cut {
+            self.note("it has more processes than are looked at".to_owned());
         }
         for (_, tgid) in members.into_iter().take(room) {
             self.add(tgid);
@@ -475,7 +481,7 @@ impl Trace {
 /// A filter of system calls may end a process for the one by which return probes come back to the kernel (6.11 to 6.13), and a stack of
 /// addresses to return to that the processor keeps beside must agree with the changed ones.
 fn bears_return_probes(tgid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{tgid}/status")).unwrap_or_default();
+    let status = crate::host::process::status(tgid).unwrap_or_default();
     let says = |key, is_bad: fn(&str) -> bool| status.lines().any(|line| line.strip_prefix(key).is_some_and(is_bad));
     !status.is_empty()
         && !says("Seccomp:", |value| value.trim() != "0")

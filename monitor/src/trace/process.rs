@@ -21,7 +21,10 @@ use super::{
     stacks::{DEPTH_MAX, Frame},
 };
 use crate::{
-    host::process::{self, Identity},
+    host::{
+        bounded,
+        process::{self, Identity},
+    },
     symbols::{self, Mapping},
 };
 
@@ -127,7 +130,7 @@ impl Process {
     /// Looks again at what it has mapped: libraries come and go.
     pub(super) fn look(&mut self, files: &mut Files) {
         let tgid = self.identity.tgid;
-        let program = fs::read_link(format!("/proc/{tgid}/exe")).ok();
+        let program = bounded::link(format!("/proc/{tgid}/exe")).ok();
         let program = program.as_ref().and_then(|path| path.to_str());
         let mappings = symbols::mappings(tgid);
         let is_same = |code: &Code, mapping: &Mapping| (code.begin, code.end) == (mapping.begin, mapping.end);

@@ -36,7 +36,7 @@ use crate::{config::ConfigError, host::guarded};
 /// Between two looks whether a file has changed: four `stat` calls.
 const LOOK: Duration = Duration::from_secs(1);
 /// Bytes of the file.
-const LONGEST: u64 = 64 << 10;
+const LONGEST: usize = 64 << 10;
 
 /// What holds for whoever comes.
 #[derive(Debug)]

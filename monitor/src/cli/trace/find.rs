@@ -107,7 +107,9 @@ fn on_host(hierarchy: &Hierarchy) -> Result<(Vec<Named>, Vec<Container>)> {
             (Origin::Container { engine, id }, root) if root == path => containers.push((engine, id, path.to_owned())),
             _ => {}
         })
-        .context("cannot look for the service")?;
+        .context("cannot look for the service")?
+        // A service that lies beyond is not found, and the command says so.
+        .beginning();
     Ok((units, containers))
 }
 

@@ -263,6 +263,47 @@ fn last_words_are_asked_for_when_a_watched_service_ends_badly() {
 }
 
 #[test]
+fn workers_last_words_are_asked_for_when_the_rest_points_to_memory() {
+    let place = Table::default().describe("/system.slice/web.service");
+    let context = |role, memory_limit| DeathContext {
+        place: Some(place.clone()),
+        watched: true,
+        role,
+        memory_limit,
+        ..DeathContext::default()
+    };
+    let failed = Exit { status: 0x100, max_rss_pages: 95, ..exit(5, EXIT_WATCHED, Sender::NONE) };
+    let refused = Exit { refusals: 1, refused_ns: 0, ..failed };
+    let limit = |pages: u64| Some(pages * 4096);
+    for (exit, role, memory_limit, is_asked) in [
+        (failed, Some(Role::Main), None, true),
+        (failed, None, None, true),
+        (failed, Some(Role::Worker), None, false),
+        (failed, Some(Role::Worker), limit(200), false),
+        (failed, Some(Role::Worker), limit(100), true),
+        (Exit { status: 0x700, ..failed }, Some(Role::Worker), limit(100), false),
+        (refused, Some(Role::Worker), None, true),
+    ] {
+        let asked = docket().death(exit, None, 0, context(role, memory_limit));
+        assert_eq!(asked.is_some(), is_asked, "{exit:?} {role:?} {memory_limit:?}");
+    }
+}
+
+#[test]
+fn a_question_that_was_not_asked_is_part_of_the_evidence() {
+    let place = Table::default().describe("/system.slice/web.service");
+    let mut docket = docket();
+    let failed = Exit { status: 0x300, ..exit(5, EXIT_WATCHED, Sender::NONE) };
+    let context = DeathContext { place: Some(place), watched: true, ..DeathContext::default() };
+    docket.death(failed, None, 0, context);
+    assert!(docket.decide(0).is_empty(), "it waits for the answer");
+    docket.reply(identity(&failed), Reply::Refused);
+    let found = docket.decide(0);
+    assert_eq!((kinds(&found), found[0].evidence.missing.len()), (vec!["exit"], 0));
+    assert!(found[0].evidence.to_string().contains("not asked: too many questions"), "{}", found[0].evidence);
+}
+
+#[test]
 fn marks_of_deaths_that_never_come_are_bounded() {
     let mut docket = docket();
     for tgid in 0..5000 {

@@ -2,7 +2,10 @@ use super::*;
 use crate::pool::{Cause, Standing};
 use jiff::Timestamp;
 use std::sync::Mutex;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{UnixListener, UnixStream},
+};
 
 /// How it behaves towards one connection.
 #[derive(Clone, Copy, Debug)]

@@ -4,7 +4,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    io::{Read as _, Write as _},
+    io::Write as _,
     os::{
         fd::{AsFd, OwnedFd},
         unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
@@ -24,7 +24,13 @@ use super::{
     room::{self, Entry},
     summary::Summary,
 };
-use crate::{host::guarded, trace::growth::Growth};
+use crate::{
+    host::{
+        bounded::{self, Bounded},
+        guarded,
+    },
+    trace::growth::Growth,
+};
 
 /// Below the state directory.
 const ROOT: &str = "traces";
@@ -39,7 +45,7 @@ const UNFINISHED: &str = ".unfinished";
 
 /// Bytes of a trace as JSON. One that is larger loses its slowest stacks; with names of usual length it has half a megabyte.
 const JSON_MAX: usize = 16 << 20;
-const SUMMARY_MAX: u64 = 64 << 10;
+const SUMMARY_MAX: usize = 64 << 10;
 /// Directories of services that are looked at.
 const SERVICES: usize = 4096;
 /// Characters of a service's name in its directory's.
@@ -293,7 +299,7 @@ impl Shelf {
         let (service, time) =
             summary.kept.as_deref().and_then(|kept| kept.split_once('/')).context("it is not kept")?;
         let [(name, _), ..] = FILES;
-        let bytes = self.read(service, time, name, JSON_MAX as u64)?.context("that trace is no longer kept")?;
+        let bytes = self.read(service, time, name, JSON_MAX)?.context("that trace is no longer kept")?;
         serde_json::from_slice(&bytes)
             .with_context(|| format!("{} is no trace of this version", self.root.join(service).join(time).display()))
     }
@@ -328,12 +334,10 @@ impl Shelf {
         }
     }
 
-    fn read(&self, service: &str, time: &str, name: &str, most: u64) -> Result<Option<Vec<u8>>> {
-        let Some(file) = self.file(service, time, name)? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        file.take(most + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {name} of a kept trace"))?;
-        ensure!(bytes.len() as u64 <= most, "{name} of a kept trace is longer than {most} bytes");
-        Ok(Some(bytes))
+    fn read(&self, service: &str, time: &str, name: &str, most: usize) -> Result<Option<Vec<u8>>> {
+        let Some(mut file) = self.file(service, time, name)? else { return Ok(None) };
+        let bytes = bounded::take(&mut file, most, None).and_then(Bounded::whole);
+        bytes.map(Some).with_context(|| format!("cannot read {name} of a kept trace"))
     }
 }
 

@@ -13,7 +13,7 @@ use super::format::{Clients, Tls, Version, Wrong};
 use crate::host::guarded;
 
 /// Bytes of a file of certificates, or of a key.
-const LONGEST: u64 = 1 << 20;
+const LONGEST: usize = 1 << 20;
 
 /// Reads the files, and checks that certificate and key belong together.
 pub(super) fn server(tls: &Tls) -> Result<Arc<ServerConfig>, Wrong> {

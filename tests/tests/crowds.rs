@@ -1,0 +1,111 @@
+//! What a service makes in any number costs nobody else anything: processes that it leaves behind, workers that fail.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tests::{
+    cgroup::Cgroup,
+    defib::{Agent, scratch},
+    eventually, live,
+};
+
+/// Workers that a crowd leaves behind.
+const CROWD: usize = 1500;
+/// Workers that fail.
+const FAILING: usize = 400;
+
+/// A command service that does `first`, and then sleeps until it is killed.
+fn service(name: &str, cgroup: &Cgroup, first: &str) -> String {
+    format!(
+        "[[service]]\nname = \"{name}\"\nrestart = true\ngrace = '100ms'\nhealth = \"exec:/bin/true\"\n\
+         command = {{ start = [\"/bin/sh\", \"-c\", \"{first} exec sleep 1000\"], cgroup = \"{}\" }}\n",
+        cgroup.path
+    )
+}
+
+/// Leaves a crowd behind: shells that wait for somebody to write to a pipe.
+fn crowd(place: &Path) -> String {
+    let (pipe, once) = (place.join("pipe"), place.join("once"));
+    let (pipe, once) = (pipe.display(), once.display());
+    format!(
+        "if mkdir {once}; then mkfifo {pipe}; i=0; while [ $i -lt {CROWD} ]; do ( read -r x <{pipe} ) & i=$((i+1)); \
+         done; fi;"
+    )
+}
+
+fn sleeper(cgroup: &Cgroup) -> Option<i32> {
+    let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    cgroup.members().into_iter().find(|pid| comm(pid).trim() == "sleep")
+}
+
+fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+}
+
+fn is_healthy(agent: &Agent, name: &str) -> Option<()> {
+    let metrics = agent.metrics();
+    let is = |metric: &str, value: f64| metrics.get(&format!("{metric}{{service=\"{name}\"}}")) == Some(value);
+    (is("defib_service_up", 1.0) && is("defib_incidents_open", 0.0)).then_some(())
+}
+
+/// The outage after its main process was killed, once it is over; milliseconds.
+fn outage(agent: &Agent, name: &str) -> u64 {
+    let is_of_kill = |incident: &Value| incident["cause"]["kind"] == "killed" && incident["ended"].is_string();
+    eventually("the end of an outage", || agent.incidents(name).into_iter().find(is_of_kill))["outage_ms"]
+        .as_u64()
+        .expect("milliseconds")
+}
+
+#[test]
+fn a_crowd_that_a_service_leaves_behind_holds_up_no_other_restart() {
+    if !live::can_run("a_crowd_that_a_service_leaves_behind_holds_up_no_other_restart") {
+        return;
+    }
+    let (one, two, quick) = (Cgroup::new(None), Cgroup::new(None), Cgroup::new(None));
+    let places = [scratch(), scratch()];
+    let config = service("one", &one, &crowd(places[0].path()))
+        + &service("two", &two, &crowd(places[1].path()))
+        + &service("quick", &quick, "");
+    let agent = Agent::start(&config);
+    for (name, cgroup, count) in [("one", &one, CROWD + 1), ("two", &two, CROWD + 1), ("quick", &quick, 1)] {
+        eventually("all workers", || (cgroup.members().len() == count).then_some(()));
+        eventually("health", || is_healthy(&agent, name));
+    }
+    for cgroup in [&one, &two, &quick] {
+        kill(sleeper(cgroup).expect("it lives"));
+    }
+    let outages = ["one", "two", "quick"].map(|name| (name, outage(&agent, name)));
+    println!("outages with {CROWD} left-over workers, and without: {outages:?} ms");
+    let [(_, one_ms), (_, two_ms), (_, quick_ms)] = outages;
+    assert!(quick_ms <= one_ms && quick_ms <= two_ms, "it has nobody to wait for: {outages:?}");
+    assert_eq!([&one, &two, &quick].map(|cgroup| cgroup.members().len()), [1, 1, 1], "nobody is left, all are back");
+}
+
+#[test]
+fn workers_that_fail_in_any_number_raise_no_questions() {
+    if !live::can_run("workers_that_fail_in_any_number_raise_no_questions") {
+        return;
+    }
+    let (cgroup, place) = (Cgroup::new(None), scratch());
+    let once = place.path().join("once");
+    let first = format!(
+        "if mkdir {}; then i=0; while [ $i -lt {FAILING} ]; do ( exit 3 ) & i=$((i+1)); done; wait; fi;",
+        once.display()
+    );
+    let agent = Agent::start(&service("failing", &cgroup, &first));
+    let deaths = || agent.metrics().get("defib_deaths_total{service=\"failing\",cause=\"exit\"}").unwrap_or(0.0);
+    eventually("all deaths", || (deaths() >= FAILING as f64).then_some(()));
+    let metrics = agent.metrics();
+    for kind in ["output", "journal", "systemd", "engine", "symbols"] {
+        let series = format!("defib_questions_dropped_total{{kind=\"{kind}\"}}");
+        assert_eq!(metrics.get(&series), Some(0.0), "{series}");
+    }
+    assert!(metrics.get("defib_controller_loop_seconds_count") > Some(0.0), "turns are measured");
+    let slow = metrics.get("defib_controller_loop_seconds_count").unwrap_or(0.0)
+        - metrics.get("defib_controller_loop_seconds_bucket{le=\"0.25\"}").unwrap_or(0.0);
+    println!("turns slower than 250 ms: {slow}");
+    // What the main process itself says counts.
+    kill(eventually("the service", || sleeper(&cgroup)));
+    assert!(outage(&agent, "failing") >= 100, "the grace");
+}
