@@ -43,7 +43,7 @@ use crate::{
     steward::{Reading, Steward},
     store::Store,
     timeline::Timeline,
-    web::{self, Api, Gate, Readiness, Web, WebMetrics},
+    web::{self, Api, Gate, Hosts, Readiness, Web, WebMetrics},
 };
 
 /// Events read and not yet handled; beyond, the rings keep them.
@@ -100,7 +100,8 @@ pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = Aft
     let listener = web::bind(config.http.listen).await?;
     let address = listener.local_addr().context("the HTTP listener has no address")?;
     let (registry, board) = (Registry::new(), Arc::new(Board::new()));
-    let gate = Gate::open(config.http.web_config.clone(), WebMetrics::new(&registry)?)?;
+    let hosts = Hosts::of_this_host(&config.http.hosts);
+    let gate = Gate::open(config.http.web_config.clone(), hosts, WebMetrics::new(&registry)?)?;
     let agent_check = match config.pool.agent_check {
         Some(address) => Some(AgentCheck::bind(address, Arc::clone(&board), Answered::new(&registry)?).await?),
         None => None,

@@ -34,7 +34,7 @@ pub(crate) use planned::PlannedRestart;
 pub(crate) use pool::PoolConfig;
 pub(crate) use trace::Trace;
 pub(crate) use values::{Budget, Health, Pattern};
-use values::{cgroup_path, optional_duration, program, rights, sample_period, share, stop_time};
+use values::{cgroup_path, host_names, optional_duration, program, rights, sample_period, share, stop_time};
 
 /// The default place of the configuration.
 pub(crate) const DEFAULT_PATH: &str = "/etc/defib/defib.toml";
@@ -137,11 +137,14 @@ pub(crate) struct HttpConfig {
     pub(crate) listen: SocketAddr,
     /// TLS and passwords, in the format of the exporter-toolkit; without, everybody may come in, over plain HTTP.
     pub(crate) web_config: Option<PathBuf>,
+    /// Names of this host, beside its own, for which it is asked without a password and without TLS.
+    #[serde(deserialize_with = "host_names")]
+    pub(crate) hosts: Vec<String>,
 }
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9669)), web_config: None }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9669)), web_config: None, hosts: Vec::new() }
     }
 }
 

@@ -29,6 +29,7 @@ mod config;
 mod control;
 #[cfg(test)]
 mod counted;
+mod crowd;
 mod diagnosis;
 mod enquiry;
 mod figures;

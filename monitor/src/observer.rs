@@ -589,7 +589,7 @@ mod tests {
         see(&mut observer, killed(worker(INIT, 1)));
         let deaths = observer.deaths(u64::MAX);
         assert_eq!((deaths.len(), deaths[0].role), (1, Some(Role::Worker)));
-        assert_eq!(observer.failed_ns.get("web.service"), None, "no main process has failed");
+        assert_eq!(observer.failed_ns.get("/system.slice/web.service"), None, "no main process has failed");
     }
 
     #[test]
@@ -597,5 +597,6 @@ mod tests {
         let mut observer = observer();
         see(&mut observer, killed(worker(INIT, 1)));
         assert_eq!(observer.deaths(u64::MAX)[0].role, Some(Role::Main));
+        assert_eq!(observer.failed_ns.get("/system.slice/web.service"), Some(&50));
     }
 }

@@ -4,8 +4,10 @@
 mod api;
 mod events;
 mod gate;
+mod hosts;
 mod metrics;
 mod pages;
+mod places;
 mod serve;
 mod traces;
 
@@ -33,6 +35,7 @@ use tokio::net::TcpListener;
 pub(crate) use self::{
     api::Api,
     gate::{Gate, check},
+    hosts::Hosts,
     metrics::WebMetrics,
 };
 use crate::{

@@ -341,3 +341,36 @@ fn a_disk_that_fills_up_is_said_and_keeps_no_service_down() {
     assert_eq!(agent.metrics().get("defib_store_ok"), Some(1.0));
     assert_eq!(sleeper(&cgroup), Some(second), "no second restart");
 }
+
+/// Children of the agent that have ended and that it has not waited for.
+fn zombies(agent: &Agent) -> Vec<String> {
+    let list = fs::read_to_string(format!("/proc/{0}/task/{0}/children", agent.pid())).unwrap_or_default();
+    let stats = list.split_ascii_whitespace().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+    stats.filter(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))).collect()
+}
+
+#[test]
+fn what_an_agent_has_started_before_a_reload_leaves_no_zombie() {
+    if !live::can_run("what_an_agent_has_started_before_a_reload_leaves_no_zombie") {
+        return;
+    }
+    let (cgroup, place) = (Cgroup::new(None), tempfile::tempdir().expect("a directory"));
+    let starts = place.path().join("starts");
+    let config = counted(&cgroup, &starts, "grace = '0s'\nbackoff = { initial = '10ms', max = '20ms' }");
+    let agent = Agent::start(&config);
+    healthy(&agent);
+    let reloads = |log: &str| log.matches(" watching ").count();
+    for number in 1..=10 {
+        agent.reload(&config);
+        eventually("the next agent", || (reloads(&agent.log()) > number).then_some(()));
+        if number % 3 == 0 {
+            // Its child is the agent before this one's.
+            let before = lines(&starts);
+            kill(sleeper(&cgroup).expect("it lives"));
+            eventually("the next one", || (lines(&starts) > before && sleeper(&cgroup).is_some()).then_some(()));
+        }
+    }
+    healthy(&agent);
+    assert_eq!(lines(&starts), 4);
+    eventually("no zombie", || zombies(&agent).is_empty().then_some(()));
+}

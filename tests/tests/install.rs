@@ -1,5 +1,5 @@
 //! The package on a host: what a newcomer does by the guide, what goes wrong later, an upgrade, and the end. Runs where systemd
-//! is PID 1 and the packages are there, as in `cargo xtask vm --kernel 6.1 --test install --deadline 600`.
+//! is PID 1 and the packages are there, as in `cargo xtask vm --kernel 6.1 --test install`.
 
 use std::{
     fs,

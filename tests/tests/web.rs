@@ -1,7 +1,9 @@
-//! TLS and passwords: a real agent, with a real Prometheus and curl as those who come.
+//! Who comes in: TLS and passwords, with a real Prometheus and curl as those who come; crowds that hold all places; foreign names.
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     os::unix::fs::PermissionsExt as _,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
@@ -10,10 +12,12 @@ use std::{
 
 use tests::{
     PATIENCE,
+    cgroup::Cgroup,
     defib::{Agent, Metrics, free_address, get, run},
     eventually, live,
     monitoring::{self, Prometheus},
     tls::{self, Authority},
+    victim::{Victim, binary},
 };
 
 /// Of "swordfish".
@@ -277,4 +281,111 @@ fn what_is_wrong_is_found_before_a_start_and_by_a_reload_with_one_line() {
         agent.log().contains("the configuration is wrong, and the old one stays").then_some(())
     });
     assert_eq!(metrics(&authority, &agent).get("defib_config_reload_success"), Some(0.0));
+}
+
+/// Connections of one crowd.
+const CROWD: usize = 1000;
+/// Rounds of questions amid it.
+const ROUNDS: usize = 300;
+
+/// Asks what probes, load balancers and Prometheus ask, again and again, and prints how long the answers took.
+fn ask_amid(agent: &Agent, what: &str) {
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        for (path, wanted) in [("/healthz", 200), ("/pool/web", 200)] {
+            let begin = Instant::now();
+            let (status, body) = agent.try_get(path).unwrap_or_else(|| panic!("{path} is not answered amid {what}"));
+            times.push(begin.elapsed());
+            assert_eq!(status, wanted, "{path}: {body}");
+        }
+        if round % 30 == 0 {
+            assert_eq!(agent.metrics().get("defib_service_up{service=\"web\"}"), Some(1.0));
+        }
+    }
+    times.sort();
+    let at = |share: usize| times[(times.len() * share / 100).min(times.len() - 1)].as_secs_f64() * 1e3;
+    println!(
+        "MEASURED {what}: /healthz and /pool in ms: p50 {:.2}, p99 {:.2}, max {:.2} of {}",
+        at(50),
+        at(99),
+        at(100),
+        times.len()
+    );
+}
+
+#[test]
+fn no_crowd_keeps_out_probes_load_balancers_and_prometheus() {
+    if !live::can_run("no_crowd_keeps_out_probes_load_balancers_and_prometheus") {
+        return;
+    }
+    let cgroup = Cgroup::new(None);
+    let agent = Agent::start(&format!(
+        "[[service]]\nname = \"web\"\nrestart = true\nhealth = \"exec:/bin/true\"\npool = \"be_web/web1\"\n\
+         command = {{ start = [\"{}\", \"idle\"], cgroup = \"{}\" }}\n",
+        binary("victim").display(),
+        cgroup.path
+    ));
+    eventually("it to serve", || (agent.try_get("/pool/web")?.0 == 200).then_some(()));
+    ask_amid(&agent, "peace");
+    // Of another user, then of the very user who asks: then only those have their places that have just come.
+    for user in ["65534", "0"] {
+        let count = CROWD.to_string();
+        let before = agent.metrics().get("defib_http_refused_total{reason=\"evicted\"}").unwrap_or_default();
+        let crowd = Victim::start(None, &["--uid", user, "crowd", &agent.address().to_string(), &count]);
+        eventually("the crowd", || {
+            let (_, text) = agent.try_get("/metrics")?;
+            (Metrics(text).get("defib_http_refused_total{reason=\"evicted\"}") > Some(before + 500.0)).then_some(())
+        });
+        ask_amid(&agent, &format!("{CROWD} connections of user {user}, who asks as 0"));
+        drop(crowd);
+    }
+}
+
+#[test]
+fn a_crowd_over_tls_keeps_out_nobody_either() {
+    if !can_run("a_crowd_over_tls_keeps_out_nobody_either") {
+        return;
+    }
+    let authority = Authority::new();
+    authority.sign("web", 2100);
+    let agent = agent(&authority, &tls_config());
+    let (address, count) = (agent.address().to_string(), CROWD.to_string());
+    let crowd = Victim::start(None, &["--uid", "65534", "crowd", &address, &count, "--tls"]);
+    let refused = || metrics(&authority, &agent).get("defib_http_refused_total{reason=\"evicted\"}");
+    eventually("the crowd", || (refused() > Some(500.0)).then_some(()));
+    for _ in 0..30 {
+        assert_eq!(authority.ask(agent.address(), "/healthz", &[]).expect("an answer").0, 200);
+    }
+    drop(crowd);
+}
+
+#[test]
+fn a_name_that_points_here_from_elsewhere_reads_nothing() {
+    if !live::can_run("a_name_that_points_here_from_elsewhere_reads_nothing") {
+        return;
+    }
+    let agent = Agent::start("[http]\nhosts = [\"defib.example\"]\n");
+    let ask = |path: &str, host: &str| {
+        let mut stream = TcpStream::connect(agent.address()).expect("connected");
+        write!(stream, "GET {path} HTTP/1.1\r\n{host}Connection: close\r\n\r\n").expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse::<u16>().ok()).expect("a status");
+        (status, answer)
+    };
+    let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let names = ["127.0.0.1".to_owned(), "localhost:9669".to_owned(), "defib.example".to_owned(), own];
+    for path in ["/", "/metrics", "/readyz", "/api/v1/services", "/api/v1/incidents"] {
+        let (status, answer) = ask(path, "Host: evil.example:9669\r\n");
+        assert_eq!(status, 421, "{path}: {answer}");
+        assert!(answer.contains("add it to hosts in [http]") && !answer.contains("defib_build_info"), "{answer}");
+        for name in &names {
+            assert_eq!(ask(path, &format!("Host: {name}\r\n")).0, 200, "{path} as {name}");
+        }
+        assert_eq!(ask(path, "").0, 200, "{path}: no browser leaves it out");
+    }
+    // What load balancers ask tells what they know anyway, and they ask by any name.
+    assert_eq!(ask("/healthz", "Host: evil.example\r\n").0, 200);
+    assert_eq!(ask("/pool/nothing", "Host: evil.example\r\n").0, 404);
+    assert_eq!(agent.metrics().get("defib_http_refused_total{reason=\"host\"}"), Some(5.0));
 }

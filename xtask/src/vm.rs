@@ -6,7 +6,8 @@
 //! programs, --with files ─▶ payload ┘
 //! ```
 //! Kernels and root file systems are kept in `target/vm` and shared by parallel runs; no run writes to them. Output
-//! and logs of a run stay in `target/vm/runs`. Every run ends by itself, by its deadline at the latest.
+//! and logs of a run stay in `target/vm/runs`. Every run ends by itself: when it is done, when nothing comes of it any more ([`patience`]), by its deadline
+//! at the latest.
 
 mod apt;
 mod boot;
@@ -19,6 +20,7 @@ mod initramfs;
 mod kernel;
 mod logged;
 mod modules;
+mod patience;
 mod payload;
 mod programs;
 mod run;
@@ -31,6 +33,7 @@ use clap::ValueEnum as _;
 pub(crate) use self::{
     boot::Outcome,
     kernel::Kernel,
+    patience::Patience,
     programs::Program,
     run::{Harness, Job},
 };
@@ -61,8 +64,14 @@ pub(crate) struct Args {
     /// Have this Debian package in the guest beside the usual ones; may be given more than once
     #[arg(long, value_name = "PACKAGE")]
     include: Vec<String>,
-    /// Seconds after which a machine is ended, boot included
-    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    /// Run only tests of that program whose names contain one of these
+    #[arg(last = true, value_name = "FILTER", requires = "test")]
+    filters: Vec<String>,
+    /// Seconds without a line of output after which a machine is ended; it may take as long to boot
+    #[arg(long, value_name = "SECONDS", default_value_t = patience::SILENCE.as_secs())]
+    silence: u64,
+    /// Seconds after which a machine is ended whatever it does, boot included
+    #[arg(long, value_name = "SECONDS", default_value_t = patience::WHOLE.as_secs())]
     deadline: u64,
     /// Memory of the machine in MiB
     #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB)]
@@ -108,7 +117,7 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
         script: script.as_deref(),
         memory_mib: args.memory,
         cpus: args.cpus,
-        deadline: Duration::from_secs(args.deadline),
+        patience: Patience { silence: Duration::from_secs(args.silence), whole: Duration::from_secs(args.deadline) },
     };
 
     let kernels = if args.all { Kernel::value_variants() } else { args.kernel.as_slice() };
@@ -132,7 +141,7 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
 }
 
 fn script(args: &Args) -> Option<String> {
-    args.test.as_ref().map(|name| test_script(name, &[])).or_else(|| args.exec.clone())
+    args.test.as_ref().map(|name| test_script(name, &args.filters)).or_else(|| args.exec.clone())
 }
 
 /// Runs a test program of the package `tests` in the guest, with these words beside the usual ones.

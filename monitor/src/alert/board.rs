@@ -66,8 +66,8 @@ pub(super) enum Shown {
 /// One alert.
 #[derive(Clone, Debug)]
 pub(super) struct Alert {
-    /// When it began.
-    pub(super) since_ns: u64,
+    /// When it began; before this boot it is negative.
+    pub(super) since_ns: i64,
     /// The annotation `description`.
     pub(super) text: String,
     pub(super) shown: Shown,
@@ -118,9 +118,9 @@ impl Board {
         let key = Key { kind: Kind::OomKill(scope), service: service.into() };
         self.version += 1;
         let version = self.version;
-        let Some(alert) = self.entry(&key, at_ns) else { return };
+        let Some(alert) = self.entry(&key, moment(at_ns)) else { return };
         if alert.shown != Shown::Firing {
-            alert.since_ns = at_ns;
+            alert.since_ns = moment(at_ns);
         }
         // Of one that follows another, too, somebody has to hear.
         (alert.version, alert.delivered) = (version, false);
@@ -187,10 +187,10 @@ impl Board {
             }
             return;
         }
-        let Some(alert) = self.entry(&key, since_ns) else { return };
+        let Some(alert) = self.entry(&key, moment(since_ns)) else { return };
         let is_new = !alert.holds;
         if is_new {
-            (alert.since_ns, alert.holds) = (since_ns, true);
+            (alert.since_ns, alert.holds) = (moment(since_ns), true);
         }
         // Peers get it with the next re-sending, if nothing else has changed.
         alert.text = text();
@@ -211,7 +211,7 @@ impl Board {
     }
 
     /// The alert of that key, made if there is room.
-    fn entry(&mut self, key: &Key, since_ns: u64) -> Option<&mut Alert> {
+    fn entry(&mut self, key: &Key, since_ns: i64) -> Option<&mut Alert> {
         if self.alerts.len() >= MAX_ALERTS && !self.alerts.contains_key(key) {
             self.dropped += 1;
             return None;
@@ -309,12 +309,14 @@ impl Board {
             tracing::warn!("an alert of another version is forgotten: {:?}", kept.alert);
             return;
         };
+        // It may have begun before this boot.
         let ns = |at: Timestamp| {
             let ahead = at.as_nanosecond() - wall.as_nanosecond();
-            now.saturating_add_signed(i64::try_from(ahead).unwrap_or(0))
+            moment(now).saturating_add(i64::try_from(ahead).unwrap_or(0))
         };
         let key = Key { kind, service: kept.service.into() };
-        let (since, until) = (ns(kept.since), ns(kept.until).min(now + EVENT));
+        let until = u64::try_from(ns(kept.until)).unwrap_or(0).min(now + EVENT);
+        let since = ns(kept.since);
         self.version += 1;
         let version = self.version;
         let Some(alert) = self.entry(&key, since) else { return };
@@ -342,8 +344,8 @@ impl Board {
 
     /// What has to be written down since this was called last: a name, and the alert unless it is over and told.
     pub(super) fn take_changed(&mut self, now: u64, wall: Timestamp) -> Vec<(String, Option<Kept>)> {
-        let at = |ns: u64| {
-            let ahead = Duration::from_nanos(ns.abs_diff(now));
+        let at = |ns: i64| {
+            let (now, ahead) = (moment(now), Duration::from_nanos(ns.abs_diff(moment(now))));
             let moved = if ns >= now { wall.checked_add(ahead) } else { wall.checked_sub(ahead) };
             moved.unwrap_or(wall)
         };
@@ -353,7 +355,7 @@ impl Board {
             scope: key.kind.scope().map(ToOwned::to_owned),
             service: key.service.to_string(),
             since: at(alert.since_ns),
-            until: at(alert.until_ns),
+            until: at(moment(alert.until_ns)),
             text: alert.text.clone(),
             holds: alert.holds,
             delivered: alert.delivered,
@@ -361,6 +363,11 @@ impl Board {
         };
         changed.iter().map(|key| (key.to_string(), self.alerts.get(key).map(|alert| kept(key, alert)))).collect()
     }
+}
+
+/// A moment of this boot, beside those of earlier ones, which are negative.
+fn moment(at_ns: u64) -> i64 {
+    i64::try_from(at_ns).unwrap_or(i64::MAX)
 }
 
 impl Alert {

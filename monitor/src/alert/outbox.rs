@@ -29,7 +29,7 @@ const BATCH: usize = 64;
 pub(super) struct Posting {
     pub(super) kind: Kind,
     pub(super) service: Arc<str>,
-    pub(super) since_ns: u64,
+    pub(super) since_ns: i64,
     /// When it was over; `None`: it fires.
     pub(super) ended_ns: Option<u64>,
     pub(super) text: String,

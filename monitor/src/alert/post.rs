@@ -53,7 +53,7 @@ pub(super) fn body(batch: &[Posting], labels: &BTreeMap<String, String>, now: u6
                 ("description", bounded(&posting.text, ANNOTATION_MAX)),
                 ("runbook", kind.runbook()),
             ]),
-            starts_at: clock::wall(posting.since_ns),
+            starts_at: clock::wall_of(posting.since_ns),
             ends_at: clock::wall(posting.ended_ns.unwrap_or(now.saturating_add(TTL))),
         }
     };

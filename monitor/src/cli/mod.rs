@@ -32,7 +32,7 @@ use crate::{
     agent::Ended,
     before_oom::Aside,
     config::ConfigError,
-    host::{inherited, memory, privilege},
+    host::{children, inherited, memory, privilege},
     supervisor::Launch,
     symbols,
 };
@@ -158,8 +158,8 @@ fn dispatch(command: Command) -> Result<()> {
             if let Err(error) = protected {
                 tracing::info!("the agent is not protected from the OOM killer: {error:#}");
             }
-            let inherited = inherited::take();
-            let ended = on_a_worker(run::run(args, config, inherited))?;
+            let (inherited, left) = (inherited::take(), children::left());
+            let ended = on_a_worker(run::run(args, config, inherited, left))?;
             drop(log);
             match ended {
                 Ended::Ended => Ok(()),

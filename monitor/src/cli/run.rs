@@ -3,12 +3,13 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::Result;
+use rustix::process::Pid;
 
 use super::{log_lines_lost, reload::asked_to_stop_or_reload};
 use crate::{
     agent::{self, Ended},
     config::{Config, ConfigError, DEFAULT_PATH},
-    host::inherited::Named,
+    host::{children, inherited::Named},
     metrics::Reloads,
     timeline::Timeline,
     web,
@@ -56,7 +57,11 @@ impl Args {
     }
 }
 
-pub(super) async fn run(args: Args, config: Config, inherited: Vec<Named>) -> Result<Ended> {
+/// `inherited` and `left`: the descriptors and the children that the agent before has left to this process.
+pub(super) async fn run(args: Args, config: Config, inherited: Vec<Named>, left: Vec<Pid>) -> Result<Ended> {
+    if !left.is_empty() {
+        tokio::spawn(children::reap(left));
+    }
     let (reloads, btf) = (Reloads::new()?, args.btf.clone());
     let timeline = Timeline::new();
     let options = agent::Options {

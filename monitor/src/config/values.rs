@@ -56,6 +56,27 @@ pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dur
     parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
+/// Up to 64 names as DNS has them (RFC 1123, section 2.1): no address, no port, no wildcard.
+pub(super) fn host_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    const MOST: usize = 64;
+    let names = Vec::<String>::deserialize(deserializer)?;
+    if names.len() > MOST {
+        return Err(D::Error::custom(format!("{} names; allowed are up to {MOST}", names.len())));
+    }
+    let is_label = |label: &str| {
+        let right = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        (1..=63).contains(&label.len()) && label.bytes().all(right)
+    };
+    for name in &names {
+        let labels = name.strip_suffix('.').unwrap_or(name);
+        if labels.len() > 253 || !labels.split('.').all(is_label) {
+            let what = "is no name of a host; allowed are names as in \"defib.example\", without a port";
+            return Err(D::Error::custom(format!("{name:?} {what}")));
+        }
+    }
+    Ok(names)
+}
+
 /// From 10 ms, at which measuring is all that the agent does, to an hour.
 pub(super) fn sample_period<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let period = parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)?;

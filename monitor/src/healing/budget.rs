@@ -8,7 +8,8 @@ use crate::config::Budget;
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     budget: Budget,
-    spent_ns: VecDeque<u64>,
+    /// Those of an earlier boot are negative.
+    spent_ns: VecDeque<i64>,
 }
 
 impl Ledger {
@@ -20,29 +21,29 @@ impl Ledger {
     /// `None`: one may be spent now. Otherwise the earliest time at which that may be so.
     pub(crate) fn blocked_until(&mut self, now_ns: u64) -> Option<u64> {
         let window = self.window_ns();
-        while self.spent_ns.front().is_some_and(|&spent| spent.saturating_add(window) <= now_ns) {
+        while self.spent_ns.front().is_some_and(|&spent| freed(spent, window).is_none_or(|at| at <= now_ns)) {
             self.spent_ns.pop_front();
         }
         if self.budget.count == 0 {
             return Some(now_ns.saturating_add(window));
         }
         let oldest = *self.spent_ns.front()?;
-        (self.spent_ns.len() >= self.budget.count as usize).then(|| oldest.saturating_add(window))
+        (self.spent_ns.len() >= self.budget.count as usize).then(|| freed(oldest, window)).flatten()
     }
 
     /// When the restarts of the window were spent, the oldest first.
-    pub(crate) fn spent(&self) -> &VecDeque<u64> {
+    pub(crate) fn spent(&self) -> &VecDeque<i64> {
         &self.spent_ns
     }
 
     /// Takes over what an earlier agent spent.
-    pub(crate) fn restore(&mut self, spent_ns: VecDeque<u64>) {
+    pub(crate) fn restore(&mut self, spent_ns: VecDeque<i64>) {
         self.spent_ns = spent_ns;
     }
 
     /// Spends one.
     pub(crate) fn spend(&mut self, now_ns: u64) {
-        self.spent_ns.push_back(now_ns);
+        self.spent_ns.push_back(moment(now_ns));
     }
 
     fn window_ns(&self) -> u64 {
@@ -57,8 +58,8 @@ impl Ledger {
 #[derive(Clone, Debug)]
 pub(crate) struct HostLedger {
     budget: Budget,
-    /// When each was spent, and by which service.
-    spent: VecDeque<(u64, u64)>,
+    /// When each was spent, and by which service. Those of an earlier boot are negative.
+    spent: VecDeque<(i64, u64)>,
 }
 
 /// A budget smaller than this has no half to keep.
@@ -73,7 +74,7 @@ impl HostLedger {
     /// `None`: this service may spend one now. Otherwise the earliest time at which that may be so.
     pub(crate) fn blocked_until(&mut self, service: u64, now_ns: u64) -> Option<u64> {
         let window = nanoseconds(self.budget.window);
-        while self.spent.front().is_some_and(|&(spent, _)| spent.saturating_add(window) <= now_ns) {
+        while self.spent.front().is_some_and(|&(spent, _)| freed(spent, window).is_none_or(|at| at <= now_ns)) {
             self.spent.pop_front();
         }
         let count = self.budget.count as usize;
@@ -83,19 +84,32 @@ impl HostLedger {
         let flaps = self.spent.iter().any(|&(_, spender)| spender == service);
         let most = if flaps && count >= SHARED_FROM { count - count / 2 } else { count };
         let over = (self.spent.len() + 1).checked_sub(most).filter(|&over| over > 0)?;
-        self.spent.get(over - 1).map(|&(spent, _)| spent.saturating_add(window))
+        self.spent.get(over - 1).and_then(|&(spent, _)| freed(spent, window))
     }
 
     /// Counts what a service has spent earlier.
-    pub(crate) fn borrow(&mut self, service: u64, spent_ns: &VecDeque<u64>) {
+    pub(crate) fn borrow(&mut self, service: u64, spent_ns: &VecDeque<i64>) {
         self.spent.extend(spent_ns.iter().map(|&spent| (spent, service)));
         self.spent.make_contiguous().sort_unstable();
     }
 
     /// Spends one.
     pub(crate) fn spend(&mut self, service: u64, now_ns: u64) {
-        self.spent.push_back((now_ns, service));
+        self.spent.push_back((moment(now_ns), service));
     }
+}
+
+/// When what was spent then may be spent again; `None`: before this boot.
+fn freed(spent_ns: i64, window_ns: u64) -> Option<u64> {
+    match u64::try_from(spent_ns) {
+        Ok(spent_ns) => Some(spent_ns.saturating_add(window_ns)),
+        Err(_) => window_ns.checked_sub(spent_ns.unsigned_abs()),
+    }
+}
+
+/// A moment, or a span, beside moments of earlier boots, which are negative; the clock needs 292 years for what does not fit.
+pub(super) fn moment(at_ns: u64) -> i64 {
+    i64::try_from(at_ns).unwrap_or(i64::MAX)
 }
 
 /// A span as the clock counts it; the longest there is for one that is longer.
@@ -147,10 +161,19 @@ mod tests {
             host.spend(1, now);
         }
         assert_eq!(host.blocked_until(1, 5), Some(100));
-        assert_eq!(
-            HostLedger::new(Budget { count: 0, window: Duration::from_nanos(100) }).blocked_until(1, 5),
-            Some(105)
-        );
+        let mut nothing = HostLedger::new(Budget { count: 0, window: Duration::from_nanos(100) });
+        assert_eq!(nothing.blocked_until(1, 5), Some(105));
+    }
+
+    #[test]
+    fn what_was_spent_before_this_boot_blocks_for_the_rest_of_its_window_and_no_longer() {
+        let mut ledger = Ledger::new(Budget { count: 2, window: Duration::from_nanos(100) });
+        ledger.restore([i64::MIN, -100, -99, -30].into());
+        assert_eq!(ledger.blocked_until(0), Some(1), "two of four are long ago");
+        assert_eq!(ledger.blocked_until(1), None);
+        ledger.spend(5);
+        assert_eq!(ledger.blocked_until(69), Some(70));
+        assert_eq!(ledger.blocked_until(70), None);
     }
 
     #[test]

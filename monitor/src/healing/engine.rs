@@ -27,7 +27,7 @@ mod words;
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    budget::{HostLedger, Ledger, nanoseconds},
+    budget::{HostLedger, Ledger, moment, nanoseconds},
     plan::Plan,
 };
 use crate::{
@@ -99,7 +99,10 @@ pub(crate) struct Engine {
     down_ns: Option<u64>,
     /// The death that counts for grace and back-off: that of the last incarnation.
     died_ns: u64,
-    healthy_ns: Option<u64>,
+    /// It was found absent at a start, and no incarnation has died since: nobody else has the next move, so there is no grace.
+    absent: bool,
+    /// The last proof of health; before this boot it is negative.
+    healthy_ns: Option<i64>,
     /// How the living incarnation came to be, in an outage.
     revived: Outcome,
     /// A newer incarnation than the one that counts: word of its life came before that of the other's death.
@@ -136,6 +139,7 @@ impl Engine {
             attempts: 0,
             down_ns: None,
             died_ns: 0,
+            absent: false,
             healthy_ns: None,
             revived: Outcome::Respawned,
             newer: None,
@@ -314,7 +318,7 @@ impl Engine {
             return Vec::new();
         }
         self.gone = Some(process);
-        self.died_ns = at_ns;
+        (self.died_ns, self.absent) = (at_ns, false);
         self.pending = Some(Some(process));
         let mut actions = Vec::new();
         if let Some(began_ns) = self.renewal_ns.take() {
@@ -325,7 +329,7 @@ impl Engine {
             actions.push(Action::Failed { reason: "it died before its health was proven".to_owned() });
         } else {
             let reset = nanoseconds(self.policy.backoff.reset_after);
-            if self.healthy_ns.is_none_or(|healthy| at_ns.saturating_sub(healthy) >= reset) {
+            if self.healthy_ns.is_none_or(|healthy| moment(at_ns).saturating_sub(healthy) >= moment(reset)) {
                 self.attempts = 0;
             }
         }
@@ -384,8 +388,7 @@ impl Engine {
     fn missing(&mut self, now_ns: u64) -> Vec<Action> {
         self.first_start = true;
         self.pending = Some(None);
-        // No grace: nobody has the next move.
-        self.died_ns = now_ns.saturating_sub(nanoseconds(self.policy.grace));
+        (self.died_ns, self.absent) = (now_ns, true);
         let mut actions: Vec<_> = self.open(now_ns).into_iter().collect();
         actions.extend(self.consider(now_ns));
         actions
@@ -508,7 +511,7 @@ impl Engine {
         let (grace, backoff) = (self.policy.grace, self.backoff());
         let (wait, reason) = if backoff > grace { (backoff, "back-off") } else { (grace, "grace") };
         let until_ns = self.died_ns.saturating_add(nanoseconds(wait));
-        if until_ns > now_ns {
+        if until_ns > now_ns && !self.absent {
             return self.wait(until_ns, reason, why);
         }
         if let Some(until_ns) = self.paused_until(now_ns) {
@@ -564,7 +567,7 @@ impl Engine {
     }
 
     fn failed(&mut self, reason: String, now_ns: u64) -> Vec<Action> {
-        self.died_ns = now_ns;
+        (self.died_ns, self.absent) = (now_ns, false);
         let mut actions = vec![Action::Failed { reason }];
         let backoff = self.backoff().max(self.policy.grace);
         let until_ns = now_ns.saturating_add(nanoseconds(backoff));
@@ -582,7 +585,7 @@ impl Engine {
 
     fn healthy(&mut self, process: Identity, now_ns: u64) -> Vec<Action> {
         self.state = State::Running(process);
-        self.healthy_ns = Some(now_ns);
+        self.healthy_ns = Some(moment(now_ns));
         if std::mem::take(&mut self.first_start) {
             // What it took to start it says nothing about how it will live.
             self.attempts = 0;

@@ -30,12 +30,14 @@ pub(crate) fn lead_ns() -> i64 {
 
 /// The wall-clock time of a moment on CLOCK_BOOTTIME, as the wall clock is set now.
 pub(crate) fn wall(at_ns: u64) -> Timestamp {
-    let (now, boot) = (Timestamp::now(), boot_ns());
-    let moved = if at_ns <= boot {
-        now.checked_sub(Duration::from_nanos(boot - at_ns))
-    } else {
-        now.checked_add(Duration::from_nanos(at_ns - boot))
-    };
+    wall_of(i64::try_from(at_ns).unwrap_or(i64::MAX))
+}
+
+/// The same for a moment that may be before this boot, and is negative then.
+pub(crate) fn wall_of(at_ns: i64) -> Timestamp {
+    let (now, boot) = (Timestamp::now(), i64::try_from(boot_ns()).unwrap_or(i64::MAX));
+    let span = Duration::from_nanos(boot.abs_diff(at_ns));
+    let moved = if at_ns <= boot { now.checked_sub(span) } else { now.checked_add(span) };
     // Out of range only if the wall clock itself stands at the end of time.
     moved.unwrap_or(now)
 }

@@ -1,18 +1,24 @@
 //! The listener for HAProxy's agent checks: a line comes that names a server (`agent-send "be_web/web1\n"`), a line goes.
-//! Answered from memory. Who sends something else, sends slowly or comes in crowds gets nothing, and is counted.
+//! Answered from memory. Who sends something else or sends slowly gets nothing, and is counted; who comes in crowds loses the oldest
+//! place to each that comes later, so a load balancer, which sends its line at once, is answered amid any crowd.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use prometheus::{IntCounterVec, Opts, Registry};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpListener,
-    sync::Semaphore,
+    sync::Notify,
     time::{sleep, timeout},
 };
 
 use super::Board;
+use crate::{crowd::Crowd, host::peer::Peers};
 
 /// A line may be this long; a name is shorter.
 const LINE_MAX: usize = 256;
@@ -31,7 +37,7 @@ impl Answered {
     /// Registers the counter, each of its series at 0.
     pub(crate) fn new(registry: &Registry) -> Result<Self> {
         let help = "Agent checks by what came of them: answered, unknown (a server that nobody here knows, or not yet), \
-                    malformed, slow, crowded (too many at once), failed (the connection).";
+                    malformed, slow, crowded (lost its place to a later one), failed (the connection).";
         let counters = IntCounterVec::new(Opts::new("defib_pool_agent_checks_total", help), &["result"])?;
         registry.register(Box::new(counters.clone()))?;
         for result in ["answered", "unknown", "malformed", "slow", "crowded", "failed"] {
@@ -70,10 +76,11 @@ impl AgentCheck {
     /// # Errors
     /// Never; for the agent, whose parts can fail.
     pub(crate) async fn serve(self) -> Result<()> {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        // Who has not sent a line can lose the place at any time.
+        let (crowd, peers) = (Arc::new(Mutex::new(Crowd::new(CONNECTIONS, Duration::ZERO))), Peers::new());
         loop {
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, remote) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::debug!("an agent check could not be accepted: {error}");
                     self.answered.count("failed");
@@ -81,17 +88,28 @@ impl AgentCheck {
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-                self.answered.count("crowded");
-                continue;
-            };
-            let (board, answered) = (Arc::clone(&self.board), self.answered.clone());
+            let peer = peers.of(stream.local_addr().unwrap_or(remote), remote);
+            let lost = Arc::new(Notify::new());
+            let entered = lock(&crowd).enter(peer, Arc::clone(&lost), Duration::ZERO);
+            let Some(entered) = entered else { continue };
+            if let Some(evicted) = entered.evicted {
+                evicted.notify_one();
+            }
+            let (board, answered, crowd) = (Arc::clone(&self.board), self.answered.clone(), Arc::clone(&crowd));
             tokio::spawn(async move {
-                answered.count(converse(stream, &board).await);
-                drop(permit);
+                let result = tokio::select! {
+                    result = converse(stream, &board) => result,
+                    () = lost.notified() => "crowded",
+                };
+                answered.count(result);
+                lock(&crowd).leave(entered.number);
             });
         }
     }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One connection; what came of it.
@@ -207,10 +225,10 @@ mod tests {
             slow.push(stream);
         }
         let count = |result: &str| answered.0.with_label_values(&[result]).get();
-        while count("crowded") == 0 {
-            ask(address, b"be_web/web1\n").await;
+        while count("crowded") < 10 {
+            assert_eq!(ask(address, b"be_web/web1\n").await, "up ready 100%\n", "at once, amid the crowd");
         }
-        while count("slow") < CONNECTIONS as u64 {
+        while count("slow") + count("crowded") < CONNECTIONS as u64 {
             sleep(Duration::from_millis(10)).await;
         }
         assert_eq!(ask(address, b"be_web/web1\n").await, "up ready 100%\n");

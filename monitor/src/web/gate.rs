@@ -30,8 +30,8 @@ use self::{
     format::Wrong,
     users::{Checks, Users, Verdict},
 };
-use super::metrics::WebMetrics;
-use crate::{config::ConfigError, host::guarded};
+use super::{hosts::Hosts, metrics::WebMetrics};
+use crate::{config::ConfigError, host::guarded, text::Clean};
 
 /// Between two looks whether a file has changed: four `stat` calls.
 const LOOK: Duration = Duration::from_secs(1);
@@ -53,15 +53,16 @@ pub(crate) struct Gate {
     opened: Vec<(PathBuf, Stamp)>,
     terms: RwLock<Arc<Terms>>,
     checks: Checks,
+    hosts: Hosts,
     pub(super) metrics: WebMetrics,
 }
 
 impl Gate {
-    /// As `file` has it; without one, everybody may come in, over plain HTTP.
+    /// As `file` has it; without one, everybody may come in, over plain HTTP, who asks for one of `hosts`.
     ///
     /// # Errors
     /// [`ConfigError`] when the file, or one that it names, is wrong.
-    pub(crate) fn open(file: Option<PathBuf>, metrics: WebMetrics) -> Result<Arc<Self>> {
+    pub(crate) fn open(file: Option<PathBuf>, hosts: Hosts, metrics: WebMetrics) -> Result<Arc<Self>> {
         let (terms, opened) = match &file {
             Some(file) => {
                 let Attempt { stamps, outcome } = load(file);
@@ -71,7 +72,7 @@ impl Gate {
             }
             None => (Terms { tls: None, users: Users::new(Default::default()), headers: Vec::new() }, Vec::new()),
         };
-        Ok(Arc::new(Self { opened, terms: RwLock::new(Arc::new(terms)), checks: Checks::new()?, metrics }))
+        Ok(Arc::new(Self { opened, terms: RwLock::new(Arc::new(terms)), checks: Checks::new()?, hosts, metrics }))
     }
 
     /// What holds now.
@@ -249,25 +250,42 @@ fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
     Some((user.to_owned(), password.to_owned()))
 }
 
-/// Lets a request through if it has a user's right password, or nobody is asked for one.
+/// Lets a request through if it has a user's right password, or nobody is asked for one and it is sent to this host by name.
 pub(super) async fn ask(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let terms = gate.terms();
     if terms.users.is_empty() {
-        return next.run(request).await;
+        // Over TLS the browser compares the name with the certificate.
+        let foreign = if terms.tls.is_some() { None } else { gate.hosts.refuses(request.uri(), request.headers()) };
+        return match foreign {
+            None => next.run(request).await,
+            Some(name) => {
+                gate.metrics.refused("host");
+                (StatusCode::MISDIRECTED_REQUEST, misdirected(&name)).into_response()
+            }
+        };
     }
     match gate.admits(&terms, request.headers()).await {
         Verdict::Right => next.run(request).await,
         Verdict::Wrong => {
-            gate.metrics.refused_password();
+            gate.metrics.refused("password");
             let head = [(header::WWW_AUTHENTICATE, "Basic realm=\"defib\""), (header::CACHE_CONTROL, "no-store")];
             (StatusCode::UNAUTHORIZED, head, "a user and the right password are needed\n").into_response()
         }
         Verdict::Busy => {
-            gate.metrics.refused_busy();
+            gate.metrics.refused("busy");
             let head = [(header::RETRY_AFTER, "1")];
             (StatusCode::SERVICE_UNAVAILABLE, head, "too many passwords to check; try again\n").into_response()
         }
     }
+}
+
+/// What is said of a name that is not known to be this host's.
+fn misdirected(name: &str) -> String {
+    const SHOWN: usize = 100;
+    let name: String = Clean(name).to_string().chars().take(SHOWN).collect();
+    format!(
+        "{name:?} is not known as a name of this host; if it is one, add it to hosts in [http] of the configuration\n"
+    )
 }
 
 /// Adds the headers that are wanted of every answer.

@@ -22,7 +22,8 @@ impl WebMetrics {
     pub(crate) fn new(registry: &Registry) -> Result<Self> {
         let refused = Opts::new(
             "defib_http_refused_total",
-            "Refused by the HTTP server: no TLS handshake, no right password, too many passwords to check.",
+            "Refused by the HTTP server: no TLS handshake, no right password, too many passwords to check (busy), a name that is \
+             not this host's, no place for a request (crowded), a place that another peer needed (evicted).",
         );
         let metrics = Self {
             connections: IntGauge::new("defib_http_connections", "Connections to the HTTP server.")?,
@@ -35,7 +36,7 @@ impl WebMetrics {
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.refused.clone()))?;
         registry.register(Box::new(metrics.reload_ok.clone()))?;
-        for reason in ["handshake", "password", "busy"] {
+        for reason in ["handshake", "password", "busy", "host", "crowded", "evicted"] {
             metrics.refused.with_label_values(&[reason]);
         }
         metrics.reload_ok.set(1);
@@ -53,19 +54,9 @@ impl WebMetrics {
         Connected(self.connections.clone())
     }
 
-    /// No TLS came about.
-    pub(super) fn refused_handshake(&self) {
-        self.refused.with_label_values(&["handshake"]).inc();
-    }
-
-    /// No user, or not the right password.
-    pub(super) fn refused_password(&self) {
-        self.refused.with_label_values(&["password"]).inc();
-    }
-
-    /// Too many waited for a check.
-    pub(super) fn refused_busy(&self) {
-        self.refused.with_label_values(&["busy"]).inc();
+    /// One more of this reason, which is one of those that [`Self::new`] has.
+    pub(super) fn refused(&self, reason: &str) {
+        self.refused.with_label_values(&[reason]).inc();
     }
 }
 

@@ -1,47 +1,53 @@
-//! Connections: taken, bounded, and handed to the pages. Whoever is slow loses its place: in the handshake, with its request,
-//! between two requests, and in taking what was answered. All of it happens on a thread of its own: what strangers have it
-//! compute, as in a crowd of handshakes, is no delay of a restart.
+//! Connections: taken, given a [place](super::places), and handed to the pages. Whoever is slow loses its place: in the handshake, with
+//! its request, between two requests, and in taking what was answered; and at once when others want it who have fewer. All of it
+//! happens on a thread of its own: what strangers have it compute, as in a crowd of handshakes, is no delay of a restart.
 
-use std::{future::Future, io, sync::Arc, thread, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use axum::Router;
 use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::{Resource, getrlimit};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     runtime,
-    sync::{Semaphore, oneshot},
-    task::JoinSet,
+    sync::oneshot,
+    task::{JoinSet, yield_now},
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::gate::Gate;
+use super::{
+    gate::Gate,
+    places::{Placed, Places, Rooms, Seat},
+};
+use crate::host::peer::{Peer, Peers};
 
 /// What those who come may use up.
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
-    /// Connections at a time; the next waits with the kernel until one has ended.
-    connections: usize,
+    /// Connections at a time.
+    rooms: Rooms,
     /// For a TLS handshake.
     handshake: Duration,
     /// For the head of a request, and between two of them.
     head: Duration,
 }
 
-const USUAL: Bounds = Bounds { connections: 256, handshake: Duration::from_secs(10), head: Duration::from_secs(30) };
 /// What was sent must be taken within this time, or the kernel ends the connection; ms (tcp(7), TCP_USER_TIMEOUT).
 const TAKEN_MS: u32 = 30_000;
-/// Bytes of a request's head.
-const HEAD_BYTES: usize = 64 << 10;
+/// Bytes of a request's head: what a browser sends fits twice, and 512 of them are 8 MiB.
+const HEAD_BYTES: usize = 16 << 10;
 /// After the system had no descriptor for a connection.
-const BREATH: Duration = Duration::from_millis(200);
+const BREATH: Duration = Duration::from_millis(10);
+
+fn usual() -> Bounds {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    Bounds { rooms: Rooms::of(descriptors), handshake: Duration::from_secs(10), head: Duration::from_secs(30) }
+}
 
 /// Serves until `shutdown` completes, on a thread of its own.
 ///
@@ -56,7 +62,7 @@ pub(super) async fn apart(
     // What it is told by belongs to the runtime that it was made in.
     let listener = listener.into_std().context("the listener cannot be handed over")?;
     let (end, ended) = oneshot::channel();
-    let work = async move { serve(TcpListener::from_std(listener)?, gate, router, USUAL, shutdown).await };
+    let work = async move { serve(TcpListener::from_std(listener)?, gate, router, usual(), shutdown).await };
     let thread = thread::Builder::new().name("defib-http".to_owned());
     let thread = thread.spawn(move || {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime");
@@ -76,29 +82,36 @@ async fn serve(
 ) -> Result<()> {
     // Dropped, and so ended, with this future.
     let mut connections = JoinSet::new();
-    let places = Arc::new(Semaphore::new(bounds.connections));
+    let (places, peers) = (Places::new(bounds.rooms, gate.metrics.clone()), Peers::new());
     let take = async {
         loop {
-            let place = Arc::clone(&places).acquire_owned().await.context("no more places")?;
             while connections.try_join_next().is_some() {}
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, remote) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Of one connection, or of the whole machine; neither is the end of this server.
                     tracing::debug!("a connection could not be taken: {error}");
+                    places.make_room();
                     sleep(BREATH).await;
                     continue;
                 }
             };
-            let (gate, router) = (Arc::clone(&gate), router.clone());
+            let peer = who(&peers, &stream, remote);
+            let seat = places.arrive(peer);
+            let (gate, places, router) = (Arc::clone(&gate), Arc::clone(&places), router.clone());
             connections.spawn(async move {
-                let _counted = gate.metrics.connected();
+                let _counted = places.metrics.connected();
+                let ended = tokio::select! {
+                    ended = attend(stream, (&gate, &places), router, (Arc::clone(&seat), peer), bounds) => ended,
+                    () = seat.lost() => Err(anyhow::anyhow!("another one has its place")),
+                };
                 // Its end concerns nobody else.
-                if let Err(error) = attend(stream, &gate, router, bounds).await {
+                if let Err(error) = ended {
                     tracing::debug!("a connection ended: {error:#}");
                 }
-                drop(place);
             });
+            // Those that have lost their places close before the next one is taken.
+            yield_now().await;
         }
     };
     tokio::select! {
@@ -107,23 +120,47 @@ async fn serve(
     }
 }
 
-async fn attend(stream: TcpStream, gate: &Gate, router: Router, bounds: Bounds) -> Result<()> {
+fn who(peers: &Peers, stream: &TcpStream, remote: SocketAddr) -> Peer {
+    // A connection that has gone by now has no address; it is its own network's.
+    peers.of(stream.local_addr().unwrap_or(remote), remote)
+}
+
+async fn attend(
+    stream: TcpStream,
+    (gate, places): (&Gate, &Places),
+    router: Router,
+    (seat, peer): (Arc<Seat>, Peer),
+    bounds: Bounds,
+) -> Result<()> {
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_tcp_user_timeout(&stream, TAKEN_MS)?;
-    match gate.terms().tls.clone() {
-        None => converse(stream, router, bounds).await,
-        Some(tls) => match timeout(bounds.handshake, handshake(stream, tls)).await {
-            Ok(Ok(stream)) => converse(stream, router, bounds).await,
-            Ok(Err(error)) => {
-                gate.metrics.refused_handshake();
-                Err(error).context("TLS handshake")
-            }
-            Err(late) => {
-                gate.metrics.refused_handshake();
-                Err(late).context("TLS handshake")
-            }
-        },
-    }
+    let Some(tls) = gate.terms().tls.clone() else { return converse(stream, router, seat, bounds).await };
+    let stream = match timeout(bounds.handshake, shake_hands(stream, tls, places, peer)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            places.metrics.refused("handshake");
+            return Err(error).context("TLS handshake");
+        }
+        Err(late) => {
+            places.metrics.refused("handshake");
+            return Err(late).context("TLS handshake");
+        }
+    };
+    converse(stream, router, seat, bounds).await
+}
+
+/// Only so many of a peer at a time: what they have computed is no delay of others.
+async fn shake_hands(
+    stream: TcpStream,
+    tls: Arc<ServerConfig>,
+    places: &Places,
+    peer: Peer,
+) -> io::Result<TlsStream<TcpStream>> {
+    // Who sends nothing takes no turn.
+    stream.peek(&mut [0]).await?;
+    let turns = places.handshakes(peer);
+    let _turn = turns.acquire().await.map_err(io::Error::other)?;
+    handshake(stream, tls).await
 }
 
 async fn handshake(mut stream: TcpStream, tls: Arc<ServerConfig>) -> io::Result<TlsStream<TcpStream>> {
@@ -145,13 +182,14 @@ async fn handshake(mut stream: TcpStream, tls: Arc<ServerConfig>) -> io::Result<
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
+    seat: Arc<Seat>,
     bounds: Bounds,
 ) -> Result<()> {
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(bounds.head)
         .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(stream), Placed::new(router, seat))
         .await
         .map_err(Into::into)
 }
@@ -164,15 +202,20 @@ mod tests {
     use prometheus::Registry;
 
     use super::*;
-    use crate::web::WebMetrics;
+    use crate::web::{WebMetrics, hosts::Hosts};
 
-    /// Room for one, and little patience with it.
-    const NARROW: Bounds =
-        Bounds { connections: 1, handshake: Duration::from_millis(200), head: Duration::from_millis(200) };
+    /// Room for one of each, and little patience with it.
+    const NARROW: Bounds = Bounds {
+        rooms: Rooms { arrivals: 1, scrapes: 1, streams: 1, pages: 1 },
+        handshake: Duration::from_millis(200),
+        head: Duration::from_millis(200),
+    };
 
     /// A server that says `here`, behind a gate with this file.
     async fn server(file: Option<&Path>, registry: &Registry) -> (SocketAddr, tokio::task::JoinHandle<Result<()>>) {
-        let gate = Gate::open(file.map(Path::to_owned), WebMetrics::new(registry).expect("registered")).expect("right");
+        let gate =
+            Gate::open(file.map(Path::to_owned), Hosts::default(), WebMetrics::new(registry).expect("registered"));
+        let gate = gate.expect("right");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let router = Router::new().route("/", get(|| async { "here" }));
@@ -216,9 +259,15 @@ mod tests {
         let silent = TcpStream::connect(address).await.expect("connected");
         let told = ask(address).await;
         assert!(told.starts_with("HTTP/1.0 400 ") && told.ends_with("https://\n"), "{told}");
-        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
-        assert!(text.contains("defib_http_refused_total{reason=\"handshake\"} 2\n"), "{text}");
         drop(silent);
+        // With nobody else there it has its time, and no more.
+        let mut late = TcpStream::connect(address).await.expect("connected");
+        let ended = timeout(Duration::from_secs(30), late.read(&mut [0])).await.expect("in time");
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+        for reason in ["handshake\"} 2", "evicted\"} 1"] {
+            assert!(text.contains(&format!("defib_http_refused_total{{reason=\"{reason}\n")), "{reason}: {text}");
+        }
         server.abort();
     }
 }

@@ -17,19 +17,19 @@ mod places;
 mod samples;
 mod verdict;
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum as _;
 
 use self::{
     cells::{Cell, Transcript},
-    places::Selection,
+    places::{HOST, Selection},
 };
 use crate::{
     artifacts, foreign, needs, say,
-    test::{harness::Counts, setup, skips::Skip},
-    vm::{self, Harness, Job, Kernel, Program},
+    test::{harness::Counts, setup, skips::Skip, summary::Failure},
+    vm::{self, Harness, Job, Kernel, Patience, Program},
     workspace,
 };
 
@@ -55,9 +55,6 @@ pub(crate) struct Args {
     /// Write the results to docs/diagnosis.md; for a whole run on all kernels that found no fault
     #[arg(long, requires = "all", conflicts_with_all = ["no_host", "filters"])]
     write: bool,
-    /// Seconds after which a machine is ended, boot included
-    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
-    deadline: u64,
     /// Install nothing; where something is missing, list it with the commands that bring it, and fail
     #[arg(long)]
     no_install: bool,
@@ -69,13 +66,7 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     let kernels = if args.all { Kernel::value_variants() } else { args.kernel.as_slice() };
     ensure!(!args.no_host || !kernels.is_empty(), "nowhere to run: name a kernel, or leave out --no-host");
-    let report = run(&Plan {
-        host: !args.no_host,
-        kernels,
-        filters: &args.filters,
-        deadline: Duration::from_secs(args.deadline),
-        install: !args.no_install,
-    })?;
+    let report = run(&Plan { host: !args.no_host, kernels, filters: &args.filters, install: !args.no_install })?;
     ensure!(!report.cases.is_empty(), "no case has a name like that");
     report.show();
     if !report.faults().is_empty() {
@@ -97,8 +88,6 @@ pub(crate) struct Plan<'a> {
     pub(crate) kernels: &'a [Kernel],
     /// Only cases whose names contain one of these; all when there is none.
     pub(crate) filters: &'a [String],
-    /// Time for each machine, boot included.
-    pub(crate) deadline: Duration,
     /// Whether what is missing on this machine may be installed.
     pub(crate) install: bool,
 }
@@ -167,7 +156,7 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<Report> {
             script: None,
             memory_mib: vm::MEMORY_MIB,
             cpus: vm::CPUS,
-            deadline: plan.deadline,
+            patience: Patience::programs(1),
         };
         runs.extend(plan.kernels.iter().map(|&kernel| places::in_guest(&harness, kernel, &job, &selection)));
     }
@@ -185,6 +174,28 @@ impl Report {
     /// What is wrong, one line each.
     pub(crate) fn faults(&self) -> Vec<String> {
         verdict::faults(&self.cases, &self.runs)
+    }
+
+    /// The cases that were wrong or did not come to an end, each with the command that runs it again.
+    pub(crate) fn failures(&self) -> Vec<Failure> {
+        let of_run = |run: &Run| {
+            let place = match run.place {
+                HOST => String::new(),
+                kernel => format!(" --no-host --kernel {kernel}"),
+            };
+            let (wrong, unfinished) = (run.transcript.wrong(), run.transcript.unfinished.clone());
+            let cases: Vec<_> = wrong.into_iter().chain(unfinished).collect();
+            let named = |case: String| Failure {
+                again: format!("cargo xtask corpus{place} {case}"),
+                test: format!("{TEST} on {}: {case}", run.place),
+            };
+            let whole = run.failure.as_ref().filter(|_| cases.is_empty()).map(|_| Failure {
+                test: format!("{TEST} on {}", run.place),
+                again: format!("cargo xtask corpus{place}"),
+            });
+            cases.into_iter().map(named).chain(whole).collect::<Vec<_>>()
+        };
+        self.runs.iter().flat_map(of_run).collect()
     }
 
     /// The tests of all runs by outcome, without the cases that were impossible where they ran.
@@ -232,6 +243,23 @@ mod tests {
         let mut broken = first();
         broken.transcript.audit = None;
         assert!(broken.mended_by(run("7.2", vec![right("a"), right("b")], None)).failure.is_some());
+    }
+
+    #[test]
+    fn what_failed_is_named_with_the_command_that_runs_it_again() {
+        let of_host = run("host", vec![wrong("a", "late"), right("b")], Some(audit(1, 1)));
+        let mut of_vm = run("7.2", vec![right("a")], None);
+        of_vm.failure = Some("ended".to_owned());
+        let failures = |of_vm| {
+            let report = Report { cases: cases(), runs: vec![of_vm] };
+            report.failures().into_iter().map(|failure| (failure.test, failure.again)).collect::<Vec<_>>()
+        };
+        let pair = |test: &str, again: &str| (test.to_owned(), again.to_owned());
+        assert_eq!(failures(of_host), [pair("corpus on host: a", "cargo xtask corpus a")]);
+        assert_eq!(failures(of_vm), [pair("corpus on 7.2", "cargo xtask corpus --no-host --kernel 7.2")]);
+        let mut hung = run("7.2", vec![right("a")], None);
+        (hung.failure, hung.transcript.unfinished) = (Some("ended".to_owned()), Some("b".to_owned()));
+        assert_eq!(failures(hung), [pair("corpus on 7.2: b", "cargo xtask corpus --no-host --kernel 7.2 b")]);
     }
 
     #[test]

@@ -58,15 +58,18 @@ impl Selection {
     }
 }
 
+/// What stands for this machine where a kernel's series stands for others.
+pub(super) const HOST: &str = "host";
+
 /// On this machine, with root's rights if there is a way to them.
 pub(super) fn on_host(corpus: &Executable, defib: &Path, selection: &Selection) -> Result<Run> {
     let mut command = live::command(corpus, Privilege::available()?, &[(live::BINARY, defib.as_os_str())]);
     command.args(&selection.words);
     say::line(format_args!("--> {}", process::shown(&command)));
     let mut output = Vec::new();
-    let harness::Run { counts, result } = harness::run(&mut command, &mut Tee(io::stdout(), &mut output))?;
+    let harness::Run { counts, result, .. } = harness::run(&mut command, &mut Tee(io::stdout(), &mut output))?;
     Ok(Run {
-        place: "host",
+        place: HOST,
         transcript: cells::read(&output),
         counts,
         failure: result.err().map(|error| format!("{error:#}")),

@@ -39,6 +39,8 @@ impl Counts {
 /// What one run gave: counts also when it failed.
 pub(crate) struct Run {
     pub(crate) counts: Counts,
+    /// The tests that failed, by name.
+    pub(crate) failed: Vec<String>,
     pub(crate) result: Result<()>,
 }
 
@@ -59,17 +61,20 @@ pub(crate) fn run(command: &mut Command, terminal: &mut dyn Write) -> Result<Run
     }
     let status = child.wait().with_context(|| cannot_run(command))?;
     if status.success() {
-        return Ok(Run { counts: tally.summed, result: Ok(()) });
+        return Ok(Run { counts: tally.summed, failed: Vec::new(), result: Ok(()) });
     }
     let error = anyhow!("`{}` ended with {status}", process::shown(command));
-    Ok(Run { counts: tally.counts(), result: Err(error) })
+    Ok(Run { counts: tally.counts(), failed: tally.failed(), result: Err(error) })
 }
 
-/// The counts in the whole output of a program that ran elsewhere.
-pub(crate) fn counts(output: &[u8]) -> Counts {
+/// In the place of a test's name, for a program that died between two of them.
+pub(crate) const DIED: &str = "(a program that died)";
+
+/// The counts in the whole output of a program that ran elsewhere, and the tests that failed.
+pub(crate) fn read(output: &[u8]) -> (Counts, Vec<String>) {
     let mut tally = Tally::default();
     tally.read(output);
-    tally.counts()
+    (tally.counts(), tally.failed())
 }
 
 /// Puts lines together from what comes through and sums the results.
@@ -79,6 +84,11 @@ struct Tally {
     line: Vec<u8>,
     started: usize,
     ended: usize,
+    /// The test that began last, until its outcome is there.
+    begun: Option<String>,
+    /// The lines since `failures:`, which at a harness's end are the names of those that failed.
+    listed: Option<Vec<String>>,
+    failed: Vec<String>,
 }
 
 impl Tally {
@@ -90,13 +100,36 @@ impl Tally {
             }
             let line = plain(&self.line);
             self.line.clear();
-            if let Some(counts) = result_line(&line) {
-                self.summed.add(counts);
-                self.ended += 1;
-            } else if line.starts_with("running ") && line.trim_end_matches('s').ends_with(" test") {
-                self.started += 1;
-            }
+            self.take(&line);
         }
+    }
+
+    fn take(&mut self, line: &str) {
+        if let Some(counts) = result_line(line) {
+            self.summed.add(counts);
+            self.ended += 1;
+            self.begun = None;
+            self.failed.extend(self.listed.take().filter(|_| counts.failed > 0).into_iter().flatten());
+        } else if line.starts_with("running ") && line.trim_end_matches('s').ends_with(" test") {
+            self.started += 1;
+        } else if line == "failures:" {
+            // There are two of them: one before what the tests printed, one before their names.
+            self.listed = Some(Vec::new());
+        } else if let (Some(listed), Some(name)) = (&mut self.listed, line.strip_prefix("    ")) {
+            listed.push(name.to_owned());
+        } else if let Some((name, _)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
+            self.begun = (!["ok", "FAILED"].iter().any(|end| line.ends_with(end))).then(|| name.to_owned());
+        }
+    }
+
+    /// The names of the tests that failed; that of the one in which a program died, too.
+    fn failed(mut self) -> Vec<String> {
+        if self.started > self.ended {
+            let rest = plain(&std::mem::take(&mut self.line));
+            self.take(&rest);
+            self.failed.push(self.begun.unwrap_or_else(|| DIED.to_owned()));
+        }
+        self.failed
     }
 
     /// The sum, with a failure for a harness that began and never said how it ended: its program died inside a test.
@@ -166,6 +199,22 @@ mod tests {
             output.as_bytes().chunks(size).for_each(|piece| tally.read(piece));
             assert_eq!(tally.counts(), counted(2, 1, 0));
         }
+    }
+
+    #[test]
+    fn the_tests_that_failed_are_named_also_the_one_in_which_a_program_died() {
+        let output = "running 2 tests\ntest one::a ... FAILED\ntest one::b ... ok\n\nfailures:\n\n\
+                      ---- one::a stdout ----\n    indented\n\n\nfailures:\n    one::a\n\n\
+                      test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n\n\
+                      running 2 tests\ntest two::a ... ok\ntest two::b ... it says\nsomething\n";
+        for size in [1, 7, 4096] {
+            let mut tally = Tally::default();
+            output.as_bytes().chunks(size).for_each(|piece| tally.read(piece));
+            assert_eq!(tally.failed(), ["one::a", "two::b"]);
+        }
+        let (counts, failed) = read(b"running 1 test\ntest hangs ... ");
+        assert_eq!((counts, failed), (counted(0, 1, 0), vec!["hangs".to_owned()]));
+        assert_eq!(read(b"running 1 test\n").1, ["(a program that died)"]);
     }
 
     #[test]

@@ -76,7 +76,7 @@ fn run_programs(
         command
     };
     let mut here = start(program);
-    let Some(beside) = beside else { return steps::run_tests(&mut here, session) };
+    let Some(beside) = beside else { return steps::run_tests(&mut here, steps::LIVE, session) };
     let (mut there, mut output) = (start(beside), Vec::new());
     let (here, there) = thread::scope(|scope| {
         let there = scope.spawn(|| harness::run(&mut there, &mut output));
@@ -85,7 +85,7 @@ fn run_programs(
     io::stdout().write_all(&output)?;
     let Ok(there) = there else { bail!("{} was not looked after to its end", beside.name) };
     // Both are booked, whatever came of either.
-    let book = |run: Result<harness::Run>| steps::book_tests(run?, session);
+    let book = |run: Result<harness::Run>| steps::book_tests(run?, steps::LIVE, session);
     let [here, there] = [here, there].map(book);
     here.and(there)
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: all that must hold before a change goes in, in one command, on any machine.
 //!
-//! The steps run one after another and the first failure ends the run; the summary is printed in any case. Its last line
-//! counts the tests. A live test that cannot run here (no root, no BTF) says why in a file, see [`skips`]: it counts as
+//! The steps run one after another, also after one that failed: only those are left out that need what it was to bring. The
+//! summary names each test that failed and the command that runs it again. Its last line counts the tests. A live test that cannot run here (no root, no BTF) says why in a file, see [`skips`]: it counts as
 //! skipped, not as passed, and on a build server as a failure.
 //!
 //! A build server also boots virtual machines: the live tests that need systemd run in one, and the
@@ -13,7 +13,7 @@ pub(crate) mod live;
 pub(crate) mod setup;
 pub(crate) mod skips;
 mod steps;
-mod summary;
+pub(crate) mod summary;
 
 use std::{
     path::PathBuf,
@@ -27,7 +27,7 @@ use crate::{say, workspace};
 use harness::Counts;
 use skips::{Skip, SkipLog};
 use steps::Step;
-use summary::Outcome;
+use summary::{Failure, Outcome};
 
 /// Run all checks and tests: format, lints, unit tests, kernel object, live tests, corpus of deaths
 ///
@@ -44,6 +44,9 @@ pub(crate) struct Args {
     /// Leave out the live tests, the corpus, and the build of what they run
     #[arg(long)]
     no_live: bool,
+    /// Run this step alone, and what it needs
+    #[arg(long, value_name = "STEP", value_parser = steps::names())]
+    only: Option<String>,
     /// Run only tests whose names contain one of these; the other checks run as always
     #[arg(value_name = "FILTER")]
     filters: Vec<String>,
@@ -54,38 +57,88 @@ struct Session {
     args: Args,
     counts: Counts,
     skips: Vec<Skip>,
+    failures: Vec<Failure>,
     log: SkipLog,
     /// The agent's binary, once it is built.
     defib: Option<PathBuf>,
 }
 
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
-    let steps: Vec<Step> = steps::ALL.into_iter().filter(|step| !(args.no_live && step.live)).collect();
+    let steps = steps::chosen(args.only.as_deref(), args.no_live);
     let log = SkipLog::create(&workspace::target())?;
-    let mut session = Session { args, counts: Counts::default(), skips: Vec::new(), log, defib: None };
+    let (counts, skips, failures) = (Counts::default(), Vec::new(), Vec::new());
+    let mut session = Session { args, counts, skips, failures, log, defib: None };
 
-    let mut outcomes: Vec<(&str, Outcome)> = Vec::new();
-    let mut failed = false;
-    for (index, step) in steps.iter().enumerate() {
-        if failed {
-            outcomes.push((step.name, Outcome::NotRun));
-            continue;
-        }
+    let outcomes = run_all(&steps, |index, step| {
         say::line(format_args!("==> [{}/{}] {}: {}", index + 1, steps.len(), step.name, step.what));
-        let start = Instant::now();
-        let result = (step.run)(&mut session);
-        failed = result.is_err();
-        outcomes.push((step.name, Outcome::of(result, start.elapsed())));
-    }
-    summary::print(&outcomes, &session.skips, session.counts);
+        (step.run)(&mut session)
+    });
+    summary::print(&outcomes, &session.skips, &session.failures, session.counts);
+    let failed = outcomes.iter().any(|(_, outcome)| !matches!(outcome, Outcome::Passed(_)));
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// Runs each step but those that need one that failed, or that was left out itself.
+fn run_all(steps: &[Step], mut run: impl FnMut(usize, &Step) -> Result<()>) -> Vec<(&'static str, Outcome)> {
+    let mut outcomes: Vec<(&str, Outcome)> = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        let is_lacking = |needed: &&str| {
+            outcomes.iter().any(|(name, outcome)| name == needed && !matches!(outcome, Outcome::Passed(_)))
+        };
+        let outcome = match step.needs.iter().copied().find(is_lacking) {
+            Some(needed) => Outcome::LeftOut(needed),
+            None => {
+                let start = Instant::now();
+                Outcome::of(run(index, step), start.elapsed(), step)
+            }
+        };
+        outcomes.push((step.name, outcome));
+    }
+    outcomes
+}
+
 impl Outcome {
-    fn of(result: Result<()>, time: Duration) -> Self {
+    fn of(result: Result<()>, time: Duration, step: &Step) -> Self {
         match result {
             Ok(()) => Self::Passed(time),
-            Err(error) => Self::Failed(time, format!("{error:#}")),
+            Err(error) => Self::Failed(time, format!("{error:#}"), step.again()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_fails_keeps_only_those_from_running_that_need_it() {
+        let steps = steps::chosen(None, false);
+        let run = |failing: &[&str]| {
+            let mut ran = Vec::new();
+            let outcomes = run_all(&steps, |_, step| {
+                ran.push(step.name);
+                anyhow::ensure!(!failing.contains(&step.name), "broken");
+                Ok(())
+            });
+            let left_out: Vec<_> = outcomes
+                .iter()
+                .filter(|(_, outcome)| matches!(outcome, Outcome::LeftOut(_)))
+                .map(|(name, _)| *name)
+                .collect();
+            assert_eq!(ran.len() + left_out.len(), steps.len());
+            left_out
+        };
+        assert!(run(&[]).is_empty());
+        assert!(run(&["tools", "clippy", "unit tests", "live tests", "corpus"]).is_empty());
+        assert_eq!(run(&["build"]), ["live tests", "corpus", "machines"]);
+    }
+
+    #[test]
+    fn a_step_that_is_chosen_comes_with_what_it_needs() {
+        let names = |only, no_live| steps::chosen(only, no_live).iter().map(|step| step.name).collect::<Vec<_>>();
+        assert_eq!(names(Some("unit tests"), false), ["unit tests"]);
+        assert_eq!(names(Some("live tests"), false), ["build", "live tests"]);
+        assert!(!names(None, true).contains(&"build"));
+        assert_eq!(names(None, false).len(), steps::ALL.len());
     }
 }

@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     console::{Console, Line},
     logged,
+    patience::{Overdue, Patience, Progress},
 };
 
 /// Kernel command line, without the nonce. `psi=1` and `swapaccount=1` turn on what some Debian kernels have off by
@@ -35,8 +36,7 @@ pub(super) struct Machine<'a> {
     pub(super) logs: &'a Path,
     pub(super) memory_mib: u32,
     pub(super) cpus: u32,
-    /// Time for all of it, boot included.
-    pub(super) deadline: Duration,
+    pub(super) patience: Patience,
     /// A word that is in no payload's output.
     pub(super) nonce: String,
 }
@@ -60,41 +60,74 @@ pub(super) fn run(machine: &Machine<'_>, sink: &mut dyn Write) -> Result<Outcome
     let lines = qemu.lines()?;
     let mut console = Console::new(&machine.nonce);
     let mut boot = Duration::ZERO;
+    let since = || started.elapsed();
+    let status = match follow(&lines, &mut console, Progress::new(machine.patience), since, &mut boot, sink)? {
+        End::Exit(status) => status,
+        End::Overdue(overdue) => {
+            drop(qemu);
+            // With it ends the port, and what came last may be a line without an end: the test that hangs.
+            for line in lines {
+                if let Line::Output(text) = console.read(&line) {
+                    sink.write_all(text).context("cannot write the guest's output")?;
+                }
+            }
+            logged::show_end(&console_log);
+            bail!("{overdue}");
+        }
+        End::Stopped => {
+            logged::show_end(&console_log);
+            logged::show_end(&qemu_log);
+            if !console.begun() {
+                return Err(StoppedBooting.into());
+            }
+            bail!("the machine stopped while the command ran");
+        }
+    };
+    Ok(Outcome { status, boot, total: started.elapsed() })
+}
+
+/// How the reading of a machine's port ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// The command ended with this status.
+    Exit(u8),
+    /// It took too long.
+    Overdue(Overdue),
+    /// The port is gone.
+    Stopped,
+}
+
+/// Reads the port until the command has ended or its time is over; `since` is the time from the machine's start, and `boot` gets
+/// that of the command's begin.
+fn follow(
+    lines: &Receiver<Vec<u8>>,
+    console: &mut Console,
+    mut progress: Progress,
+    since: impl Fn() -> Duration,
+    boot: &mut Duration,
+    sink: &mut dyn Write,
+) -> Result<End> {
     loop {
-        let left = machine.deadline.saturating_sub(started.elapsed());
         // Asked for first: a guest that floods the port has always something to receive.
-        let received = if left.is_zero() { Err(RecvTimeoutError::Timeout) } else { lines.recv_timeout(left) };
-        let line = match received {
-            Ok(line) => line,
-            Err(RecvTimeoutError::Timeout) => {
-                let what =
-                    if console.begun() { "the command was still running" } else { "it had not finished booting" };
-                drop(qemu);
-                // With it ends the port, and what came last may be a line without an end: the test that hangs.
-                for line in lines {
-                    if let Line::Output(text) = console.read(&line) {
-                        sink.write_all(text).context("cannot write the guest's output")?;
-                    }
-                }
-                logged::show_end(&console_log);
-                bail!("ended by its deadline after {} s: {what}", machine.deadline.as_secs());
-            }
-            Err(RecvTimeoutError::Disconnected) => {
-                logged::show_end(&console_log);
-                logged::show_end(&qemu_log);
-                if !console.begun() {
-                    return Err(StoppedBooting.into());
-                }
-                bail!("the machine stopped while the command ran");
-            }
+        let line = match progress.left(since()).map(|left| lines.recv_timeout(left)) {
+            Ok(Ok(line)) => line,
+            Ok(Err(RecvTimeoutError::Timeout)) => continue,
+            Ok(Err(RecvTimeoutError::Disconnected)) => return Ok(End::Stopped),
+            Err(overdue) => return Ok(End::Overdue(overdue)),
         };
         match console.read(&line) {
             Line::Noise => {}
-            Line::Begin => boot = started.elapsed(),
-            Line::Output(text) => sink.write_all(text).context("cannot write the guest's output")?,
+            Line::Begin => {
+                *boot = since();
+                progress.made(*boot);
+            }
+            Line::Output(text) => {
+                progress.made(since());
+                sink.write_all(text).context("cannot write the guest's output")?;
+            }
             Line::Exit { rest, status } => {
                 sink.write_all(rest).and_then(|()| sink.flush()).context("cannot write the guest's output")?;
-                return Ok(Outcome { status, boot, total: started.elapsed() });
+                return Ok(End::Exit(status));
             }
         }
     }
@@ -173,4 +206,53 @@ fn next_line(output: &mut BufReader<impl Read>) -> std::io::Result<Option<Vec<u8
 /// A comma in a file name is doubled inside a qemu option.
 fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// A port with these lines on it, at a clock that goes on by `step` with each look.
+    fn followed(lines: &[&str], step: Duration, ends: bool) -> (End, String) {
+        let (sender, receiver) = sync_channel(64);
+        for line in lines {
+            sender.send(line.as_bytes().to_vec()).expect("there is room");
+        }
+        let now = Cell::new(Duration::ZERO);
+        let since = || now.replace(now.get() + step);
+        let patience = Patience { silence: Duration::from_millis(100), whole: Duration::from_secs(3600) };
+        let (mut console, mut boot, mut sink) = (Console::new("n1"), Duration::ZERO, Vec::new());
+        let _kept = (!ends).then_some(sender);
+        let end = follow(&receiver, &mut console, Progress::new(patience), since, &mut boot, &mut sink);
+        (end.expect("nothing fails"), String::from_utf8(sink).expect("text"))
+    }
+
+    #[test]
+    fn tests_that_each_take_less_than_the_silence_all_run_to_their_end() {
+        let step = Duration::from_millis(40);
+        let mut lines = vec!["Loading Linux\n", "@@defib-vm n1 begin\n"];
+        lines.extend(["test one ... ok\n"; 40]);
+        lines.push("@@defib-vm n1 exit 0\n");
+        let (end, output) = followed(&lines, step, false);
+        assert_eq!((end, output.lines().count()), (End::Exit(0), 40));
+    }
+
+    #[test]
+    fn a_command_that_hangs_is_overdue_and_so_is_a_boot() {
+        let step = Duration::from_millis(40);
+        let (end, output) = followed(&["@@defib-vm n1 begin\n", "test one ... ok\n"], step, false);
+        assert_eq!(
+            (end, output.as_str()),
+            (End::Overdue(Overdue::Silent(Duration::from_millis(100))), "test one ... ok\n")
+        );
+        let (end, _) = followed(&["Loading Linux\n", "noise\n", "noise\n", "noise\n"], step, false);
+        assert_eq!(end, End::Overdue(Overdue::Boot(Duration::from_millis(100))));
+    }
+
+    #[test]
+    fn a_port_that_is_gone_is_the_end_of_the_machine() {
+        assert_eq!(followed(&["@@defib-vm n1 begin\n"], Duration::ZERO, true).0, End::Stopped);
+    }
 }

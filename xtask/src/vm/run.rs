@@ -5,7 +5,7 @@ use std::{
     io::Write,
     path::PathBuf,
     process,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
@@ -14,6 +14,7 @@ use super::{
     boot::{self, Machine, Outcome, StoppedBooting},
     host, image, initramfs,
     kernel::{self, Kernel},
+    patience::Patience,
     payload::{self, Payload},
     programs::Program,
 };
@@ -37,8 +38,7 @@ pub(crate) struct Job<'a> {
     pub(crate) script: Option<&'a str>,
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
-    /// Time for all of it, boot included.
-    pub(crate) deadline: Duration,
+    pub(crate) patience: Patience,
 }
 
 impl Harness {
@@ -85,7 +85,7 @@ impl Harness {
             logs: &logs,
             memory_mib: job.memory_mib,
             cpus: job.cpus,
-            deadline: job.deadline,
+            patience: job.patience,
             nonce,
         };
         let copy = logs.join("output.log");

@@ -54,7 +54,10 @@ fn an_outage_fires_at_once_and_ends_with_it() {
     board.advance(NOW);
     assert_eq!(firing(&board), ["DefibServiceDown//web"]);
     let (_, alert) = board.shown().next().expect("one");
-    assert_eq!((alert.since_ns, alert.text.as_str()), (NOW - SECOND, "it is down and not healthy again; killed"));
+    assert_eq!(
+        (alert.since_ns, alert.text.as_str()),
+        (moment(NOW - SECOND), "it is down and not healthy again; killed")
+    );
     let first = alert.version;
     board.stands("web", down(NOW - SECOND), NOW + SECOND);
     board.advance(NOW + SECOND);
@@ -101,7 +104,7 @@ fn a_paused_service_has_no_alerts_until_the_pause_runs_out() {
     board.advance(until);
     assert_eq!(firing(&board), ["DefibServiceDown//web", "DefibOomKill/memcg/web", "DefibHiddenLeak//web"]);
     let (_, alert) = board.shown().next().expect("the outage");
-    assert_eq!(alert.since_ns, NOW, "it began when it began");
+    assert_eq!(alert.since_ns, moment(NOW), "it began when it began");
 }
 
 #[test]
@@ -123,7 +126,7 @@ fn an_oom_kill_is_shown_for_ten_minutes_from_when_somebody_took_it() {
     // Another one, while the end of the first is still told, is a new alert.
     board.oom_kill("web", "memcg", late + EVENT + 1, "leaky was killed", late + EVENT + 1);
     board.advance(late + EVENT + 1);
-    assert_eq!((board.firing(), board.alerts[&key].since_ns), (1, late + EVENT + 1));
+    assert_eq!((board.firing(), board.alerts[&key].since_ns), (1, moment(late + EVENT + 1)));
 }
 
 #[test]
@@ -194,7 +197,24 @@ fn the_next_agent_goes_on_and_takes_back_what_is_over() {
     let gone = kept.iter().find(|(name, _)| name == "DefibOomKill/memcg/told").expect("said to the store");
     assert_eq!(gone.1, None, "its time was up");
     let since = next.shown().next().map(|(_, alert)| alert.since_ns);
-    assert_eq!(since, Some(NOW - MINUTE));
+    assert_eq!(since, Some(moment(NOW - MINUTE)));
+}
+
+#[test]
+fn an_alert_of_an_earlier_boot_keeps_the_moment_at_which_it_began() {
+    let mut board = Board::default();
+    board.stands("web", down(NOW - MINUTE), NOW);
+    board.advance(NOW);
+    let mut kept = board.take_changed(NOW, wall());
+    let (_, Some(one)) = kept.remove(0) else { panic!("it fires") };
+    // The next agent begins two seconds after a boot.
+    let mut next = Board::default();
+    next.restore(one.clone(), 2 * SECOND, wall() + Duration::from_nanos(MINUTE));
+    next.stands("web", down(SECOND), 2 * SECOND);
+    next.advance(2 * SECOND);
+    assert_eq!(next.shown().next().map(|(_, alert)| alert.since_ns), Some(2 * moment(SECOND) - 2 * moment(MINUTE)));
+    let kept = next.take_changed(2 * SECOND, wall() + Duration::from_nanos(MINUTE));
+    assert_eq!(kept[0].1.as_ref().map(|kept| kept.since), Some(one.since));
 }
 
 #[test]

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{Engine, Outcome, State};
 use crate::host::process::Identity;
 
-/// What outlives the agent. Times are CLOCK_BOOTTIME nanoseconds, which whoever keeps it for longer than that converts.
+/// What outlives the agent. Times are CLOCK_BOOTTIME nanoseconds, which whoever keeps it for longer than that converts. What can be
+/// of an earlier boot is signed: a moment before this boot is negative, and as long ago as it is.
 #[derive(Clone, Debug, Default, PartialEq, Hash, Serialize, Deserialize)]
 pub(crate) struct Memory {
     /// The living main process.
@@ -15,13 +16,13 @@ pub(crate) struct Memory {
     /// Begin of the outage.
     pub(crate) down_ns: Option<u64>,
     /// The last proof of health.
-    pub(crate) healthy_ns: Option<u64>,
+    pub(crate) healthy_ns: Option<i64>,
     /// Restarts in a row.
     pub(crate) attempts: u32,
     /// A restart was asked for, and there was no answer yet.
     pub(crate) in_flight: bool,
     /// When restarts were spent.
-    pub(crate) spent_ns: VecDeque<u64>,
+    pub(crate) spent_ns: VecDeque<i64>,
     /// The end of a pause.
     pub(crate) paused_until_ns: Option<u64>,
     /// The incarnation that died last.
@@ -40,14 +41,17 @@ pub(crate) struct Memory {
 
 impl Memory {
     /// What it means after the host was started again: nothing of what ran lives, and the boot begins all anew; budgets and
-    /// pauses go on. `shift_ns` is what to add to an old moment; one before this boot becomes its beginning.
+    /// pauses go on. `shift_ns` is what to add to an old moment. An incarnation that was well when the host ended was healthy until
+    /// then; one whose outage lasted has proven nothing since, so its tries go on from the beginning of this boot.
     pub(crate) fn after_reboot(self, shift_ns: i64) -> Self {
-        let moved = |at_ns: u64| at_ns.saturating_add_signed(shift_ns);
+        let moved = |at_ns: i64| at_ns.saturating_add(shift_ns);
+        let healthy_ns = self.healthy_ns.map(moved);
         Self {
-            healthy_ns: self.healthy_ns.map(moved),
+            healthy_ns: if self.down_ns.is_none() { healthy_ns } else { healthy_ns.map(|at_ns| at_ns.max(0)) },
             attempts: self.attempts,
             spent_ns: self.spent_ns.into_iter().map(moved).collect(),
-            paused_until_ns: self.paused_until_ns.map(moved),
+            // A pause that ended before this boot is over at its beginning.
+            paused_until_ns: self.paused_until_ns.map(|at_ns| at_ns.saturating_add_signed(shift_ns)),
             ..Self::default()
         }
     }
@@ -76,6 +80,7 @@ impl Engine {
         (self.paused_until_ns, self.died_ns) = (paused_until_ns, down_ns.unwrap_or(0));
         self.gone = gone;
         self.pending = pending.then_some(gone);
+        self.absent = pending && gone.is_none();
         self.likely = likely;
         self.renewed = renewed;
         self.revived = if in_flight { Outcome::Restarted } else { Outcome::Respawned };

@@ -78,6 +78,54 @@ impl Bench {
     }
 }
 
+#[test]
+fn on_a_host_that_has_just_booted_a_service_that_is_absent_starts_at_once_whatever_its_grace() {
+    for now in [0, S, 60 * S] {
+        let mut bench = Bench::new(Policy { grace: Duration::from_secs(3600), ..policy() });
+        assert_eq!(short(&bench.step(Input::Missing, now)), ["open", "ask"]);
+        assert_eq!(short(&bench.plan(gives_up(), now)), ["restart 1"]);
+        // The grace is for a death, also of the first incarnation.
+        bench.started(2, now + S);
+        bench.step(died(2, now + 2 * S), now + 2 * S);
+        let until = now / S + 2 + 3600;
+        assert_eq!(short(&bench.plan(gives_up(), now + 2 * S)), [format!("grace until {until}")]);
+    }
+}
+
+#[test]
+fn an_agent_that_is_started_again_before_it_has_started_what_was_absent_does_so_at_once() {
+    let mut bench = Bench::new(Policy { grace: Duration::from_secs(3600), ..policy() });
+    bench.step(Input::Missing, S);
+    let memory = bench.engine.memory();
+    let mut next = Bench::new(Policy { grace: Duration::from_secs(3600), ..policy() });
+    next.engine.remember(memory, 3 * S);
+    let (_, actions) = next.due(gives_up());
+    assert_eq!(short(&actions), ["restart 1"]);
+}
+
+#[test]
+fn what_was_before_this_boot_is_as_long_ago_as_it_is() {
+    const DAY: i64 = 86_400 * S as i64;
+    let spent: std::collections::VecDeque<i64> = [5, 6, 7].map(|at| at * S as i64).into();
+    let memory = Memory { healthy_ns: Some(8 * S as i64), attempts: 3, spent_ns: spent, ..Memory::default() };
+    let rebooted = |memory: &Memory, shift: i64| {
+        let mut bench = Bench::new(policy());
+        bench.engine.remember(memory.clone().after_reboot(shift), S);
+        assert_eq!(bench.step(Input::Alive(who(2)), S), []);
+        bench.step(died(2, 20 * S), 20 * S);
+        short(&bench.plan(gives_up(), 22 * S))
+    };
+    assert_eq!(rebooted(&memory, -DAY), ["restart 1"], "a day ago: neither budget nor tries are spent");
+    // The host was down for seconds: three of three in ten minutes are spent.
+    assert_eq!(rebooted(&memory, -9 * S as i64), ["back-off until 24"]);
+    let mut bench = Bench::new(policy());
+    bench.engine.remember(memory.clone().after_reboot(-9 * S as i64), S);
+    assert_eq!(bench.engine.ledger.blocked_until(S), Some(596 * S), "ten minutes after the first");
+    // In an outage that lasted to the end of the host nothing was proven, however long ago its last health is.
+    let down = Memory { down_ns: Some(9 * S), ..memory };
+    assert_eq!(rebooted(&down, -DAY), ["back-off until 24"]);
+}
+
 /// Only what is done, and the labels.
 fn short(actions: &[Action]) -> Vec<String> {
     actions
@@ -573,7 +621,7 @@ proptest! {
                     Action::Restart { .. } => {
                         prop_assert!(allowed, "only when its supervisor has given up");
                         prop_assert!(!in_flight, "two restarts in flight");
-                        prop_assert!(engine.died_ns + 2 * S <= now, "inside the grace");
+                        prop_assert!(engine.absent || engine.died_ns + 2 * S <= now, "inside the grace");
                         prop_assert!(now >= paused_until, "during maintenance");
                         restarts.push(now);
                         let recent = restarts.iter().filter(|&&at| at + 600 * S > now).count();

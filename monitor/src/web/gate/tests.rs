@@ -68,7 +68,8 @@ async fn what_has_changed_is_read_again_and_what_is_wrong_or_gives_away_is_not_t
         &format!("tls_server_config: {{ cert_file: web.crt, key_file: web.key }}\nbasic_auth_users: {{ a: {HASH} }}\n"),
     );
     let registry = Registry::new();
-    let gate = Gate::open(Some(file.clone()), WebMetrics::new(&registry).expect("registered")).expect("right");
+    let gate = Gate::open(Some(file.clone()), Hosts::default(), WebMetrics::new(&registry).expect("registered"))
+        .expect("right");
     let seen = look(file.clone(), Vec::new()).await.expect("looked").expect("read").stamps;
     assert_eq!(seen.len(), 3);
     assert!(look(file.clone(), seen.clone()).await.expect("looked").is_none(), "nothing has changed");

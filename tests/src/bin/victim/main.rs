@@ -1,5 +1,6 @@
 //! Dies on command, in one of many ways. Each way is what a real program does; nothing is pretended.
 //!
+//! * `crowd`: holding the places of an HTTP server
 //! * `faults`: what a program brings on itself
 //! * `memory`: taking too much of it
 //! * `threads`: threads that end in an unusual order
@@ -8,6 +9,7 @@
 //! * `server`: a web server that gets ill on request
 //! * `sessions`: a server that leaks in one function among others
 
+mod crowd;
 mod faults;
 mod limits;
 mod memory;
@@ -109,6 +111,16 @@ enum Way {
     Serve {
         /// The port
         port: u16,
+    },
+    /// Hold connections to an HTTP server: silent ones, half-sent requests, answers that nobody reads
+    Crowd {
+        /// The server
+        address: std::net::SocketAddr,
+        /// How many
+        count: usize,
+        /// Each with the begin of a TLS handshake
+        #[arg(long)]
+        tls: bool,
     },
     /// Serve for ever, forgetting to close sessions
     Sessions {
@@ -216,6 +228,7 @@ fn main() {
         Way::Exit { code } => exit(code),
         Way::Wait => wait_for_input(),
         Way::Serve { port } => server::serve(port),
+        Way::Crowd { address, count, tls } => crowd::hold(address, count, tls),
         Way::Sessions { kib, busy } => sessions::serve(kib, busy),
         Way::Idle => processes::idle(),
         Way::OnTerm { code } => processes::on_term(code),

@@ -1,0 +1,102 @@
+//! Children of the agent that this process was before it began again (SIGHUP): services that live on, and helpers that were ended with
+//! that agent. Nobody else waits for them, so without this each stays a zombie, and its pid is taken, for as long as the agent lives.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+};
+
+use rustix::{
+    io::Errno,
+    process::{Pid, WaitOptions, waitpid},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::process;
+
+/// Bytes of the list of children: more than all pids that there can be (4,194,304, proc_sys_kernel(5)).
+const LIST: u64 = 64 << 20;
+
+/// The children that there are. To be called before this program has any of its own, while it has one thread: exec(2) has left
+/// all of them to that.
+pub(crate) fn left() -> Vec<Pid> {
+    listed("/proc/thread-self/children").unwrap_or_else(|_| found())
+}
+
+/// As the kernel lists them (proc_tid_children(5)); not every kernel does (CONFIG_PROC_CHILDREN).
+fn listed(path: &str) -> io::Result<Vec<Pid>> {
+    let mut text = String::new();
+    File::open(path)?.take(LIST).read_to_string(&mut text)?;
+    Ok(text.split_ascii_whitespace().filter_map(pid).collect())
+}
+
+/// Those whose parent this process is.
+fn found() -> Vec<Pid> {
+    let own = std::process::id();
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let ours = |tgid: &u32| process::descent(*tgid).is_some_and(|(parent, _)| parent == own);
+    pids.filter(ours).filter_map(|tgid| pid(&tgid.to_string())).collect()
+}
+
+fn pid(text: &str) -> Option<Pid> {
+    text.parse().ok().and_then(Pid::from_raw)
+}
+
+/// Waits for each by its pid, and for no other: the pid of a child is no other process's before it was waited for, and what this
+/// program starts itself it waits for itself.
+pub(crate) async fn reap(mut left: Vec<Pid>) {
+    // Before the first look, so that no end falls between the two.
+    let mut ends = match signal(SignalKind::child()) {
+        Ok(ends) => ends,
+        Err(error) => return tracing::warn!("children of the agent before stay zombies: {error}"),
+    };
+    loop {
+        left.retain(|&pid| is_running(pid));
+        if left.is_empty() || ends.recv().await.is_none() {
+            return;
+        }
+    }
+}
+
+/// False once it was waited for, or if it is no child.
+fn is_running(pid: Pid) -> bool {
+    matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None) | Err(Errno::INTR))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_child_that_nobody_waits_for_is_reaped_and_one_that_somebody_waits_for_is_left() {
+        let sleeper = || Command::new("sleep").arg("1000").spawn().expect("sleep starts");
+        let (left, mut own) = (sleeper(), sleeper());
+        let pid = |child: &std::process::Child| Pid::from_raw(child.id() as i32).expect("a pid");
+        let reaping = tokio::spawn(reap(vec![pid(&left)]));
+        for child in [&own, &left] {
+            rustix::process::kill_process(pid(child), rustix::process::Signal::KILL).expect("killed");
+        }
+        reaping.await.expect("it ends with its last child");
+        assert!(!is_running(pid(&left)), "it was waited for: it is no child any more");
+        assert!(process::identity(left.id()).is_ok_and(|who| who.is_none()), "and no zombie");
+        assert_eq!(own.wait().expect("it was left for us").code(), None);
+    }
+
+    #[test]
+    fn children_are_found_with_the_kernel_s_list_and_without() {
+        let mut child = Command::new("sleep").arg("1000").spawn().expect("sleep starts");
+        let pid = Pid::from_raw(child.id() as i32).expect("a pid");
+        // The thread of this test has made it.
+        match listed("/proc/thread-self/children") {
+            Ok(all) => assert!(all.contains(&pid), "{all:?}"),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::NotFound),
+        }
+        assert!(found().contains(&pid));
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        assert!(!found().contains(&pid));
+    }
+}

@@ -1,0 +1,365 @@
+//! Who may have a place, and for what.
+//!
+//! ```text
+//!            no whole request yet, or between two            a whole request
+//! accept ──▶ Arrivals ──── /healthz /readyz /pool/… ──▶ answered there and then: no place is needed
+//!               ▲   ├───── /metrics ──────────────────▶ Scrapes ─┐
+//!               │   ├───── /api/v1/events ────────────▶ Streams ─┤ until the answer is written
+//!               │   └───── all else ──────────────────▶ Pages ───┤
+//!               └────────────────────────────────────────────────┘
+//! ```
+//! Each is a [`Crowd`] of its own, so no number of one kind of request takes the place of another kind, and what load balancers and
+//! probes ask needs none. Who has no whole request yet can lose the place at any time: an honest client sends its request with
+//! the connection.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{StatusCode, header},
+    response::IntoResponse as _,
+};
+use hyper::{
+    Request, Response,
+    body::{Body as HttpBody, Frame, Incoming, SizeHint},
+    service::Service,
+};
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::{Notify, Semaphore};
+
+use super::{events, metrics::WebMetrics};
+use crate::{crowd::Crowd, host::peer::Peer};
+
+/// What a connection is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It has not sent a whole request since it came, or since its last answer.
+    Arrival,
+    /// It gets `/metrics`, which may be tens of megabytes.
+    Scrape,
+    /// It follows `/api/v1/events`, for as long as it likes.
+    Stream,
+    /// It gets a page or JSON.
+    Page,
+}
+
+/// How many of each.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rooms {
+    pub(super) arrivals: usize,
+    pub(super) scrapes: usize,
+    pub(super) streams: usize,
+    pub(super) pages: usize,
+}
+
+/// An answer that takes longer than this may be ended for another one, when there is no place left.
+const SLOW: Duration = Duration::from_secs(1);
+/// TLS handshakes of one peer at a time: each costs the one thread of this server up to a millisecond.
+const HANDSHAKES: usize = 4;
+
+impl Rooms {
+    /// With so many descriptors for the whole agent, which needs a hundred for itself. An arrival holds some 10 KiB, and 30 over TLS.
+    pub(super) fn of(descriptors: u64) -> Self {
+        let arrivals = usize::try_from(descriptors / 2).unwrap_or(usize::MAX).clamp(32, 512);
+        Self { arrivals, scrapes: 16, streams: events::STREAMS, pages: 64 }
+    }
+}
+
+/// What a request needs; `None`: nothing, as it is answered from memory in a few hundred bytes.
+fn kind_of(path: &str) -> Option<Kind> {
+    match path {
+        "/healthz" | "/readyz" => None,
+        "/metrics" => Some(Kind::Scrape),
+        "/api/v1/events" => Some(Kind::Stream),
+        _ if path.starts_with("/pool/") => None,
+        _ => Some(Kind::Page),
+    }
+}
+
+/// All places of a server.
+#[derive(Debug)]
+pub(super) struct Places {
+    crowds: Mutex<Crowds>,
+    began: Instant,
+    pub(super) metrics: WebMetrics,
+}
+
+#[derive(Debug)]
+struct Crowds {
+    arrivals: Crowd<Peer, Arc<Notify>>,
+    scrapes: Crowd<Peer, Arc<Notify>>,
+    streams: Crowd<Peer, Arc<Notify>>,
+    pages: Crowd<Peer, Arc<Notify>>,
+    /// Of peers that shake hands or wait for it.
+    handshakes: HashMap<Peer, Arc<Semaphore>>,
+}
+
+impl Crowds {
+    fn of(&mut self, kind: Kind) -> &mut Crowd<Peer, Arc<Notify>> {
+        match kind {
+            Kind::Arrival => &mut self.arrivals,
+            Kind::Scrape => &mut self.scrapes,
+            Kind::Stream => &mut self.streams,
+            Kind::Page => &mut self.pages,
+        }
+    }
+}
+
+impl Places {
+    pub(super) fn new(rooms: Rooms, metrics: WebMetrics) -> Arc<Self> {
+        let crowds = Crowds {
+            arrivals: Crowd::new(rooms.arrivals, Duration::ZERO),
+            scrapes: Crowd::new(rooms.scrapes, SLOW),
+            streams: Crowd::new(rooms.streams, SLOW),
+            pages: Crowd::new(rooms.pages, SLOW),
+            handshakes: Default::default(),
+        };
+        Arc::new(Self { crowds: Mutex::new(crowds), began: Instant::now(), metrics })
+    }
+
+    /// A place for a connection that has just come.
+    pub(super) fn arrive(self: &Arc<Self>, peer: Peer) -> Arc<Seat> {
+        let seat = Seat { places: Arc::clone(self), peer, lost: Arc::default(), at: Mutex::new(None) };
+        // There is one always, unless there is no room at all.
+        seat.take(Kind::Arrival);
+        Arc::new(seat)
+    }
+
+    /// Ends the connection of an arrival, for want of descriptors.
+    pub(super) fn make_room(&self) {
+        if let Some(lost) = self.lock().arrivals.evict() {
+            lost.notify_one();
+            self.metrics.refused("evicted");
+        }
+    }
+
+    /// By which a peer's handshakes wait for each other, and for nobody else's.
+    pub(super) fn handshakes(&self, peer: Peer) -> Arc<Semaphore> {
+        let all = &mut self.lock().handshakes;
+        // Those that nobody else holds are of peers that are done.
+        if all.len() >= 256 {
+            all.retain(|_, turns| Arc::strong_count(turns) > 1);
+        }
+        Arc::clone(all.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(HANDSHAKES))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Crowds> {
+        self.crowds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where one connection sits.
+#[derive(Debug)]
+pub(super) struct Seat {
+    places: Arc<Places>,
+    peer: Peer,
+    lost: Arc<Notify>,
+    at: Mutex<Option<(Kind, u64)>>,
+}
+
+impl Seat {
+    /// Completes when another one has the place.
+    pub(super) async fn lost(&self) {
+        self.lost.notified().await;
+    }
+
+    /// Moves there; false, and where it was, when there is no place.
+    fn take(&self, kind: Kind) -> bool {
+        let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut crowds = self.places.lock();
+        let now = self.places.began.elapsed();
+        if let Some((before, number)) = *at
+            && before == kind
+        {
+            // It must not be taken for the one that has to go.
+            crowds.of(kind).leave(number);
+            *at = None;
+        }
+        let Some(entered) = crowds.of(kind).enter(self.peer, Arc::clone(&self.lost), now) else {
+            self.places.metrics.refused("crowded");
+            return false;
+        };
+        if let Some(lost) = entered.evicted {
+            self.places.metrics.refused("evicted");
+            lost.notify_one();
+        }
+        if let Some((before, number)) = at.replace((kind, entered.number)) {
+            crowds.of(before).leave(number);
+        }
+        true
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let at = self.at.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some((kind, number)) = at.take() {
+            self.places.lock().of(kind).leave(number);
+        }
+    }
+}
+
+/// Answers the requests of one connection, each in its place.
+pub(super) struct Placed {
+    router: TowerToHyperService<Router>,
+    seat: Arc<Seat>,
+}
+
+impl Placed {
+    pub(super) fn new(router: Router, seat: Arc<Seat>) -> Self {
+        Self { router: TowerToHyperService::new(router), seat }
+    }
+}
+
+impl Service<Request<Incoming>> for Placed {
+    type Response = Response<Held>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let kind = kind_of(request.uri().path());
+        // Also who needs no other place is a new arrival again: it has sent a whole request.
+        if !self.seat.take(kind.unwrap_or(Kind::Arrival)) {
+            let busy = "too many ask for this at once; try again\n";
+            let head = [(header::RETRY_AFTER, "1")];
+            let busy = (StatusCode::SERVICE_UNAVAILABLE, head, busy).into_response();
+            return Box::pin(async { Ok(busy.map(|body| Held { body, place: None })) });
+        }
+        let place = kind.map(|_| Place(Arc::clone(&self.seat)));
+        let answer = self.router.call(request);
+        Box::pin(async move { Ok(answer.await?.map(|body| Held { body, place })) })
+    }
+}
+
+/// The place of an answer; with it the connection is an arrival again, whose rest of an answer is in buffers.
+struct Place(Arc<Seat>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.take(Kind::Arrival);
+    }
+}
+
+/// An answer, and the place until it is written.
+pub(super) struct Held {
+    body: Body,
+    place: Option<Place>,
+}
+
+impl HttpBody for Held {
+    type Data = <Body as HttpBody>::Data;
+    type Error = <Body as HttpBody>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(None) = frame {
+            self.place = None;
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use prometheus::Registry;
+
+    use super::*;
+
+    const ROOMS: Rooms = Rooms { arrivals: 2, scrapes: 1, streams: 1, pages: 1 };
+
+    #[test]
+    fn each_request_has_its_kind_by_its_path() {
+        for (path, kind) in [
+            ("/healthz", None),
+            ("/readyz", None),
+            ("/pool/be_web/web1", None),
+            ("/metrics", Some(Kind::Scrape)),
+            ("/metrics/", Some(Kind::Page)),
+            ("/api/v1/events", Some(Kind::Stream)),
+            ("/pool", Some(Kind::Page)),
+            ("/", Some(Kind::Page)),
+            ("/api/v1/services", Some(Kind::Page)),
+        ] {
+            assert_eq!(kind_of(path), kind, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_connection_has_one_place_at_a_time_and_none_when_it_is_gone() {
+        let places = Places::new(ROOMS, WebMetrics::new(&Registry::new()).expect("registered"));
+        let counts = || {
+            let crowds = places.lock();
+            [crowds.arrivals.len(), crowds.scrapes.len(), crowds.pages.len()]
+        };
+        let seat = places.arrive(Peer::User(7));
+        assert_eq!(counts(), [1, 0, 0]);
+        assert!(seat.take(Kind::Scrape));
+        assert_eq!(counts(), [0, 1, 0]);
+        let other = places.arrive(Peer::User(7));
+        assert!(!other.take(Kind::Scrape), "one that has just begun is not ended for another of the same user");
+        assert_eq!(counts(), [1, 1, 0]);
+        drop(Place(Arc::clone(&seat)));
+        assert_eq!(counts(), [2, 0, 0], "its answer is written");
+        drop((seat, other));
+        assert_eq!(counts(), [0, 0, 0]);
+    }
+
+    #[test]
+    fn one_more_request_of_a_connection_takes_no_place_of_another() {
+        let places = Places::new(ROOMS, WebMetrics::new(&Registry::new()).expect("registered"));
+        let (first, second) = (places.arrive(Peer::User(7)), places.arrive(Peer::User(7)));
+        for _ in 0..3 {
+            assert!(first.take(Kind::Arrival));
+        }
+        assert_eq!(places.lock().arrivals.len(), 2);
+        // Now the second one is the older.
+        let third = places.arrive(Peer::User(7));
+        assert!(second.lost.notified().now_or_never().is_some());
+        assert!(first.lost.notified().now_or_never().is_none());
+        drop((first, second, third));
+    }
+
+    #[tokio::test]
+    async fn who_loses_the_place_is_told_and_takes_none_from_whoever_has_it_now() {
+        let places = Places::new(ROOMS, WebMetrics::new(&Registry::new()).expect("registered"));
+        let first = places.arrive(Peer::User(7));
+        let second = places.arrive(Peer::User(7));
+        let third = places.arrive(Peer::User(8));
+        first.lost().await;
+        drop(first);
+        assert_eq!(places.lock().arrivals.len(), 2);
+        places.make_room();
+        second.lost().await;
+        drop((second, third));
+        assert_eq!(places.lock().arrivals.len(), 0);
+    }
+
+    #[test]
+    fn there_is_room_for_what_the_agent_itself_needs() {
+        let sum = |rooms: Rooms| rooms.arrivals + rooms.scrapes + rooms.streams + rooms.pages;
+        assert!(sum(Rooms::of(1024)) < 1024 - 200, "{:?}", Rooms::of(1024));
+        assert_eq!(Rooms::of(1_000_000).arrivals, 512);
+        assert_eq!(Rooms::of(10).arrivals, 32);
+    }
+}
