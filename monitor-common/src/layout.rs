@@ -198,6 +198,30 @@ layout! {
     signal_oom_score_adj: "signal_struct"."oom_score_adj" => "memory figures of an OOM victim",
     /// Resource limits.
     signal_rlim: "signal_struct"."rlim" => "limits of address space and processor time",
+    /// Signals that a thread has blocked.
+    task_blocked: "task_struct"."blocked" => "crashes that are certain before the process has ended",
+    /// The signal that a process wants when its parent ends.
+    task_pdeath_signal: "task_struct"."pdeath_signal" => "kills by the end of a parent",
+    /// Processor time of a thread in user space, nanoseconds.
+    task_utime: "task_struct"."utime" => "kills at a limit of processor time",
+    /// Processor time of a thread in the kernel, nanoseconds.
+    task_stime: "task_struct"."stime" => "kills at a limit of processor time",
+    /// Processor time of threads that were reaped, in user space.
+    signal_utime: "signal_struct"."utime" => "kills at a limit of processor time",
+    /// Processor time of threads that were reaped, in the kernel.
+    signal_stime: "signal_struct"."stime" => "kills at a limit of processor time",
+    /// The account of all threads, kept while a limit or a timer needs it.
+    signal_cputimer: "signal_struct"."cputimer" => "kills at a limit of processor time",
+    /// Its sums.
+    cputimer_atomic: "thread_group_cputimer"."cputime_atomic" => "kills at a limit of processor time",
+    /// Processor time in user space.
+    cputime_utime: "task_cputime_atomic"."utime" => "kills at a limit of processor time",
+    /// Processor time in the kernel.
+    cputime_stime: "task_cputime_atomic"."stime" => "kills at a limit of processor time",
+    /// Rules for system calls.
+    task_seccomp: "task_struct"."seccomp" => "kills by seccomp",
+    /// Which kind of rules.
+    seccomp_mode: "seccomp"."mode" => "kills by seccomp",
     /// System call number, on x86-64.
     regs_call: "pt_regs"."orig_ax" => "refused requests for memory",
     /// First argument of a system call, on x86-64.

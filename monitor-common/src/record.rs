@@ -13,6 +13,15 @@ pub const PATH_LEN: usize = 256;
 
 /// `SI_KERNEL` (siginfo.h): the kernel itself sent the signal.
 pub const SI_KERNEL: i32 = 0x80;
+/// `SI_USER`, `SI_QUEUE`, `SI_TKILL` (siginfo.h): another process, or the process itself, called kill(2), sigqueue(3) or
+/// tgkill(2).
+pub const SI_USER: i32 = 0;
+/// See [`SI_USER`].
+pub const SI_QUEUE: i32 = -1;
+/// See [`SI_USER`].
+pub const SI_TKILL: i32 = -6;
+/// The first and the last of the codes that timers, message queues and I/O raise, mostly from an interrupt (`SI_SIGIO` to `SI_TIMER`).
+pub const SI_EVENT: core::ops::RangeInclusive<i32> = -5..=-2;
 /// The origin of the signal could not be read. No `si_code` of the kernel's is this small.
 pub const SI_UNKNOWN: i32 = i32::MIN;
 
@@ -53,6 +62,11 @@ pub const EXIT_WATCHED: u32 = 1;
 pub const EXIT_OOM_VICTIM: u32 = 2;
 /// [`Exit`]: [`Exit::sender`] is filled.
 pub const EXIT_SENDER: u32 = 4;
+/// [`Exit`]: no signal was delivered to the last thread (`PF_SIGNALED` is not set). With a signal in the status, kernel code ended the
+/// thread by itself: seccomp, or the end of an oops.
+pub const EXIT_WITHOUT_SIGNAL: u32 = 8;
+/// [`Exit`]: the process was forked and never executed a program (`PF_FORKNOEXEC`).
+pub const EXIT_NEVER_EXECUTED: u32 = 16;
 
 /// [`Sender`]: the signal was for the whole process; without it, for one thread.
 pub const SENT_TO_PROCESS: u32 = 1;
@@ -65,6 +79,19 @@ pub const SENT_BY_TRACER_END: u32 = 8;
 /// [`Sender`]: the OOM killer sent its signal once more to a victim that was dying of the first: it kills the process that
 /// it has chosen, and then all of the group with it (`memory.oom.group`). The kernel counts both.
 pub const SENT_AGAIN: u32 = 16;
+/// [`Sender`]: by the end of its parent, which it had asked for (`PR_SET_PDEATHSIG`).
+pub const SENT_BY_PARENT_END: u32 = 32;
+
+/// [`CrashSite`]: the signal ends the process for certain, unless a debugger takes it: it is not blocked, has no handler and is not
+/// ignored. Such a process serves no request any more, however long its core dump takes.
+pub const SITE_FATAL: u32 = 1;
+
+/// [`Exit::seccomp_mode`]: only read, write, exit and sigreturn are allowed (`SECCOMP_MODE_STRICT`).
+pub const SECCOMP_STRICT: u32 = 1;
+/// [`Exit::seccomp_mode`]: a filter decides (`SECCOMP_MODE_FILTER`).
+pub const SECCOMP_FILTER: u32 = 2;
+/// [`Exit::seccomp_mode`]: seccomp is ending the thread (`SECCOMP_MODE_DEAD`, 5.17 and newer).
+pub const SECCOMP_DEAD: u32 = 3;
 
 /// [`Life`]: a program was executed; without it, a process was forked.
 pub const LIFE_EXEC: u32 = 1;
@@ -77,6 +104,8 @@ pub const CGROUP_REMOVED: u32 = 2;
 pub const CGROUP_EMPTY: u32 = 3;
 /// [`Cgroup::event`]: its first process has come.
 pub const CGROUP_POPULATED: u32 = 4;
+/// [`Cgroup::event`]: it has another name (cgroup v1); the path is the new one.
+pub const CGROUP_RENAMED: u32 = 5;
 
 /// What every record begins with.
 #[repr(C)]
@@ -158,6 +187,18 @@ impl Sender {
         flags: 0,
         comm: [0; COMM_LEN],
     };
+
+    /// True when the task that ran when the signal was raised is the one that sent it. All other signals are raised by kernel code, in
+    /// whichever context it happens to run, so their sender is not known.
+    ///
+    /// Without a siginfo the kernel sends in the name of the running task too: `cgroup.kill` (of the writer), or the end of a parent,
+    /// of a pid namespace, of a tracer. Where codes cannot be read (lockdown), all that is known speaks for the running task.
+    #[must_use]
+    pub const fn is_named(&self) -> bool {
+        matches!(self.si_code, SI_USER | SI_QUEUE | SI_TKILL | SI_UNKNOWN)
+            || self.si_code == SI_KERNEL
+                && self.flags & (SENT_BY_NAMESPACE_END | SENT_BY_TRACER_END | SENT_BY_PARENT_END) != 0
+    }
 }
 
 /// The OOM killer marked a victim.
@@ -225,6 +266,14 @@ pub struct Exit {
     pub address_space_limit: u64,
     /// Limit of processor time (`RLIMIT_CPU`, the hard one) in seconds, likewise.
     pub cpu_limit: u64,
+    /// Processor time of the last thread and of those that were reaped before it, nanoseconds; 0 when it cannot be read.
+    pub cpu_used_ns: u64,
+    /// Processor time of all threads as the kernel compares it with the limit, nanoseconds; 0 when it keeps no such account.
+    pub cpu_timer_ns: u64,
+    /// One of the `SECCOMP_*` values; 0: no seccomp, or it cannot be read.
+    pub seccomp_mode: u32,
+    /// Zero.
+    pub reserved: u32,
     /// The last recorded signal, with [`EXIT_SENDER`].
     pub sender: Sender,
     /// The one before.
@@ -258,7 +307,7 @@ pub struct Frame {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct CrashSite {
-    /// Kind, no flags, time.
+    /// Kind, `SITE_*` flags, time.
     pub header: Header,
     /// Start of the process, nanoseconds of CLOCK_BOOTTIME.
     pub start_ns: u64,
@@ -286,7 +335,7 @@ pub struct Life {
     pub process: Process,
 }
 
-/// A cgroup of the watched hierarchy came, went, or changed between empty and populated.
+/// A cgroup of the watched hierarchy came, went, changed between empty and populated, or was renamed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Cgroup {
@@ -308,7 +357,7 @@ const _: () = {
     assert!(size_of::<Process>() == 56);
     assert!(size_of::<Sender>() == 64);
     assert!(size_of::<OomMark>() == 184);
-    assert!(size_of::<Exit>() == 248);
+    assert!(size_of::<Exit>() == 272);
     assert!(size_of::<Life>() == 72);
     assert!(size_of::<Cgroup>() == 288);
     assert!(size_of::<Frame>() == 32);
@@ -383,7 +432,7 @@ impl Record {
             KIND_LIFE => read(kind, bytes).map(Self::Life),
             KIND_CGROUP => {
                 let cgroup: Cgroup = read(kind, bytes)?;
-                if !(CGROUP_CREATED..=CGROUP_POPULATED).contains(&cgroup.event) {
+                if !(CGROUP_CREATED..=CGROUP_RENAMED).contains(&cgroup.event) {
                     return Err(DecodeError::Field { kind, field: "event" });
                 }
                 if cgroup.path_len as usize >= PATH_LEN {
@@ -449,12 +498,37 @@ mod tests {
     }
 
     #[test]
+    fn a_sender_is_named_only_where_the_running_task_is_the_sender() {
+        let sender = |si_code, flags| Sender { si_code, flags, ..Sender::NONE };
+        for (si_code, flags, named) in [
+            (SI_USER, 0, true),
+            (SI_QUEUE, 0, true),
+            (SI_TKILL, 0, true),
+            (SI_USER, SENT_WITHOUT_INFO, true),
+            // A timer, a message queue, asynchronous I/O, a socket, a name look-up.
+            (-2, 0, false),
+            (-3, 0, false),
+            (-4, 0, false),
+            (-5, 0, false),
+            (-60, 0, false),
+            (SI_KERNEL, SENT_WITHOUT_INFO, false),
+            (SI_KERNEL, SENT_BY_NAMESPACE_END, true),
+            (SI_KERNEL, SENT_BY_TRACER_END, true),
+            // A fault, or the code of a file descriptor that was asked to send a signal.
+            (1, 0, false),
+            (SI_UNKNOWN, 0, true),
+        ] {
+            assert_eq!(sender(si_code, flags).is_named(), named, "{si_code} {flags}");
+        }
+    }
+
+    #[test]
     fn malformed_records_are_errors_that_say_what_is_wrong() {
         let exit = exit();
         let bytes = bytemuck::bytes_of(&exit);
         assert_eq!(Record::decode(&bytes[..15]), Err(DecodeError::Short { len: 15 }));
-        assert_eq!(Record::decode(&bytes[..247]), Err(DecodeError::Length { kind: KIND_EXIT, want: 248, len: 247 }));
-        let mut unknown = [0u8; 248];
+        assert_eq!(Record::decode(&bytes[..271]), Err(DecodeError::Length { kind: KIND_EXIT, want: 272, len: 271 }));
+        let mut unknown = [0u8; 272];
         unknown[0] = 99;
         assert_eq!(Record::decode(&unknown), Err(DecodeError::Kind { kind: 99 }));
 

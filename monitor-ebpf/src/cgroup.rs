@@ -1,11 +1,12 @@
-//! `cgroup_mkdir`, `cgroup_rmdir`, `cgroup_notify_populated` of the watched hierarchy.
+//! `cgroup_mkdir`, `cgroup_rmdir`, `cgroup_rename` (v1), `cgroup_notify_populated` (v2) of the watched hierarchy.
 //!
 //! A cgroup made inside a watched one is watched from its first moment, without waiting for the agent. Paths come from
 //! the tracepoint's own argument; nothing is walked here.
 
 use aya_ebpf::{helpers::bpf_probe_read_kernel_str_bytes, macros::btf_tracepoint, programs::BtfTracePointContext};
 use monitor_common::record::{
-    CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, CGROUP_REMOVED, Cgroup, Header, KIND_CGROUP, PATH_LEN,
+    CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, CGROUP_REMOVED, CGROUP_RENAMED, Cgroup, Header, KIND_CGROUP,
+    PATH_LEN,
 };
 
 use crate::{
@@ -36,6 +37,16 @@ fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     // Absent for most cgroups; ids are not used again, so a late removal can hit no other.
     WATCHED.remove(id).ok();
     report(id, CGROUP_REMOVED, ctx.arg(1))
+}
+
+/// A cgroup keeps its id, and so whether it is watched; its path and those of all below it are others.
+#[btf_tracepoint(function = "cgroup_rename")]
+fn cgroup_rename(ctx: BtfTracePointContext) -> i32 {
+    let cgroup: Kernel = ctx.arg(0);
+    if !is_followed(cgroup) {
+        return 0;
+    }
+    report(task::node_id(cgroup), CGROUP_RENAMED, ctx.arg(1))
 }
 
 #[btf_tracepoint(function = "cgroup_notify_populated")]

@@ -26,9 +26,9 @@ const WINDOW_NS: u64 = 1_000_000_000;
 /// Sites for each window on each processor.
 const SITES_IN_WINDOW: u64 = 64;
 
-/// Sends the site of a fatal `signal` that the current process has just brought on itself.
+/// Sends the site of a fatal `signal` that the current process has just brought on itself; `flags`: `SITE_*`.
 #[inline(always)]
-pub(crate) fn site(ctx: &BtfTracePointContext, signal: u32, identity: Identity, cgroup: u64) {
+pub(crate) fn site(ctx: &BtfTracePointContext, signal: u32, identity: Identity, cgroup: u64, flags: u32) {
     if signal > 32 || FAULTS >> (signal - 1) & 1 == 0 {
         return;
     }
@@ -44,14 +44,14 @@ pub(crate) fn site(ctx: &BtfTracePointContext, signal: u32, identity: Identity, 
     let site = entry.as_mut_ptr();
     // SAFETY: the entry is as large as a `CrashSite`; the helper writes no more than it is told, and nothing on failure.
     unsafe {
-        (*site).header = Header { kind: KIND_CRASH_SITE, flags: 0, kernel_ns };
+        (*site).header = Header { kind: KIND_CRASH_SITE, flags, kernel_ns };
         (*site).start_ns = identity.start_ns;
         (*site).tgid = identity.tgid as u32;
         (*site).tid = aya_ebpf::helpers::bpf_get_current_pid_tgid() as u32;
         (*site).signal = signal;
         let size = (FRAMES * size_of::<Frame>()) as u32;
-        let flags = u64::from(BPF_F_USER_STACK | BPF_F_USER_BUILD_ID);
-        let filled = bpf_get_stack(ctx.as_ptr(), (&raw mut (*site).frames).cast(), size, flags);
+        let how = u64::from(BPF_F_USER_STACK | BPF_F_USER_BUILD_ID);
+        let filled = bpf_get_stack(ctx.as_ptr(), (&raw mut (*site).frames).cast(), size, how);
         (*site).depth = if filled > 0 { filled as u32 / size_of::<Frame>() as u32 } else { 0 };
         program(site);
     }

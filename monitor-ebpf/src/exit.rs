@@ -16,7 +16,10 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
 use monitor_common::{
     counter::EXIT_CLEAN,
-    record::{EXIT_OOM_VICTIM, EXIT_SENDER, EXIT_WATCHED, Exit, Header, KIND_EXIT, Sender},
+    record::{
+        EXIT_NEVER_EXECUTED, EXIT_OOM_VICTIM, EXIT_SENDER, EXIT_WATCHED, EXIT_WITHOUT_SIGNAL, Exit, Header, KIND_EXIT,
+        Sender,
+    },
     status::{Outcome, SIGKILL},
 };
 
@@ -34,6 +37,9 @@ const RLIMIT: u64 = 16;
 /// In the table of limits: `RLIMIT_AS`, in force; `RLIMIT_CPU`, the highest (asm-generic/resource.h).
 const ADDRESS_SPACE_NOW: u64 = 9 * RLIMIT;
 const CPU_MAX: u64 = 8;
+/// `PF_FORKNOEXEC` and `PF_SIGNALED` (sched.h): forked and never executed a program; a signal was delivered that ends the thread.
+const FORKED_ONLY: u32 = 0x40;
+const SIGNALED: u32 = 0x400;
 /// `BPF_NOEXIST` (uapi bpf.h): insert only.
 const NOEXIST: u64 = 1;
 /// `-EEXIST` (errno-base.h): it is there already.
@@ -175,6 +181,10 @@ fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, 
     if oom_victim {
         flags |= EXIT_OOM_VICTIM;
     }
+    let task_flags = known!(task, task_flags: u32);
+    // Without a branch: the flags of the record are multiples of the flags of the task.
+    flags |= task_flags / FORKED_ONLY % 2 * EXIT_NEVER_EXECUTED;
+    flags |= (1 - task_flags / SIGNALED % 2) * EXIT_WITHOUT_SIGNAL;
     let Some(mut entry) = lane.reserve::<Exit>() else { return };
     let exit = entry.as_mut_ptr();
     // SAFETY: the entry is as large as an `Exit`; the other pointers lead into preallocated maps, whose values stay
@@ -188,6 +198,10 @@ fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, 
         let limit = |at| if limits == ABSENT { 0 } else { task::read::<u64>(signal, limits + at) };
         (*exit).address_space_limit = limit(ADDRESS_SPACE_NOW);
         (*exit).cpu_limit = limit(CPU_MAX);
+        (*exit).cpu_used_ns = cpu_used_ns(task, signal);
+        (*exit).cpu_timer_ns = cpu_timer_ns(signal);
+        (*exit).seccomp_mode = seccomp_mode(task);
+        (*exit).reserved = 0;
         // What was found is removed. Room for others: on a machine with many processors an LRU map evicts long before it is
         // full.
         match REFUSED.get_ptr(identity) {
@@ -217,6 +231,33 @@ fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, 
         }
         lane_of(&raw const *exit).submit(entry);
     }
+}
+
+/// Processor time of this thread, the last one, and of all that were reaped before; 0 where it cannot be read.
+#[inline(always)]
+fn cpu_used_ns(task: Kernel, signal: Kernel) -> u64 {
+    field!(task, task_utime: u64, else 0)
+        + field!(task, task_stime: u64, else 0)
+        + field!(signal, signal_utime: u64, else 0)
+        + field!(signal, signal_stime: u64, else 0)
+}
+
+/// Processor time of the process as the kernel compares it with `RLIMIT_CPU`; 0 where it keeps no such account.
+#[inline(always)]
+fn cpu_timer_ns(signal: Kernel) -> u64 {
+    let (timer, sums) = (offset!(signal_cputimer), offset!(cputimer_atomic));
+    let (utime, stime) = (offset!(cputime_utime), offset!(cputime_stime));
+    if timer == ABSENT || sums == ABSENT || utime == ABSENT || stime == ABSENT {
+        return 0;
+    }
+    task::read::<u64>(signal, timer + sums + utime) + task::read::<u64>(signal, timer + sums + stime)
+}
+
+/// Which rules for system calls the thread had; 0 where that cannot be read.
+#[inline(always)]
+fn seccomp_mode(task: Kernel) -> u32 {
+    let (seccomp, mode) = (offset!(task_seccomp), offset!(seccomp_mode));
+    if seccomp == ABSENT || mode == ABSENT { 0 } else { task::read::<u32>(task, seccomp + mode) }
 }
 
 /// The ring that a record of an exit is on; which lane of the critical one makes no difference any more.

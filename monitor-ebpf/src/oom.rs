@@ -16,7 +16,7 @@ use aya_log_ebpf::info;
 use monitor_common::{
     record::{
         Header, KIND_OOM_MARK, MARK_KILL_SENT, MARK_MEMORY, MARK_THREAD_ONLY, OomMark, Process, SCOPE_CPUSET,
-        SCOPE_GLOBAL, SCOPE_MEMCG, SCOPE_SYSRQ, SCOPE_UNKNOWN, SI_KERNEL,
+        SCOPE_GLOBAL, SCOPE_MEMCG, SCOPE_SYSRQ, SCOPE_UNKNOWN, SENT_BY_NAMESPACE_END, SENT_BY_TRACER_END, SI_KERNEL,
     },
     status::SIGKILL,
 };
@@ -39,8 +39,6 @@ const MM_SHMEMPAGES: u64 = 3;
 /// From the begin of a request to its mark: the report to the log lies between, and a slow console makes it long. The same
 /// thread overwrites an older request, so this only guards against a thread id that is used again.
 const REQUEST_MAX_NS: u64 = 60_000_000_000;
-/// From the kernel's signal to its mark: 4 to 32 µs measured; 10 ms leave room for interrupts and slow machines.
-const JUST_BEFORE_NS: u64 = 10_000_000;
 
 /// The OOM killer begins.
 #[fentry(function = "out_of_memory")]
@@ -145,17 +143,17 @@ fn oom_mark_pid(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The kernel sent this process SIGKILL just before, from this very context. A mark without that is of a process that was
-/// dying anyway, also when it was the kernel that had killed it (the end of a pid namespace).
+/// The kernel sent this process SIGKILL before, from this very thread: the OOM killer sends the signal and then marks, whatever delays
+/// it in between. A mark without that is of a process that was dying anyway, also when this thread ended it for another reason (the
+/// end of a pid namespace, or of a tracer).
 #[inline(always)]
 fn was_killed(identity: Identity) -> bool {
     // SAFETY: read once, right after the look-up.
     let Some(Signals { last: sender, .. }) = (unsafe { SIGNALS.get(identity) }) else { return false };
-    let age = task::now_ns() - sender.kernel_ns;
     sender.signal == SIGKILL
         && sender.si_code == SI_KERNEL
-        && sender.tgid == task::current_tgid()
-        && age < JUST_BEFORE_NS
+        && sender.flags & (SENT_BY_NAMESPACE_END | SENT_BY_TRACER_END) == 0
+        && u64::from(sender.tgid) << 32 | u64::from(sender.tid) == bpf_get_current_pid_tgid()
 }
 
 /// Sends the mark. `task` is where the kernel keeps the victim, 0 when that is not known.

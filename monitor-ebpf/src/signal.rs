@@ -13,8 +13,8 @@ use aya_ebpf::{
 use aya_log_ebpf::trace;
 use monitor_common::{
     record::{
-        SENT_AGAIN, SENT_BY_NAMESPACE_END, SENT_BY_TRACER_END, SENT_TO_PROCESS, SENT_WITHOUT_INFO, SI_KERNEL,
-        SI_UNKNOWN, Sender,
+        SENT_AGAIN, SENT_BY_NAMESPACE_END, SENT_BY_PARENT_END, SENT_BY_TRACER_END, SENT_TO_PROCESS, SENT_WITHOUT_INFO,
+        SI_EVENT, SI_KERNEL, SI_UNKNOWN, SI_USER, SITE_FATAL, Sender,
     },
     status::SIGKILL,
 };
@@ -86,7 +86,7 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     let (si_code, mut flags) = match ctx.arg::<u64>(1) {
-        NO_INFO => (0, SENT_WITHOUT_INFO),
+        NO_INFO => (SI_USER, SENT_WITHOUT_INFO),
         PRIVATE => (SI_KERNEL, SENT_WITHOUT_INFO),
         info => (code_of(info), 0),
     };
@@ -107,9 +107,18 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
             flags |= reason(task);
         }
     }
+    // The end of a parent, sent in its name like all that leaves a siginfo out.
+    if flags & SENT_WITHOUT_INFO != 0
+        && si_code == SI_USER
+        && field!(task, task_pdeath_signal: u32, else 0) == signal
+        && current::is_exiting()
+    {
+        flags |= SENT_BY_PARENT_END;
+    }
     let (start_ns, cgroup) = if own { (identity.start_ns, task::cgroup_id(task)) } else { current::origin() };
-    if own {
-        crash::site(&ctx, signal, identity, cgroup);
+    // An interrupt that raises a timer's signal meets whoever runs, by chance the process itself.
+    if own && !SI_EVENT.contains(&si_code) {
+        crash::site(&ctx, signal, identity, cgroup, if is_certain(task, signal) { SITE_FATAL } else { 0 });
     }
     let ids = bpf_get_current_pid_tgid();
     let kernel_ns = task::now_ns();
@@ -189,6 +198,18 @@ fn code_of(info: u64) -> i32 {
     }
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel((info + offset) as *const i32) }.unwrap_or(SI_UNKNOWN)
+}
+
+/// True when nothing keeps a signal that was delivered, and that [`is_default`] found without a handler, from ending the process: the
+/// thread has not blocked it, and no tracer may take it. The kernel takes a block and a handler away before it sends a signal that it
+/// forces on a process, so that both are read as they count.
+#[inline(always)]
+fn is_certain(task: Kernel, signal: u32) -> bool {
+    if offset!(may_probe) == 0 || offset!(sigaction_size) == ABSENT || offset!(sigaction_handler) == ABSENT {
+        return false;
+    }
+    let blocked = field!(task, task_blocked: u64, else u64::MAX);
+    blocked >> (signal - 1) & 1 == 0 && field!(task, task_ptrace: u32, else 1) == 0
 }
 
 /// True when the process has no handler for `signal`, or when that cannot be known.

@@ -20,7 +20,7 @@ use crate::{
     attribution::{Origin, Place},
     diagnosis::{Cause, Scope},
     healing::{Outcome, renewal::Renewal},
-    kernel::{Kernel, RingStats, SOURCES},
+    kernel::{Kernel, RingStats, SOURCES, Skipped},
     memory::forecast::{Forecast, Verdict},
     observer::Death,
     pool::State,
@@ -323,6 +323,9 @@ impl Metrics {
     }
 }
 
+/// The values of `ring` for what the kernel skipped a preempted program for, in the order of [`Skipped`].
+const PREEMPTED: [&str; 4] = ["preempted", "preempted_life", "preempted_cgroup", "preempted_evidence"];
+
 /// What the kernel counts, brought up to date before each scrape.
 pub(crate) struct KernelMetrics {
     exits: IntCounterVec,
@@ -360,7 +363,7 @@ impl KernelMetrics {
             lost: counters(
                 registry,
                 "defib_events_lost_total",
-                "Records that found no room in a ring (critical, bulk), stood back for others (routine) or were malformed; deaths that the kernel may have skipped a preempted program for (preempted, an upper bound).",
+                "Records that found no room in a ring (critical, bulk), stood back for others (routine) or were malformed; what the kernel may have skipped a preempted program for, upper bounds: deaths (preempted), execs and forks (preempted_life), cgroups (preempted_cgroup), signals and other evidence (preempted_evidence).",
                 &["ring"],
             )?,
             run_seconds: register(registry, CounterVec::new(run_seconds, &["program"])?)?,
@@ -398,7 +401,7 @@ impl KernelMetrics {
         for outcome in ["clean", "error", "signal", "oom"] {
             metrics.exits.with_label_values(&[outcome]);
         }
-        for ring in ["critical", "bulk", "routine", "malformed", "preempted"] {
+        for ring in ["critical", "bulk", "routine", "malformed"].into_iter().chain(PREEMPTED) {
             metrics.lost.with_label_values(&[ring]);
         }
         Ok(metrics)
@@ -428,8 +431,12 @@ impl KernelMetrics {
         }
         let given_up: u64 = rings.iter().map(|ring| ring.given_up()).sum();
         self.unsettled.inc_by(given_up.saturating_sub(self.unsettled.get()));
-        raise(&self.lost, "preempted", kernel.skipped()?);
-        for program in kernel.costs()? {
+        let costs = kernel.costs()?;
+        let Skipped { exits, lives, cgroups, evidence } = Skipped::of(&costs);
+        for (label, skipped) in PREEMPTED.into_iter().zip([exits, lives, cgroups, evidence]) {
+            raise(&self.lost, label, skipped);
+        }
+        for program in costs {
             raise(&self.runs, program.name, program.runs);
             let seconds = self.run_seconds.with_label_values(&[program.name]);
             seconds.inc_by((program.time.as_secs_f64() - seconds.get()).max(0.0));

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use anyhow::Result;
 use monitor_common::{
     record::{
-        CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, Cgroup, CrashSite, EXIT_WATCHED, Exit, LIFE_EXEC, Life,
-        MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, PATH_LEN, Process, Record, Sender,
+        CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, CGROUP_RENAMED, Cgroup, CrashSite, EXIT_WATCHED, Exit,
+        LIFE_EXEC, Life, MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, PATH_LEN, Process, Record, Sender,
     },
     status,
 };
@@ -18,12 +18,13 @@ use crate::{
     attribution::{Place, Role, Table},
     diagnosis::{
         Cause, Count, Counts, DeathContext, Docket, Evidence, Finding, Losses, Mark, MarkContext, Question, Reply,
-        Senders, Signaller, Site, sender_kind,
+        SenderKind, Senders, Signaller, Site, sender_kind,
     },
     host::{
         cgroup::Hierarchy,
         cgroup_handle::Handles,
         kmsg::OomLine,
+        pids::PidsLimits,
         process::{self, Identity},
         vmstat,
     },
@@ -178,6 +179,8 @@ pub(crate) struct Observer {
     cgroup_kills: Recent<u64, u64>,
     /// The least memory limit above a cgroup, and when it was read.
     limits: Recent<u64, (u64, Option<u64>)>,
+    /// What their limits of processes and threads have refused.
+    pids: PidsLimits,
     /// When the main process of a service last ended badly, by the service's own cgroup.
     failed_ns: Recent<Arc<str>, u64>,
     /// When the OOM killer last chose a process of a service, by the service's own cgroup.
@@ -198,6 +201,7 @@ impl Observer {
             host_kills: vmstat::oom_kills().ok(),
             cgroup_kills: Recent::new(COUNTED),
             limits: Recent::new(COUNTED),
+            pids: PidsLimits::new(),
             failed_ns: Recent::new(COUNTED),
             oom_ns: Recent::new(COUNTED),
         }
@@ -383,15 +387,25 @@ impl Observer {
             }
         }
         let senders = self.senders(exit, place.as_ref());
+        let pids_refused = match &place {
+            Some(place) if watched && abnormal => {
+                self.pids.look(exit.process.cgroup, &place.path, exit.header.kernel_ns)
+            }
+            _ => None,
+        };
         let service_oom_ns = place.as_ref().and_then(|place| self.oom_ns.get(place.root())).copied();
-        let context = DeathContext { senders, place, watched, memory_limit, service_oom_ns, role };
+        let context = DeathContext { senders, place, watched, memory_limit, pids_refused, service_oom_ns, role };
         let question = self.docket.death(*exit, span, seen_ns, context)?;
         Some(Sight::Asked { process: identity(&exit.process), question })
     }
 
     fn senders(&self, exit: &Exit, place: Option<&Place>) -> Senders {
-        let origin = |sender: &Sender| self.table.get(sender.cgroup);
+        // Who happened to run when an interrupt raised the signal is no sender.
+        let origin = |sender: &Sender| self.table.get(sender.cgroup).filter(|_| sender.is_named());
         let kind = |sender: &Sender| {
+            if !sender.is_named() {
+                return SenderKind::Other;
+            }
             let comm = Comm(sender.comm).to_string();
             let program = || process::program(sender.tgid);
             sender_kind(
@@ -433,17 +447,21 @@ impl Observer {
         let kernel_ns = cgroup.header.kernel_ns;
         match cgroup.event {
             CGROUP_CREATED => {
-                // A path that is missing (lockdown) or fills the record (it may be cut) is looked up.
-                let path = cgroup.path_bytes();
-                let place = if path.is_empty() || path.len() + 1 >= PATH_LEN {
-                    self.look_up(cgroup.id, kernel_ns)?
-                } else {
-                    self.table.insert(cgroup.id, &String::from_utf8_lossy(path))
-                };
+                let place = self.created(cgroup, kernel_ns)?;
                 if place.is_root() {
                     self.cgroup_kills.insert(cgroup.id, 0);
+                    self.pids.made(cgroup.id, kernel_ns);
                 }
                 Some(Sight::Created { id: cgroup.id, place })
+            }
+            CGROUP_RENAMED => {
+                let path = match whole_path(cgroup) {
+                    Some(path) => path,
+                    None => self.handles.as_mut()?.path_of(cgroup.id, kernel_ns)?,
+                };
+                let renamed = self.table.rename(cgroup.id, &path);
+                self.discovered.extend(renamed);
+                None
             }
             CGROUP_EMPTY => Some(Sight::Emptied { place: self.place(cgroup.id, kernel_ns)?, kernel_ns }),
             CGROUP_POPULATED => None,
@@ -452,6 +470,22 @@ impl Observer {
                 None
             }
         }
+    }
+
+    /// Where a new cgroup is; `None` when its record has no path (lockdown) and it has gone.
+    ///
+    /// A path that fills the record may be cut. Then the file system is asked, and should the cgroup have gone already it is taken
+    /// for the one above, which has the same owner.
+    fn created(&mut self, cgroup: &Cgroup, kernel_ns: u64) -> Option<Place> {
+        if let Some(path) = whole_path(cgroup) {
+            return Some(self.table.insert(cgroup.id, &path));
+        }
+        if let Some(place) = self.look_up(cgroup.id, kernel_ns) {
+            return Some(place);
+        }
+        let cut = String::from_utf8_lossy(cgroup.path_bytes());
+        let above = cut.rfind('/').and_then(|slash| cut.get(..slash)).filter(|above| !above.is_empty())?;
+        Some(self.table.insert(cgroup.id, above))
     }
 
     fn death(&mut self, Finding { span, seen_ns, mut cause, evidence }: Finding, now_ns: u64) -> Death {
@@ -530,6 +564,13 @@ impl Observer {
     }
 }
 
+/// The path in a record; `None` when it is missing (lockdown) or may be cut.
+fn whole_path(cgroup: &Cgroup) -> Option<String> {
+    let path = cgroup.path_bytes();
+    let is_whole = !path.is_empty() && path.len() + 1 < PATH_LEN;
+    is_whole.then(|| String::from_utf8_lossy(path).into_owned())
+}
+
 /// Remembers when something last happened in a unit, container or command service, by its own cgroup: users can name any
 /// number of cgroups below theirs.
 fn note_latest(times: &mut Recent<Arc<str>, u64>, place: &Place, kernel_ns: u64) {
@@ -547,7 +588,7 @@ mod tests {
     use super::*;
     use bytemuck::Zeroable as _;
     use monitor_common::{
-        record::{EXIT_OOM_VICTIM, Header},
+        record::{EXIT_OOM_VICTIM, EXIT_SENDER, Header},
         status::SIGKILL,
     };
 
@@ -590,6 +631,48 @@ mod tests {
         let deaths = observer.deaths(u64::MAX);
         assert_eq!((deaths.len(), deaths[0].role), (1, Some(Role::Worker)));
         assert_eq!(observer.failed_ns.get("/system.slice/web.service"), None, "no main process has failed");
+    }
+
+    fn event_of_cgroup(id: u64, event: u32, path: &str) -> Record {
+        let mut cgroup = Cgroup::zeroed();
+        (cgroup.id, cgroup.event, cgroup.path_len) = (id, event, path.len() as u32);
+        cgroup.path[..path.len()].copy_from_slice(path.as_bytes());
+        Record::Cgroup(cgroup)
+    }
+
+    #[test]
+    fn a_cgroup_whose_path_was_cut_and_that_is_gone_stands_for_the_one_above() {
+        let mut observer = observer();
+        let whole = format!("/system.slice/web.service/{}/", "a".repeat(200));
+        let cut = format!("{whole}{}", "b".repeat(PATH_LEN - 1 - whole.len()));
+        see(&mut observer, event_of_cgroup(9, CGROUP_CREATED, &cut));
+        let place = observer.known_place(9).expect("it has a place at once");
+        assert_eq!((&*place.service, &*place.path), ("web.service", whole.trim_end_matches('/')));
+    }
+
+    #[test]
+    fn a_renamed_cgroup_is_met_again_under_its_new_path() {
+        let mut observer = observer();
+        see(&mut observer, event_of_cgroup(9, CGROUP_CREATED, "/system.slice/web.service/old"));
+        see(&mut observer, event_of_cgroup(9, CGROUP_RENAMED, "/system.slice/web.service/new"));
+        let met = observer.take_discovered();
+        assert_eq!(
+            met.iter().map(|(id, place)| (*id, &*place.path)).collect::<Vec<_>>(),
+            [(9, "/system.slice/web.service/new")]
+        );
+    }
+
+    #[test]
+    fn who_happened_to_run_when_a_timer_ran_out_is_no_sender() {
+        let mut observer = observer();
+        let mut exit = Exit { process: worker(MAIN, UNIT), status: 15, ..Exit::zeroed() };
+        exit.header = Header { flags: EXIT_SENDER, kernel_ns: 50, ..Header::zeroed() };
+        // PID 1 would make it a stop.
+        exit.sender = Sender { signal: 15, si_code: -2, tgid: INIT, cgroup: 1, ..Sender::NONE };
+        assert!(see(&mut observer, Record::Exit(exit)).is_none(), "systemd is not asked about it");
+        let deaths = observer.deaths(u64::MAX);
+        assert_eq!(deaths[0].cause.kind(), "killed");
+        assert_eq!(deaths[0].evidence.senders, Senders::default());
     }
 
     #[test]

@@ -196,6 +196,52 @@ fn an_oom_kill_under_load_costs_a_tenth_at_most_of_what_a_health_check_costs() {
 }
 
 #[test]
+fn a_crashing_server_is_out_before_its_core_is_written_and_one_that_survives_stays() {
+    if !live::can_run("a_crashing_server_is_out_before_its_core_is_written_and_one_that_survives_stays") {
+        return;
+    }
+    let (cgroup, server) = (Cgroup::new(None), free_address());
+    let cores = tempfile::tempdir().expect("a directory for the core");
+    let victim = binary("victim");
+    let start = format!(
+        "[\"{}\", \"--core\", \"{}\", \"serve\", \"{}\"]",
+        victim.display(),
+        cores.path().display(),
+        server.port()
+    );
+    let agent = Agent::start(&format!(
+        "[[service]]\nname = \"web\"\nrestart = true\npool = \"be_web/web\"\ngrace = \"2s\"\n\
+         health = \"http://{server}/healthz\"\ncommand = {{ start = {start}, cgroup = \"{}\" }}\n",
+        cgroup.path
+    ));
+    until(&agent, "web", "in");
+    let pool = || {
+        let (status, body) = agent.try_get("/pool/web").expect("it answers");
+        let body: Value = serde_json::from_str(&body).expect("JSON");
+        (status, body["cause"].as_str().unwrap_or_default().to_owned())
+    };
+    get(server, "/survive");
+    get(server, "/hold/256");
+    assert_eq!(pool().0, 200, "what is blocked ends nobody");
+
+    get(server, "/crash");
+    until(&agent, "web", "out");
+    assert_eq!(pool(), (503, "crashing".to_owned()));
+    until(&agent, "web", "in");
+    let incident = eventually("the record", || {
+        agent.incidents("web").pop().filter(|incident| said(incident).contains_key("pool_in"))
+    });
+    let at = said(&incident);
+    println!("MEASURED out of the pool before the end of a crash with a core: {:.1} ms", at["died"] - at["pool_out"]);
+    let moves = |state: &str| format!("defib_pool_moves_total{{service=\"web\",state=\"{state}\"}}");
+    assert_eq!(
+        agent.metrics().get(&moves("out")),
+        Some(2.0),
+        "not running at first, and crashed; not for what it survived"
+    );
+}
+
+#[test]
 fn a_full_memory_drains_a_server_but_never_the_last() {
     if !can_run("a_full_memory_drains_a_server_but_never_the_last") {
         return;

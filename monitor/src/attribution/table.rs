@@ -157,6 +157,20 @@ impl Table {
         place
     }
 
+    /// Notes that a cgroup has another path, and all below it with it (cgroup v1); returns those that were known.
+    ///
+    /// A name that an engine gave to the old path stays there: what it said was of that path.
+    pub(crate) fn rename(&mut self, id: u64, path: &str) -> Vec<(u64, Place)> {
+        let Some(old) = self.get(id).map(|place| Arc::clone(&place.path)) else { return Vec::new() };
+        let moved = |(&id, place): (&u64, &Place)| {
+            let rest = place.path.strip_prefix(&*old)?;
+            (rest.is_empty() || rest.starts_with('/')).then(|| (id, format!("{path}{rest}")))
+        };
+        let living = self.roots.living.iter().chain(self.nested.living.iter());
+        let moved: Vec<(u64, String)> = living.filter_map(moved).collect();
+        moved.into_iter().map(|(id, path)| (id, self.insert(id, &path))).collect()
+    }
+
     fn part(&mut self, place: &Place) -> &mut Part {
         if place.nested { &mut self.nested } else { &mut self.roots }
     }
@@ -302,6 +316,20 @@ mod tests {
         table.insert(1, "/batch/a");
         table.insert(1, "/b");
         assert_eq!((service(&table, 1), table.len()), (Some("/b"), 1));
+    }
+
+    #[test]
+    fn a_cgroup_that_is_renamed_takes_all_below_it_along_and_no_other() {
+        let mut table = Table::default();
+        for (id, path) in [(1, "/jobs"), (2, "/jobs/a"), (3, "/jobs/a/b"), (4, "/jobs/ab")] {
+            table.insert(id, path);
+        }
+        let mut renamed: Vec<_> = table.rename(2, "/jobs/c").into_iter().map(|(id, _)| id).collect();
+        renamed.sort_unstable();
+        let path = |id| table.get(id).map(|place| place.path.to_string());
+        assert_eq!((renamed, path(2).as_deref(), path(3).as_deref()), (vec![2, 3], Some("/jobs/c"), Some("/jobs/c/b")));
+        assert_eq!((path(1).as_deref(), path(4).as_deref()), (Some("/jobs"), Some("/jobs/ab")));
+        assert!(table.rename(9, "/x").is_empty(), "not known");
     }
 
     #[test]

@@ -116,6 +116,42 @@ pub(crate) enum Reason {
     RuntimeLimit,
     /// Its service manager ended the rest of the unit after an OOM kill (`OOMPolicy=`).
     OomPolicy,
+    /// It made a system call that the strict mode of seccomp does not allow.
+    SeccompStrict,
+    /// The kernel ended it without a signal, as it does after an oops in its context.
+    KernelOops,
+    /// It wrote to a pipe or socket that has no reader any more.
+    BrokenPipe,
+    /// Its parent ended, and it had asked for this (`PR_SET_PDEATHSIG`).
+    ParentExit,
+    /// Its terminal went.
+    TerminalGone,
+    /// Somebody pressed a key at its terminal (Ctrl-C, Ctrl-\).
+    TerminalKey,
+    /// A timer of its own ran out (alarm(2), setitimer(2)).
+    Timer,
+    /// A signal of the kind that timers, message queues and I/O raise; a process may send one of that kind to another too.
+    Event,
+}
+
+/// Why a process crashed, where more is known than the signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Fault {
+    /// The hardware reported that memory it used is broken (`BUS_MCEERR_AR`, `BUS_MCEERR_AO`).
+    MemoryError,
+    /// It made a system call that its seccomp filter forbids.
+    Seccomp,
+}
+
+/// Why a process exited with a code, where more is known than the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ExitReason {
+    /// A program was not found (127), could not be executed (126), or a service manager could not start one (203).
+    ExecFailed,
+    /// Its cgroup had just refused a new process or thread (`pids.max`).
+    PidsLimit,
 }
 
 /// The cause of a death.
@@ -146,6 +182,8 @@ pub(crate) enum Cause {
         signal: u8,
         /// A core was written.
         core_dumped: bool,
+        /// Why, where that is known.
+        reason: Option<Fault>,
         /// Where; `None`: not taken.
         site: Option<Site>,
     },
@@ -185,6 +223,8 @@ pub(crate) enum Cause {
     Exit {
         /// Exit code.
         code: u8,
+        /// Why, where that is known.
+        reason: Option<ExitReason>,
     },
     /// Ended by itself with code 0.
     CleanExit,
@@ -275,8 +315,13 @@ impl fmt::Display for Cause {
                 }
                 out.write_str(")")
             }
-            Self::Crash { signal, core_dumped, site } => {
+            Self::Crash { signal, core_dumped, reason, site } => {
                 write!(out, "crashed with SIG{}", super::signal_name(*signal))?;
+                out.write_str(match reason {
+                    None => "",
+                    Some(Fault::MemoryError) => " on a memory error of the hardware",
+                    Some(Fault::Seccomp) => " on a system call that its seccomp filter forbids",
+                })?;
                 if let Some(place) = site.as_ref().and_then(Site::innermost) {
                     write!(out, " at {place}")?;
                 }
@@ -288,6 +333,8 @@ impl fmt::Display for Cause {
                     Some(by) => write!(out, " by {by}")?,
                     None if *by_kernel && reason.is_none() => out.write_str(" by the kernel, not for memory")?,
                     None if *by_kernel => out.write_str(" by the kernel")?,
+                    // The reason says all that is known.
+                    None if reason.is_some() => {}
                     None => out.write_str(", sender not seen")?,
                 }
                 out.write_str(match reason {
@@ -298,6 +345,16 @@ impl fmt::Display for Cause {
                     Some(Reason::StartTimeout) => " because its start took too long",
                     Some(Reason::RuntimeLimit) => " because it may not run longer",
                     Some(Reason::OomPolicy) => " after an OOM kill in its unit",
+                    Some(Reason::SeccompStrict) => " for a system call that seccomp's strict mode forbids",
+                    Some(Reason::KernelOops) => " without a signal, as after an oops of the kernel (its log says more)",
+                    Some(Reason::BrokenPipe) => ": it wrote to a pipe or socket that nobody reads any more",
+                    Some(Reason::ParentExit) => " because its parent ended",
+                    Some(Reason::TerminalGone) => " because its terminal went",
+                    Some(Reason::TerminalKey) => " at a key of its terminal",
+                    Some(Reason::Timer) => " when a timer of its own ran out",
+                    Some(Reason::Event) => {
+                        " as a timer, a message queue or I/O sends it, or a process that claims to be one"
+                    }
                 })
             }
             Self::Stopped { signal: None, by, .. } => write!(out, "stopped by {by}"),
@@ -309,7 +366,19 @@ impl fmt::Display for Cause {
                 write!(out, "ended with SIG{} by {by} for want of a sign of life", super::signal_name(*signal))
             }
             Self::ContainerTeardown { by } => write!(out, "taken along by the end of its container ({by})"),
-            Self::Exit { code } => write!(out, "exited with code {code}"),
+            Self::Exit { code, reason } => {
+                write!(out, "exited with code {code}")?;
+                match (reason, code) {
+                    (None, _) => Ok(()),
+                    (Some(ExitReason::ExecFailed), 127) => out.write_str(" (by convention: a program was not found)"),
+                    (Some(ExitReason::ExecFailed), _) => {
+                        out.write_str(" (by convention: a program could not be executed)")
+                    }
+                    (Some(ExitReason::PidsLimit), _) => {
+                        out.write_str(" after its cgroup had refused a new process or thread (pids.max)")
+                    }
+                }
+            }
             Self::CleanExit => out.write_str("exited cleanly"),
             Self::Unknown { signal } => {
                 write!(out, "ended by SIG{}, and nothing says by whom", super::signal_name(*signal))

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     attribution::{Place, Role},
-    host::{kmsg::OomLine, process::Identity},
+    host::{kmsg::OomLine, pids::PidsRefused, process::Identity},
     kernel::Span,
     recent::Recent,
     text::Comm,
@@ -123,6 +123,8 @@ pub(crate) struct DeathContext {
     pub(crate) watched: bool,
     /// The least memory limit above it, bytes.
     pub(crate) memory_limit: Option<u64>,
+    /// Processes and threads that its cgroup refused.
+    pub(crate) pids_refused: Option<PidsRefused>,
     /// When the OOM killer last chose a process of its service, CLOCK_BOOTTIME nanoseconds.
     pub(crate) service_oom_ns: Option<u64>,
     /// Main process or worker, if that can be told.
@@ -233,7 +235,7 @@ impl Docket {
         if !self.seen.insert(identity, ()) {
             return None;
         }
-        let DeathContext { senders, place, watched, memory_limit, service_oom_ns, role } = context;
+        let DeathContext { senders, place, watched, memory_limit, pids_refused, service_oom_ns, role } = context;
         let unplaced = place.is_none() && exit.process.cgroup != 0;
         let mut evidence = Evidence {
             mark: None,
@@ -246,6 +248,7 @@ impl Docket {
             systemd: Answer::NotAsked,
             last_words: Answer::NotAsked,
             memory_limit,
+            pids_refused,
             page_size: self.page_size,
             missing: Vec::new(),
             exit,

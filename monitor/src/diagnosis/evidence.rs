@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc};
 
 use monitor_common::{
     record::{
-        EXIT_OOM_VICTIM, EXIT_SENDER, Exit, SENT_BY_NAMESPACE_END, SENT_BY_TRACER_END, SENT_TO_PROCESS,
-        SENT_WITHOUT_INFO, SI_KERNEL, SI_UNKNOWN, Sender,
+        EXIT_OOM_VICTIM, EXIT_SENDER, Exit, SENT_BY_NAMESPACE_END, SENT_BY_PARENT_END, SENT_BY_TRACER_END,
+        SENT_TO_PROCESS, SENT_WITHOUT_INFO, SI_EVENT, SI_KERNEL, SI_UNKNOWN, Sender,
     },
     status,
 };
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     attribution::Role,
-    host::{kmsg::OomLine, systemd::Meaning},
+    host::{kmsg::OomLine, pids::PidsRefused, systemd::Meaning},
     text::{Clean, Comm},
 };
 
@@ -48,6 +48,8 @@ pub(crate) struct Evidence {
     pub(crate) last_words: Answer<Option<String>>,
     /// The least memory limit above it, bytes.
     pub(crate) memory_limit: Option<u64>,
+    /// Processes and threads that its cgroup refused; `None`: none, or that could not be told.
+    pub(crate) pids_refused: Option<PidsRefused>,
     /// Bytes of a page.
     pub(crate) page_size: u64,
     /// Evidence that should have come and had not when the verdict was due.
@@ -195,6 +197,8 @@ pub(crate) enum Source {
     OomMm,
     /// The counters of the cgroup.
     CgroupEvents,
+    /// Processor time against its limit.
+    CpuTime,
     /// `/proc/vmstat`.
     Vmstat,
     /// The kernel's log.
@@ -249,9 +253,25 @@ impl Evidence {
         (self.exit.before.signal != 0).then_some(&self.exit.before)
     }
 
-    /// The sender of the last signal, as causes name it.
+    /// The sender of the last signal, as causes name it; `None` for a signal that names nobody.
     pub(super) fn last_party(&self) -> Option<Party> {
-        self.last().map(|sender| party(sender, self.senders.last_service.as_ref()))
+        self.last().filter(|sender| sender.is_named()).map(|sender| party(sender, self.senders.last_service.as_ref()))
+    }
+
+    /// Processor time that it used, nanoseconds; `None` when that could not be read.
+    fn cpu_used_ns(&self) -> Option<u64> {
+        Some(self.exit.cpu_used_ns.max(self.exit.cpu_timer_ns)).filter(|&used| used > 0)
+    }
+
+    /// The hard limit of processor time, seconds, and what was used of it, nanoseconds.
+    fn cpu_limit(&self) -> Option<(u64, u64)> {
+        let limit = Some(self.exit.cpu_limit).filter(|&limit| limit != 0 && limit != u64::MAX);
+        limit.zip(self.cpu_used_ns())
+    }
+
+    /// True when it used all the processor time that its hard limit allows.
+    pub(super) fn is_over_cpu_limit(&self) -> bool {
+        self.cpu_limit().is_some_and(|(limit, used)| used >= limit.saturating_mul(1_000_000_000))
     }
 
     /// From the last OOM kill in its service to the last signal that it was sent, nanoseconds; `None` when there was none, or
@@ -321,6 +341,17 @@ impl Evidence {
         }
         items.extend(self.max_rss_item());
         items.extend(self.refusal_item());
+        if let Some((limit, used)) = self.cpu_limit() {
+            let finding = format_args!("{:.3} s of processor time used, limited to {limit} s", used as f64 / 1e9);
+            items.push(Item::new(Source::CpuTime, finding));
+        }
+        if let Some(PidsRefused { count, within_ns }) = self.pids_refused {
+            let finding = format_args!(
+                "its cgroup refused {count} processes or threads (pids.max) within {} before its end",
+                millis(within_ns)
+            );
+            items.push(Item::new(Source::CgroupEvents, finding));
+        }
         match &self.last_words {
             Answer::Told(Some(words)) => items.push(Item::new(Source::LastWords, words)),
             Answer::Told(None) => items.push(Item::new(Source::LastWords, "nothing about memory")),
@@ -427,19 +458,23 @@ impl fmt::Display for Signal<'_> {
         match si_code {
             SI_KERNEL => out.write_str("from the kernel (SI_KERNEL)")?,
             SI_UNKNOWN => out.write_str("origin not readable")?,
+            code if SI_EVENT.contains(&code) => {
+                write!(out, "raised as by a timer, a message queue or I/O (si_code {code})")?
+            }
             code if code > 0 => write!(out, "a fault of its own (si_code {code})")?,
             code => write!(out, "si_code {code}")?,
         }
         out.write_str(if flags & SENT_TO_PROCESS != 0 { ", for the process" } else { ", for one thread" })?;
-        if tgid == self.own {
+        if tgid == self.own && !SI_EVENT.contains(&si_code) {
             out.write_str(", in its own context")?;
-        } else {
+        } else if self.sender.is_named() {
             write!(out, ", from {}", self.party)?;
         }
         for (flag, says) in [
             (SENT_WITHOUT_INFO, ", without a siginfo"),
             (SENT_BY_NAMESPACE_END, ", the ending first process of a pid namespace"),
             (SENT_BY_TRACER_END, ", its ending tracer"),
+            (SENT_BY_PARENT_END, ", its ending parent"),
         ] {
             if flags & flag != 0 {
                 out.write_str(says)?;

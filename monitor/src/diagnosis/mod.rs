@@ -18,7 +18,7 @@ mod verdict;
 
 pub(crate) use cause::{Cause, Scope};
 pub(crate) use docket::{DeathContext, Docket, Finding, Losses, MarkContext};
-pub(crate) use evidence::{Count, Counts, Evidence, Item, Mark, Missing, Senders};
+pub(crate) use evidence::{Count, Counts, Evidence, Item, Mark, Missing, SenderKind, Senders};
 pub(crate) use question::{Question, Reply};
 pub(crate) use sender::{Signaller, sender_kind};
 pub(crate) use site::Site;

@@ -5,14 +5,15 @@
 
 use monitor_common::{
     record::{
-        EXIT_OOM_VICTIM, SENT_AGAIN, SENT_BY_NAMESPACE_END, SENT_BY_TRACER_END, SENT_TO_PROCESS, SENT_WITHOUT_INFO,
-        SI_KERNEL, Sender,
+        EXIT_NEVER_EXECUTED, EXIT_OOM_VICTIM, EXIT_WITHOUT_SIGNAL, SECCOMP_DEAD, SECCOMP_STRICT, SENT_AGAIN,
+        SENT_BY_NAMESPACE_END, SENT_BY_PARENT_END, SENT_BY_TRACER_END, SENT_TO_PROCESS, SENT_WITHOUT_INFO, SI_EVENT,
+        SI_KERNEL, SI_USER, Sender,
     },
     status::{self, SIGKILL},
 };
 
 use super::{
-    cause::{Cause, OomKill, Reason, Scope, Weighed},
+    cause::{Cause, ExitReason, Fault, OomKill, Reason, Scope, Weighed},
     evidence::{Evidence, Item, SenderKind, Source},
 };
 use crate::host::{kmsg::Constraint, systemd::Meaning};
@@ -24,9 +25,31 @@ const FAULTS: [u8; 9] = [4, 5, 6, 7, 8, 11, 24, 25, 31];
 const REQUESTS: [u32; 3] = [2, 3, 15];
 /// ABRT, the signal of systemd's watchdog.
 const ABRT: u32 = 6;
+/// Further signals by their numbers (signal(7)).
+const HUP: u8 = 1;
+const INT: u8 = 2;
+const QUIT: u8 = 3;
+const BUS: u8 = 7;
+const SEGV: u8 = 11;
+const PIPE: u8 = 13;
+const ALRM: u8 = 14;
+const VTALRM: u8 = 26;
+const PROF: u8 = 27;
+const SYS: u8 = 31;
+/// `BUS_MCEERR_AR`, `BUS_MCEERR_AO` (siginfo.h): broken memory that the process used, and that it has.
+const MEMORY_ERRORS: [i32; 2] = [4, 5];
+/// `SYS_SECCOMP` (siginfo.h).
+const BY_SECCOMP: i32 = 1;
+/// What a shell exits with when a program cannot be executed, or is not there (POSIX, Shell Command Language, 2.8.2).
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+/// `EXIT_EXEC` of systemd.exec(5), of a process that is about to become the service.
+const EXIT_EXEC: u8 = 203;
 /// A request for memory that was refused this long before an abnormal end is taken for its reason: 2 s. Python needed
 /// 47 ms from the one to the other; programs that log, flush and unwind need longer.
 const REFUSAL_COUNTS_NS: u64 = 2_000_000_000;
+/// A process or thread that its cgroup refused this long before an exit with a code is taken for its reason: 10 s.
+const PIDS_REFUSED_NS: u64 = 10_000_000_000;
 /// How likely a piece of evidence alone makes it that the application ran out of memory.
 const REFUSAL: f64 = 0.6;
 /// A runtime that says so and ends as such runtimes do is right, but for its last words being another process's.
@@ -124,20 +147,22 @@ fn signalled(evidence: &Evidence, signal: u8, core_dumped: bool) -> Cause {
     if let Some(cause) = by_somebody_with_a_role(evidence, Some(signal)) {
         return cause;
     }
-    let own = sender.is_none_or(|sender| sender.tgid == evidence.exit.process.tgid || sender.si_code > 0);
-    if FAULTS.contains(&signal) && own {
-        let site = evidence.site.clone();
-        let typical = TYPICAL_SIGNALS.contains(&signal);
-        return out_of_memory_by_itself(evidence, typical, site.clone()).unwrap_or(Cause::Crash {
-            signal,
-            core_dumped,
-            site,
-        });
+    if let Some(reason) = without_signal(evidence, signal) {
+        return Cause::Killed { signal, by: None, by_kernel: true, reason: Some(reason) };
+    }
+    let by_itself = |sender: &Sender| {
+        sender.si_code > 0 || sender.tgid == evidence.exit.process.tgid && !SI_EVENT.contains(&sender.si_code)
+    };
+    if FAULTS.contains(&signal) && sender.is_none_or(by_itself) {
+        return crash(evidence, signal, core_dumped);
     }
     let Some(sender) = sender else {
         // An OOM victim is known by its own state even when all records are lost, so this is none; more is not known.
         return Cause::Unknown { signal };
     };
+    if let Some(cause) = by_kernel_code(evidence, sender, signal) {
+        return cause;
+    }
     let by_kernel = sender.si_code == SI_KERNEL;
     // Kernel code that kills in a process's name and one thread at a time: nothing else does that.
     let through_cgroup = u32::from(signal) == SIGKILL
@@ -150,6 +175,61 @@ fn signalled(evidence: &Evidence, signal: u8, core_dumped: bool) -> Cause {
         by_kernel,
         reason: through_cgroup.then_some(Reason::CgroupKill),
     }
+}
+
+fn crash(evidence: &Evidence, signal: u8, core_dumped: bool) -> Cause {
+    let site = evidence.site.clone();
+    let code = evidence.sender().map(|sender| sender.si_code);
+    let reason = match (signal, code) {
+        (BUS, Some(code)) if MEMORY_ERRORS.contains(&code) => Some(Fault::MemoryError),
+        (SYS, Some(BY_SECCOMP)) => Some(Fault::Seccomp),
+        // Before 5.16 seccomp ends a thread without a signal.
+        (SYS, None) if evidence.exit.header.flags & EXIT_WITHOUT_SIGNAL != 0 && evidence.exit.seccomp_mode != 0 => {
+            Some(Fault::Seccomp)
+        }
+        _ => None,
+    };
+    let typical = TYPICAL_SIGNALS.contains(&signal) && reason.is_none();
+    out_of_memory_by_itself(evidence, typical, site.clone()).unwrap_or(Cause::Crash {
+        signal,
+        core_dumped,
+        reason,
+        site,
+    })
+}
+
+/// Why kernel code ended the last thread by itself: a signal is in its status, none was sent, and none was delivered.
+fn without_signal(evidence: &Evidence, signal: u8) -> Option<Reason> {
+    if evidence.sender().is_some() || evidence.exit.header.flags & EXIT_WITHOUT_SIGNAL == 0 {
+        return None;
+    }
+    match (signal, evidence.exit.seccomp_mode) {
+        (9, SECCOMP_STRICT | SECCOMP_DEAD) => Some(Reason::SeccompStrict),
+        // What an oops leaves in the status (`make_task_dead`): the first for a bad access, the second for the rest.
+        (9 | SEGV, _) => Some(Reason::KernelOops),
+        _ => None,
+    }
+}
+
+/// Signals other than SIGKILL that kernel code sends for something that has happened, and signals that claim to be of that kind.
+fn by_kernel_code(evidence: &Evidence, sender: &Sender, signal: u8) -> Option<Cause> {
+    let own = sender.tgid == evidence.exit.process.tgid;
+    // No system call makes a signal like this: the kernel itself leaves the siginfo out.
+    let bare = sender.si_code == SI_USER && sender.flags & SENT_WITHOUT_INFO != 0;
+    let to_process = sender.flags & SENT_TO_PROCESS != 0;
+    let kernel = sender.si_code == SI_KERNEL;
+    let (by, by_kernel, reason) = match signal {
+        _ if sender.flags & SENT_BY_PARENT_END != 0 => (evidence.last_party(), true, Reason::ParentExit),
+        PIPE if bare && own => (None, true, Reason::BrokenPipe),
+        HUP if kernel => (None, true, Reason::TerminalGone),
+        // Whoever has closed the other side of a pseudo terminal.
+        HUP if bare && to_process && !own => (evidence.last_party(), true, Reason::TerminalGone),
+        INT | QUIT if kernel => (None, true, Reason::TerminalKey),
+        ALRM | VTALRM | PROF if kernel => (None, true, Reason::Timer),
+        _ if SI_EVENT.contains(&sender.si_code) => (None, false, Reason::Event),
+        _ => return None,
+    };
+    Some(Cause::Killed { signal, by, by_kernel, reason: Some(reason) })
 }
 
 /// Kills by the kernel for other reasons than memory.
@@ -168,8 +248,7 @@ fn by_kernel(evidence: &Evidence, sender: &Sender, signal: u8) -> Option<Cause> 
     if sender.flags & SENT_BY_NAMESPACE_END != 0 {
         return evidence.last_party().map(|by| Cause::ContainerTeardown { by });
     }
-    let limited = evidence.exit.cpu_limit != 0 && evidence.exit.cpu_limit != u64::MAX;
-    (sender.tgid == evidence.exit.process.tgid && limited).then_some(Cause::Killed {
+    (sender.tgid == evidence.exit.process.tgid && evidence.is_over_cpu_limit()).then_some(Cause::Killed {
         signal,
         by: None,
         by_kernel: true,
@@ -251,7 +330,20 @@ fn exited(evidence: &Evidence, code: u8) -> Cause {
 fn end_by_itself(evidence: &Evidence) -> Cause {
     match status::exit_code(evidence.exit.status) {
         Some(0) | None => Cause::CleanExit,
-        Some(code) => Cause::Exit { code },
+        Some(code) => Cause::Exit { code, reason: exit_reason(evidence, code) },
+    }
+}
+
+fn exit_reason(evidence: &Evidence, code: u8) -> Option<ExitReason> {
+    let never_executed = evidence.exit.header.flags & EXIT_NEVER_EXECUTED != 0;
+    match code {
+        NOT_EXECUTABLE | NOT_FOUND => Some(ExitReason::ExecFailed),
+        // A program of its own may exit with it for any other reason.
+        EXIT_EXEC if never_executed => Some(ExitReason::ExecFailed),
+        _ if evidence.pids_refused.is_some_and(|refused| refused.within_ns <= PIDS_REFUSED_NS) => {
+            Some(ExitReason::PidsLimit)
+        }
+        _ => None,
     }
 }
 
@@ -305,7 +397,7 @@ mod tests {
             cause::Party,
             evidence::{Answer, Counts, Mark, Senders},
         },
-        host::kmsg::OomLine,
+        host::{kmsg::OomLine, pids::PidsRefused},
         text::Comm,
     };
     use monitor_common::record::{EXIT_SENDER, Exit, Header, KIND_EXIT, Process};
@@ -342,6 +434,7 @@ mod tests {
             systemd: Answer::NotAsked,
             last_words: Answer::NotAsked,
             memory_limit: None,
+            pids_refused: None,
             page_size: 4096,
             missing: Vec::new(),
         }
@@ -421,12 +514,135 @@ mod tests {
         let mut limited = evidence(9, 0, Some(sent(9, SI_KERNEL, OWN)));
         assert!(matches!(weigh(&limited), Cause::Killed { by_kernel: true, reason: None, .. }), "no limit is known");
         limited.exit.cpu_limit = 2;
-        assert!(matches!(weigh(&limited), Cause::Killed { by_kernel: true, reason: Some(Reason::CpuLimit), .. }));
+        let over = |used: u64, timer: u64| {
+            let mut evidence = limited.clone();
+            (evidence.exit.cpu_used_ns, evidence.exit.cpu_timer_ns) = (used, timer);
+            matches!(weigh(&evidence), Cause::Killed { by_kernel: true, reason: Some(Reason::CpuLimit), .. })
+        };
+        assert!(over(2_000_000_000, 0) && over(1_000, 2_001_000_000), "either account says that it is used up");
+        assert!(!over(1_999_999_999, 1_999_999_999), "killed by the kernel for another reason");
+        assert!(!over(0, 0), "it cannot be read");
         let through_cgroup = evidence(9, 0, Some(Sender { flags: SENT_WITHOUT_INFO, ..sent(9, 0, 50) }));
         let Cause::Killed { by: Some(by), reason: Some(Reason::CgroupKill), .. } = weigh(&through_cgroup) else {
             panic!("through cgroup.kill: {:?}", weigh(&through_cgroup));
         };
         assert_eq!(by.tgid, 50);
+    }
+
+    fn killed_for(evidence: &Evidence) -> Option<(Option<u32>, bool, Reason)> {
+        match weigh(evidence) {
+            Cause::Killed { by, by_kernel, reason: Some(reason), .. } => {
+                Some((by.map(|by| by.tgid), by_kernel, reason))
+            }
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_sends_for_something_that_has_happened_is_said() {
+        let bare = SENT_WITHOUT_INFO;
+        let whole = SENT_TO_PROCESS;
+        for (name, status, sender, want) in [
+            ("SIGPIPE", 13, Sender { flags: bare, ..sent(13, 0, OWN) }, (None, true, Reason::BrokenPipe)),
+            (
+                "PDEATHSIG",
+                15,
+                Sender { flags: bare | whole | SENT_BY_PARENT_END, ..sent(15, 0, 50) },
+                (Some(50), true, Reason::ParentExit),
+            ),
+            (
+                "hung up",
+                1,
+                Sender { flags: bare | whole, ..sent(1, SI_KERNEL, 50) },
+                (None, true, Reason::TerminalGone),
+            ),
+            ("closed", 1, Sender { flags: bare | whole, ..sent(1, 0, 50) }, (Some(50), true, Reason::TerminalGone)),
+            ("Ctrl-C", 2, Sender { flags: bare | whole, ..sent(2, SI_KERNEL, 50) }, (None, true, Reason::TerminalKey)),
+            ("alarm(2)", 14, Sender { flags: bare | whole, ..sent(14, SI_KERNEL, 50) }, (None, true, Reason::Timer)),
+            ("timer_create(2)", 15, sent(15, -2, 50), (None, false, Reason::Event)),
+            ("a timer, in an interrupt of its own", 11, sent(11, -2, OWN), (None, false, Reason::Event)),
+            ("sigqueue(3) with a code of a timer", 9, sent(9, -2, 50), (None, false, Reason::Event)),
+        ] {
+            assert_eq!(killed_for(&evidence(status, 0, Some(sender))), Some(want), "{name}");
+        }
+        for (name, status, sender) in [
+            ("kill -PIPE", 13, sent(13, 0, 50)),
+            ("raise(SIGPIPE)", 13, sent(13, -6, OWN)),
+            ("kill -HUP", 1, sent(1, 0, 50)),
+            ("kill -INT", 2, sent(2, 0, 50)),
+        ] {
+            assert_eq!(killed_for(&evidence(status, 0, Some(sender))), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_death_without_a_signal_is_the_kernel_s_own() {
+        let ended = |status, flags, mode| {
+            let mut evidence = evidence(status, flags, None);
+            evidence.exit.seccomp_mode = mode;
+            evidence
+        };
+        let unsent = EXIT_WITHOUT_SIGNAL;
+        for mode in [SECCOMP_STRICT, SECCOMP_DEAD] {
+            assert_eq!(killed_for(&ended(9, unsent, mode)), Some((None, true, Reason::SeccompStrict)));
+        }
+        for (status, mode) in [(9, 0), (11, 0), (11, 2)] {
+            assert_eq!(killed_for(&ended(status, unsent, mode)), Some((None, true, Reason::KernelOops)), "{status}");
+        }
+        assert_eq!(weigh(&ended(9, 0, SECCOMP_STRICT)).kind(), "unknown", "a signal ended it whose sender was lost");
+        assert_eq!(weigh(&ended(11, 0, 0)).kind(), "crash");
+        // Of an OOM kill no witness is left but its own state, and a racing thread has left before the signal.
+        assert_eq!(weigh(&ended(9, unsent | EXIT_OOM_VICTIM, 0)).kind(), "oom_kill");
+    }
+
+    #[test]
+    fn crashes_say_what_the_signal_alone_does_not() {
+        let reason = |status, flags, mode, sender| {
+            let mut evidence = evidence(status, flags, sender);
+            evidence.exit.seccomp_mode = mode;
+            match weigh(&evidence) {
+                Cause::Crash { reason, .. } => reason,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(reason(7, 0, 0, Some(sent(7, 4, OWN))), Some(Fault::MemoryError), "it used the memory");
+        assert_eq!(
+            reason(7, 0, 0, Some(sent(7, 5, 50))),
+            Some(Fault::MemoryError),
+            "found beside, in another's context"
+        );
+        assert_eq!(reason(7, 0, 0, Some(sent(7, 2, OWN))), None, "behind the end of a file");
+        assert_eq!(reason(0x9f, 0, 2, Some(sent(31, 1, OWN))), Some(Fault::Seccomp));
+        assert_eq!(reason(0x9f, EXIT_WITHOUT_SIGNAL, 2, None), Some(Fault::Seccomp), "as kernels before 5.16 do it");
+        assert_eq!(reason(31, 0, 0, Some(sent(31, -6, OWN))), None, "raise(SIGSYS)");
+    }
+
+    #[test]
+    fn exit_codes_of_programs_that_could_not_start_say_so() {
+        let reason = |code: u32, flags, refused_ns: Option<u64>| {
+            let mut evidence = evidence(code << 8, flags, None);
+            evidence.pids_refused = refused_ns.map(|within_ns| PidsRefused { count: 1, within_ns });
+            match weigh(&evidence) {
+                Cause::Exit { reason, .. } => reason,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(reason(127, 0, None), Some(ExitReason::ExecFailed));
+        assert_eq!(reason(126, EXIT_NEVER_EXECUTED, None), Some(ExitReason::ExecFailed));
+        assert_eq!(reason(203, EXIT_NEVER_EXECUTED, None), Some(ExitReason::ExecFailed));
+        assert_eq!(reason(203, 0, None), None, "a code of its own");
+        assert_eq!(reason(1, 0, None), None);
+        assert_eq!(reason(1, 0, Some(1)), Some(ExitReason::PidsLimit));
+        assert_eq!(reason(1, 0, Some(PIDS_REFUSED_NS + 1)), None, "too long ago to be the reason");
+    }
+
+    #[test]
+    fn a_signal_that_names_nobody_blames_nobody() {
+        // PID 1 happened to run when the timer ran out.
+        let manager = by(SenderKind::Other, 15, sent(15, -2, 1), None);
+        assert!(matches!(weigh(&manager), Cause::Killed { by: None, .. }));
+        let items: Vec<_> = manager.items().into_iter().map(|item| item.finding).collect();
+        assert!(items.iter().all(|finding| !finding.contains("pid 1")), "{items:?}");
     }
 
     fn by(kind: SenderKind, status: u32, last: Sender, before: Option<Sender>) -> Evidence {
@@ -566,11 +782,12 @@ mod tests {
         #[test]
         fn no_evidence_makes_a_verdict_that_the_status_denies(
             status in 0u32..0x1_0000,
-            flags in 0u32..8,
+            flags in 0u32..32,
+            seccomp_mode in 0u32..4,
             signal in 0u32..65,
-            si_code in prop::sample::select(vec![0, SI_KERNEL, 1, -6, i32::MIN]),
+            si_code in prop::sample::select(vec![0, SI_KERNEL, 1, 4, -1, -2, -6, -60, i32::MIN]),
             tgid in prop::sample::select(vec![1u32, OWN, 4321]),
-            sent_flags in 0u32..16,
+            sent_flags in 0u32..64,
             before in 0u32..32,
             kinds in prop::sample::select(vec![SenderKind::Other, SenderKind::Manager, SenderKind::Engine, SenderKind::MemoryKiller]),
             marked in prop::option::of(any::<bool>()),
@@ -579,6 +796,7 @@ mod tests {
         ) {
             let mut evidence = by(kinds, status, Sender { flags: sent_flags, ..sent(signal, si_code, tgid) }, Some(sent(before, 0, tgid)));
             evidence.exit.header.flags = flags;
+            evidence.exit.seccomp_mode = seccomp_mode;
             evidence.exit.refusals = refusals;
             evidence.mark = marked.map(mark);
             evidence.twin = twin.then(|| mark(true));
@@ -589,7 +807,7 @@ mod tests {
                     prop_assert_eq!(ended_by, Some(9));
                     prop_assert!(evidence.mark.is_some() || evidence.twin.is_some() || flags & EXIT_OOM_VICTIM != 0);
                 }
-                Cause::Exit { code } => prop_assert!(ended_by.is_none() && *code != 0),
+                Cause::Exit { code, .. } => prop_assert!(ended_by.is_none() && *code != 0),
                 Cause::CleanExit => prop_assert!(ended_by.is_none()),
                 Cause::Crash { signal, .. } | Cause::Killed { signal, .. } | Cause::Unknown { signal } => {
                     prop_assert_eq!(ended_by, Some(*signal));

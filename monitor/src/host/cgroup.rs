@@ -21,7 +21,7 @@ use super::{
 const CONTROLLERS: usize = 16 * 1024;
 /// Of `/proc/self/mounts`, where every mount of a container is a row of up to a page. Cgroup file systems are mounted at boot and
 /// stand near the begin.
-const MOUNTS: usize = 4 * 1024 * 1024;
+pub(super) const MOUNTS: usize = 4 * 1024 * 1024;
 /// Levels below the root that are looked at for a limit: whoever may make cgroups can nest some two thousand, and each costs a
 /// look. What a host's owner sets is near the root.
 const LEVELS: usize = 64;

@@ -110,6 +110,16 @@ pub(crate) fn memory_held(tgid: u32) -> Option<u64> {
     Some(parts.into_iter().sum::<u64>().saturating_mul(1024))
 }
 
+/// True while a core of the process is written, which may take a minute; it does nothing else any more. False where that cannot be told.
+pub(crate) fn dumps_core(tgid: u32) -> bool {
+    status(tgid).is_ok_and(|status| is_dumped(&status))
+}
+
+/// A name may have any bytes but a line's end, which the kernel escapes.
+fn is_dumped(status: &str) -> bool {
+    status.lines().any(|line| line.strip_prefix("CoreDumping:").is_some_and(|flag| flag.trim() == "1"))
+}
+
 /// Processor time that a process has used, seconds; `None` when it has gone.
 pub(crate) fn processor_seconds(tgid: u32) -> Option<f64> {
     let stat = stat(tgid).ok()?;
@@ -204,6 +214,15 @@ mod tests {
         assert_eq!(start_ticks(stat), Some(12345));
         assert_eq!(fields(stat).and_then(|fields| fields.get(1).map(|ppid| ppid.to_string())), Some("1".to_owned()));
         assert_eq!(start_ticks(b"7 (cut"), None);
+    }
+
+    #[test]
+    fn a_core_is_being_written_when_the_kernel_says_so_and_no_name_can_say_it() {
+        assert!(is_dumped("Name:\tweb ÿ\nThreads:\t4\nCoreDumping:\t1\nTHP_enabled:\t1\n"));
+        for status in [&"Name:\tweb\nCoreDumping:\t0\n"[..], "Name:\tCoreDumping:\t1\n", ""] {
+            assert!(!is_dumped(status));
+        }
+        assert!(!dumps_core(std::process::id()));
     }
 
     #[test]

@@ -39,10 +39,10 @@ pub(crate) struct Remains {
 
 impl About {
     /// What this agent's own load is like on this kernel.
-    pub(super) fn of(plan: &Plan, log_level: u8) -> Self {
+    pub(super) fn of(plan: &Plan, sizes: &[(&str, u32)], log_level: u8) -> Self {
         let functions: Vec<_> = plan.functions.iter().map(|function| (function.program, function.substitute)).collect();
         let layout: &[u32] = bytemuck::cast_slice(std::slice::from_ref(&plan.layout));
-        Self { records: records(), programs: hash(&(SOURCES, layout, &plan.programs, functions, log_level)) }
+        Self { records: records(), programs: hash(&(SOURCES, layout, &plan.programs, functions, sizes, log_level)) }
     }
 
     /// Notes it, as the last part of a set: one without it is not whole.

@@ -55,7 +55,17 @@ pub(crate) struct Btf {
     strings: Range<usize>,
     /// Where each type's header begins; the index is the type id minus 1 (0 is void).
     types: Vec<u32>,
+    /// Some type is of a kind that is not known here.
+    has_unknown: bool,
+    /// The kind of a type whose size nothing tells: it and what follows it are not indexed.
+    cut_at: Option<u32>,
 }
+
+/// What the file itself says of the sizes of its kinds (`struct btf_layout`, 7.1 and newer), so that a reader can skip those that it does
+/// not know: four bytes for each kind.
+const LAYOUT_ENTRY: usize = 4;
+/// Bytes of the header up to the place of that table.
+const HEADER_WITH_LAYOUT: u32 = 32;
 
 /// A type's header: `struct btf_type`.
 #[derive(Clone, Copy)]
@@ -70,11 +80,13 @@ struct Type {
 }
 
 const HEADER: usize = 12;
+/// The bits of a kind. Two of them, and eight of the number of elements, were unused and zero before 7.1.
+const KINDS: u32 = 0x7f;
 
 impl Type {
-    /// Bytes that follow the header.
-    fn tail(&self) -> Result<usize> {
-        Ok(match self.kind {
+    /// Bytes that follow the header; `None` for an unknown kind.
+    fn tail(&self) -> Option<usize> {
+        Some(match self.kind {
             kind::INT | kind::VAR | kind::DECL_TAG => 4,
             kind::ARRAY => 12,
             kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => 12 * self.len,
@@ -88,7 +100,7 @@ impl Type {
             | kind::FUNC
             | kind::FLOAT
             | kind::TYPE_TAG => 0,
-            unknown => bail!("a type of the unknown kind {unknown}"),
+            _ => return None,
         })
     }
 
@@ -110,7 +122,7 @@ impl Btf {
     /// Indexes BTF bytes.
     pub(crate) fn parse(bytes: Vec<u8>) -> Result<Self> {
         ensure!(bytes.get(..2) == Some(&MAGIC.to_le_bytes()), "it does not begin with the magic number {MAGIC:#x}");
-        let mut btf = Self { bytes, strings: 0..0, types: Vec::new() };
+        let mut btf = Self { bytes, strings: 0..0, types: Vec::new(), has_unknown: false, cut_at: None };
         let base = btf.u32(4)? as usize;
         let section = |offset: u32, len: u32| -> Result<Range<usize>> {
             let start = base.checked_add(offset as usize).context("a section is out of range")?;
@@ -120,16 +132,75 @@ impl Btf {
         };
         let types = section(btf.u32(8)?, btf.u32(12)?)?;
         btf.strings = section(btf.u32(16)?, btf.u32(20)?)?;
+        let layout = if btf.u32(4)? >= HEADER_WITH_LAYOUT { section(btf.u32(24)?, btf.u32(28)?)? } else { 0..0 };
         let mut at = types.start;
         // Kernel types take 20 to 40 bytes each; a good guess saves the copies of a growing vector.
         btf.types.reserve(types.len() / 24);
         while at < types.end {
-            btf.types.push(u32::try_from(at)?);
             let ty = btf.type_at(at)?;
-            at += HEADER + ty.tail()?;
+            let tail = match ty.tail() {
+                Some(tail) => tail,
+                None => match btf.tail_by_layout(&ty, &layout) {
+                    Some(tail) => {
+                        btf.has_unknown = true;
+                        tail
+                    }
+                    // Ids of what comes before are right; what is behind is not found.
+                    None => {
+                        btf.cut_at = Some(ty.kind);
+                        return Ok(btf);
+                    }
+                },
+            };
+            btf.types.push(u32::try_from(at)?);
+            at = at.checked_add(HEADER + tail).context("a type is out of range")?;
         }
         ensure!(at == types.end, "its last type runs over the end of its section");
         Ok(btf)
+    }
+
+    /// Bytes behind the header of a type of an unknown kind, as the file says: once for the type, and for each of its elements.
+    fn tail_by_layout(&self, ty: &Type, layout: &Range<usize>) -> Option<usize> {
+        let at = layout.start + ty.kind as usize * LAYOUT_ENTRY;
+        let entry = (at + LAYOUT_ENTRY <= layout.end).then(|| self.bytes.get(at..at + LAYOUT_ENTRY)).flatten()?;
+        Some(usize::from(entry[0]) + usize::from(entry[1]) * ty.len)
+    }
+
+    /// The kind at which the index ends, because nothing tells the size of such a type.
+    pub(crate) fn cut_at(&self) -> Option<u32> {
+        self.cut_at
+    }
+
+    /// The same types under the same ids for a reader that knows no newer kinds: each type of such a kind is a declaration without a
+    /// name there, and what the index leaves out is left out. `None`: the file can be read as it is.
+    pub(crate) fn without_unknown_kinds(&self) -> Result<Option<Vec<u8>>> {
+        if !self.has_unknown && self.cut_at.is_none() {
+            return Ok(None);
+        }
+        let mut types = Vec::new();
+        for &at in &self.types {
+            let ty = self.type_at(at as usize)?;
+            match ty.tail() {
+                Some(tail) => {
+                    let all = self.bytes.get(ty.at..ty.at + HEADER + tail).context("a type is cut short")?;
+                    types.extend_from_slice(all);
+                }
+                None => {
+                    for word in [0, kind::FWD << 24, 0] {
+                        types.extend_from_slice(&u32::to_le_bytes(word));
+                    }
+                }
+            }
+        }
+        let strings = self.bytes.get(self.strings.clone()).context("the names are cut short")?;
+        let (types_len, strings_len) = (u32::try_from(types.len())?, u32::try_from(strings.len())?);
+        let mut copy = self.bytes.get(..4).context("there is no header")?.to_vec();
+        for word in [24, 0, types_len, types_len, strings_len] {
+            copy.extend_from_slice(&u32::to_le_bytes(word));
+        }
+        copy.extend_from_slice(&types);
+        copy.extend_from_slice(strings);
+        Ok(Some(copy))
     }
 
     /// Byte offset of a member, looked for through anonymous structures and unions too; `None` when the structure or
@@ -216,7 +287,7 @@ impl Btf {
     fn find(&self, kind: u32, name: &str) -> Result<Option<Type>> {
         for &at in &self.types {
             let at = at as usize;
-            if (self.u32(at + 4)? >> 24) & 0x1f == kind && self.string(self.u32(at)?)? == name.as_bytes() {
+            if (self.u32(at + 4)? >> 24) & KINDS == kind && self.string(self.u32(at)?)? == name.as_bytes() {
                 return self.type_at(at).map(Some);
             }
         }
@@ -244,8 +315,8 @@ impl Btf {
         Ok(Type {
             at,
             name: self.u32(at)?,
-            kind: (info >> 24) & 0x1f,
-            len: (info & 0xffff) as usize,
+            kind: (info >> 24) & KINDS,
+            len: (info & 0x00ff_ffff) as usize,
             flagged: info >> 31 == 1,
             size_or_type: self.u32(at + 8)?,
         })
@@ -300,14 +371,27 @@ mod tests {
         }
 
         fn finish(self) -> Vec<u8> {
+            self.finish_with(&[])
+        }
+
+        /// With a table of the kinds' sizes, when there is one.
+        fn finish_with(self, layout: &[[u8; 4]]) -> Vec<u8> {
             let mut bytes = MAGIC.to_le_bytes().to_vec();
             bytes.extend_from_slice(&[1, 0]);
             let types = self.types.len() as u32;
-            for word in [24, 0, types, types, self.strings.len() as u32] {
+            let strings = self.strings.len() as u32;
+            let header = if layout.is_empty() { 24 } else { 32 };
+            for word in [header, 0, types, types, strings] {
                 bytes.extend_from_slice(&u32::to_le_bytes(word));
+            }
+            if !layout.is_empty() {
+                for word in [types + strings, 4 * layout.len() as u32] {
+                    bytes.extend_from_slice(&u32::to_le_bytes(word));
+                }
             }
             bytes.extend_from_slice(&self.types);
             bytes.extend_from_slice(&self.strings);
+            bytes.extend_from_slice(layout.as_flattened());
             bytes
         }
     }
@@ -341,6 +425,60 @@ mod tests {
         assert_eq!(btf.enum_value("ids", "third_id").expect("reads"), None);
     }
 
+    /// Types of the kinds 20 to 22 and of one that no one has thought of, among others; each with elements of its own size.
+    fn future() -> Writer {
+        let mut w = Writer::default();
+        let int = w.ty("int", kind::INT, 0, 4, &[32]);
+        w.ty("", 20, 0, 8, &[1, 2]);
+        w.ty("", 21, 3, 0, &[2, 2, 2]);
+        w.ty(".text", 22, 2, 0, &[9, 9, 9, 9, 8, 8, 8, 8]);
+        w.ty("", 77, 1, 0, &[5, 6, 7]);
+        let a = w.name("a");
+        w.ty("late", kind::STRUCT, 1, 4, &[a, int, 0]);
+        let pointer = w.ty("", kind::PTR, 0, 6, &[]);
+        let proto = w.ty("", kind::FUNC_PROTO, 2, 0, &[0, 0, 0, pointer]);
+        let function = w.ty("", kind::PTR, 0, proto, &[]);
+        w.ty("btf_trace_future", kind::TYPEDEF, 0, function, &[]);
+        w
+    }
+
+    fn sizes() -> Vec<[u8; 4]> {
+        let mut layout = vec![[0; 4]; 78];
+        (layout[20], layout[21], layout[22], layout[77]) = ([8, 0, 0, 0], [0, 4, 0, 0], [0, 16, 0, 0], [4, 8, 0, 0]);
+        layout
+    }
+
+    #[test]
+    fn kinds_that_are_not_known_yet_are_skipped_by_the_size_that_the_file_tells() {
+        let btf = Btf::parse(future().finish_with(&sizes())).expect("valid");
+        assert_eq!((btf.types.len(), btf.cut_at()), (10, None));
+        assert_eq!(btf.offset_of("late", "a").expect("reads"), Some(0));
+        assert_eq!(btf.tracepoint("future").expect("reads"), Some(vec![Argument::Pointer("late".to_owned())]));
+    }
+
+    #[test]
+    fn without_a_size_the_types_before_an_unknown_kind_are_still_there() {
+        let btf = Btf::parse(future().finish()).expect("valid");
+        assert_eq!((btf.types.len(), btf.cut_at()), (1, Some(20)));
+        assert_eq!(btf.offset_of("late", "a").expect("reads"), None);
+    }
+
+    #[test]
+    fn the_loader_is_given_the_same_ids_without_kinds_that_it_does_not_know() {
+        use aya::Endianness;
+        let bytes = future().finish_with(&sizes());
+        assert!(aya::Btf::parse(&bytes, Endianness::Little).is_err(), "or the copy is needed no longer");
+        let copy = Btf::parse(bytes).expect("valid").without_unknown_kinds().expect("reads").expect("needed");
+        aya::Btf::parse(&copy, Endianness::Little).expect("the loader reads it");
+        let copy = Btf::parse(copy).expect("valid");
+        assert_eq!(copy.types.len(), 10);
+        assert_eq!(copy.tracepoint("future").expect("reads"), Some(vec![Argument::Pointer("late".to_owned())]));
+        let cut =
+            Btf::parse(future().finish()).expect("valid").without_unknown_kinds().expect("reads").expect("needed");
+        aya::Btf::parse(&cut, Endianness::Little).expect("the loader reads it");
+        assert_eq!(Btf::parse(sample()).expect("valid").without_unknown_kinds().expect("reads"), None);
+    }
+
     #[test]
     fn tracepoint_prototypes_are_told_apart() {
         let btf = Btf::parse(sample()).expect("valid");
@@ -351,14 +489,19 @@ mod tests {
 
     #[test]
     fn every_cut_and_every_flipped_byte_is_an_error_or_an_answer_never_a_panic() {
-        let good = sample();
+        for good in [sample(), future().finish_with(&sizes())] {
+            flip(&good);
+        }
+    }
+
+    fn flip(good: &[u8]) {
         for len in 0..good.len() {
             let outcome = Btf::parse(good[..len].to_vec());
             assert!(outcome.is_err(), "a file cut at {len} was accepted");
         }
         for at in 0..good.len() {
             for bit in 0..8 {
-                let mut bytes = good.clone();
+                let mut bytes = good.to_vec();
                 bytes[at] ^= 1 << bit;
                 if let Ok(btf) = Btf::parse(bytes) {
                     for member in ["a", "c", "missing"] {
@@ -366,6 +509,7 @@ mod tests {
                     }
                     drop(btf.enum_value("ids", "second_id"));
                     drop(btf.tracepoint("sample"));
+                    drop(btf.without_unknown_kinds());
                 }
             }
         }

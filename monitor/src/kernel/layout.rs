@@ -114,9 +114,12 @@ pub(crate) fn plan(btf: &Btf, host: Host<'_>) -> Result<Plan> {
     let mut programs = Vec::new();
     // The event exists in every hierarchy's code but is only raised for v2.
     let unified = host.hierarchy.is_some_and(|hierarchy| !hierarchy.is_v1());
+    // No cgroup of v2 can be renamed.
+    let renames = host.hierarchy.is_some_and(Hierarchy::is_v1);
     for (program, tracepoint, wanted, evidence) in [
         ("cgroup_mkdir", "cgroup_mkdir", true, "cgroups that come and go"),
         ("cgroup_rmdir", "cgroup_rmdir", true, "cgroups that come and go"),
+        ("cgroup_rename", "cgroup_rename", renames, "cgroups that are renamed"),
         ("cgroup_populated", "cgroup_notify_populated", unified, "the moment a service becomes empty"),
         ("process_exec", "sched_process_exec", true, "new life in a watched service"),
         ("process_fork", "sched_process_fork", true, "workers of a watched service"),

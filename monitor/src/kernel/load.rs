@@ -25,8 +25,9 @@ use super::{
     layout::{self, Function, Plan},
     ring::Reader,
     set::{self, Facts, Set},
+    sizes,
 };
-use crate::host::{cgroup::Hierarchy, clock, inherited::Named, privilege};
+use crate::host::{cgroup::Hierarchy, clock, cpus, inherited::Named, privilege};
 
 /// Where the kernel shows its type information.
 pub(crate) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -106,6 +107,37 @@ pub(crate) enum Origin {
     Replaced(Remains),
 }
 
+/// Events that the kernel skipped the programs for, at most: a program that is preempted (7.0 and newer) misses what happens on its
+/// processor meanwhile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Skipped {
+    /// Deaths. Where a second copy of the exit program is attached, both must have missed one.
+    pub(crate) exits: u64,
+    /// New lives: programs that were executed, processes that were forked.
+    pub(crate) lives: u64,
+    /// Cgroups that came, went, were renamed, or changed between empty and populated.
+    pub(crate) cgroups: u64,
+    /// Evidence: signals, OOM marks, requests for memory.
+    pub(crate) evidence: u64,
+}
+
+impl Skipped {
+    /// The sum over all programs.
+    pub(crate) fn of(programs: &[Cost]) -> Self {
+        let exits = programs.iter().filter(|program| program.name.starts_with("process_exit"));
+        let mut skipped = Self { exits: exits.map(|program| program.skipped).min().unwrap_or(0), ..Self::default() };
+        for &Cost { name, skipped: count, .. } in programs {
+            match name {
+                "process_exec" | "process_fork" => skipped.lives += count,
+                _ if name.starts_with("process_exit") => {}
+                _ if name.starts_with("cgroup_") => skipped.cgroups += count,
+                _ => skipped.evidence += count,
+            }
+        }
+        skipped
+    }
+}
+
 /// What one attached program has cost; zero unless the kernel measures (`kernel.bpf_stats_enabled`).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cost {
@@ -115,6 +147,8 @@ pub(crate) struct Cost {
     pub(crate) runs: u64,
     /// Time spent in it.
     pub(crate) time: Duration,
+    /// Times that the kernel skipped it, measured or not.
+    pub(crate) skipped: u64,
 }
 
 /// Whether this process may load the programs at all; for callers that prepare something first.
@@ -143,18 +177,25 @@ pub(crate) fn load(options: Options<'_>, handed_over: Vec<Named>) -> Result<(Ker
         return Err(LoadError::NoBtf(path.to_owned()).into());
     }
     // The index is dropped before the loader needs memory of its own.
-    let plan = {
+    let (plan, known_kinds) = {
         let types = btf::Btf::read(path)?;
+        if let Some(kind) = types.cut_at() {
+            tracing::warn!(
+                "{}: nothing tells the size of its types of kind {kind}; what follows them is not seen",
+                path.display()
+            );
+        }
         let host = layout::Host {
             hierarchy: options.hierarchy,
             may_probe: !privilege::lockdown_is_confidential(),
             report_clean: options.report_clean,
             failed_allocations: options.failed_allocations,
         };
-        layout::plan(&types, host).context("this kernel cannot be watched")?
+        (layout::plan(&types, host).context("this kernel cannot be watched")?, types.without_unknown_kinds()?)
     };
     let log_level = diagnostics::level();
-    let about = About::of(&plan, log_level);
+    let sizes = sizes::of(cpus::possible());
+    let about = About::of(&plan, &sizes, log_level);
     let mut old = Set::new(handed_over);
     let is_first = old.is_empty();
     if !is_first {
@@ -163,7 +204,8 @@ pub(crate) fn load(options: Options<'_>, handed_over: Vec<Named>) -> Result<(Ker
             Err(error) => tracing::info!("programs of an earlier agent run and are replaced: {error:#}"),
         }
     }
-    let (set, programs, diagnostics) = begin(&plan, path, log_level, &about)?;
+    let types = Types { path, known_kinds };
+    let (set, programs, diagnostics) = begin(&plan, types, &sizes, log_level, &about)?;
     // From here on the new ones see everything, so the old ones may go.
     let origin = if is_first { Origin::New } else { Origin::Replaced(about.drain(old)) };
     open(set, programs, plan, diagnostics, origin)
@@ -190,16 +232,34 @@ fn resume(plan: &Plan, set: &mut Set) -> Result<Vec<&'static str>> {
     Ok(programs)
 }
 
+/// Type information for the loader.
+struct Types<'a> {
+    path: &'a Path,
+    /// A copy that it can read, where it cannot read the file.
+    known_kinds: Option<Vec<u8>>,
+}
+
+impl Types<'_> {
+    fn parse(self) -> Result<Btf> {
+        let types = match self.known_kinds {
+            Some(copy) => Btf::parse(&copy, Endianness::default()),
+            None => Btf::parse_file(self.path, Endianness::default()),
+        };
+        types.with_context(|| format!("cannot read type information from {}", self.path.display()))
+    }
+}
+
 /// Loads and attaches. The programs' other maps live as long as they do.
 fn begin(
     plan: &Plan,
-    path: &Path,
+    types: Types<'_>,
+    sizes: &[(&'static str, u32)],
     log_level: u8,
     about: &About,
 ) -> Result<(Set, Vec<&'static str>, Option<Diagnostics>)> {
     let object = constants::fill(&OBJECT.0, &plan.layout)?;
     let mut loader = EbpfLoader::new();
-    for (map, entries) in UNUSED_BY_AGENT {
+    for &(map, entries) in UNUSED_BY_AGENT.iter().chain(sizes) {
         loader.map_max_entries(map, entries);
     }
     let mut ebpf = loader
@@ -229,8 +289,7 @@ fn begin(
     }
 
     // The loader asks type information for one thing: the id of each tracepoint.
-    let types = Btf::parse_file(path, Endianness::default())
-        .with_context(|| format!("cannot read type information from {}", path.display()))?;
+    let types = types.parse()?;
     let mut programs = Vec::new();
     // What gives evidence is attached before what reports a death with it.
     let mut tracepoints = Vec::new();
@@ -377,21 +436,12 @@ impl Kernel {
         &self.missing
     }
 
-    /// Deaths that the kernel skipped the programs for, at most: a program that is preempted misses what happens on its
-    /// processor meanwhile. Where a second copy of the exit program is attached, both must have missed it.
-    pub(crate) fn skipped(&self) -> Result<u64> {
-        let set = self.set();
-        let copies = self.programs.iter().filter(|name| name.starts_with("process_exit"));
-        let skipped: Vec<_> = copies.map(|name| Ok(set.facts(name)?.skipped)).collect::<Result<_>>()?;
-        Ok(skipped.into_iter().min().unwrap_or(0))
-    }
-
     /// What each program has cost so far.
     pub(crate) fn costs(&self) -> Result<Vec<Cost>> {
         let set = self.set();
         let cost = |&name: &&'static str| {
-            let Facts { runs, nanoseconds, .. } = set.facts(name)?;
-            Ok(Cost { name, runs, time: Duration::from_nanos(nanoseconds) })
+            let Facts { runs, nanoseconds, skipped, .. } = set.facts(name)?;
+            Ok(Cost { name, runs, time: Duration::from_nanos(nanoseconds), skipped })
         };
         self.programs.iter().map(cost).collect()
     }
@@ -448,6 +498,25 @@ mod tests {
             found |= matches!(Record::decode(bytes), Ok(Record::Exit(exit)) if exit.process.tgid == pid);
         }
         found
+    }
+
+    #[test]
+    fn what_was_skipped_is_counted_by_what_is_lost() {
+        let programs = [
+            ("process_exit", 7),
+            ("process_exit_again", 2),
+            ("process_exec", 10),
+            ("process_fork", 20),
+            ("cgroup_mkdir", 100),
+            ("cgroup_rename", 200),
+            ("signal_generate", 1000),
+            ("oom_mark_task", 2000),
+        ]
+        .map(|(name, skipped)| Cost { name, runs: 0, time: Duration::ZERO, skipped });
+        let skipped = Skipped { exits: 2, lives: 30, cgroups: 300, evidence: 3000 };
+        assert_eq!(Skipped::of(&programs), skipped);
+        assert_eq!(Skipped::of(&programs[..1]), Skipped { exits: 7, ..Skipped::default() });
+        assert_eq!(Skipped::of(&[]), Skipped::default());
     }
 
     #[test]

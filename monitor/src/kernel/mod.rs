@@ -1,6 +1,7 @@
 //! The kernel side as the rest of the agent sees it: load and attach, then a stream of [`Event`]s and a few counters.
 //!
 //! * [`btf`] reads the kernel's types, [`layout`] turns them into the programs' constants, [`constants`] writes those into them
+//! * [`sizes`] tells how large the maps must be on this host
 //! * [`load`] loads and attaches, or takes over the [`set`] of an earlier agent when [`about`] says that it fits
 //! * [`ring`] follows the rings, whose memory is [`records`]
 //! * [`allocations`] has the programs for `defib trace`, which the agent does not load
@@ -20,12 +21,13 @@ mod pins;
 mod records;
 mod ring;
 mod set;
+mod sizes;
 
 pub(crate) use about::Remains;
 pub(crate) use allocations::{Allocations, Counts, Probe, Role};
 pub(crate) use diagnostics::follow_diagnostics;
 pub(crate) use layout::Watched;
-pub(crate) use load::{Kernel, Options, Origin, Rings, VMLINUX, load, permitted};
+pub(crate) use load::{Kernel, Options, Origin, Rings, Skipped, VMLINUX, load, permitted};
 pub(crate) use pins::Pins;
 pub(crate) use records::Span;
 pub(crate) use ring::{Event, RingStats, Settled, follow, follow_remains};

@@ -4,10 +4,10 @@
 //!            memory at its mark, or out within minutes, and others can serve
 //!      ┌────────────────────────────────────────────▶ draining ──┐
 //!      │ ◀── reasons gone for a settling time, and healthy ──────┤
-//!      in                                                        │ OOM mark, death, failing health
+//!      in                                                        │ OOM mark, fatal signal, death, failing health
 //!      │ ◀── some good probes in a row, for a settling time ──┐  ▼
 //!      └─────────────────────────────────────────────────────▶ out
-//!                 OOM mark, death, failing health
+//!                 OOM mark, fatal signal, death, failing health
 //! ```
 //!
 //! Out comes from facts and knows no floor: a dead server serves nobody. Draining is a decision, and never takes the last
@@ -33,7 +33,8 @@ const SETTLING_NS: u64 = 100_000_000;
 const CALM_NS: u64 = 1_000_000_000;
 /// A probe that has not come back by then will not: 10 s, longer than its own time-out.
 const PROBE_LOST_NS: u64 = 10_000_000_000;
-/// The kernel chose it to die, and it lives on: 10 s, the death of a process with terabytes takes less.
+/// Its end is certain, and it lives on: 10 s, the death of a process with terabytes takes less. One that writes a core for longer
+/// fails its probes until then.
 const DOOM_NS: u64 = 10_000_000_000;
 /// A service that nobody has found by then is not running: 2 s.
 const UNSEEN_NS: u64 = 2_000_000_000;
@@ -72,6 +73,8 @@ pub(crate) enum Input {
     Alive(Identity),
     /// The kernel sent SIGKILL to a process for want of memory.
     Marked(Identity),
+    /// A process got a signal that ends it, by a fault of its own.
+    Crashing(Identity),
     /// A main process died.
     Died(Identity),
     /// Somebody else has found it healthy.
@@ -170,6 +173,16 @@ struct Probe {
     lost_ns: u64,
 }
 
+/// A process whose end is certain.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Doom {
+    process: Identity,
+    /// The kernel chose it, or it got a fatal signal.
+    cause: Cause,
+    /// Whoever lives on until then is asked again whether it is healthy.
+    until_ns: u64,
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub(crate) struct Member {
@@ -182,8 +195,8 @@ pub(crate) struct Member {
     process: Option<Identity>,
     /// The one that died last: word of its life may come later than that of its death.
     gone: Option<Identity>,
-    /// The kernel has chosen this one, until then.
-    doomed: Option<(Identity, u64)>,
+    /// The end of this one is certain.
+    doomed: Option<Doom>,
     good: u32,
     bad: u32,
     ticket: u32,
@@ -243,7 +256,7 @@ impl Member {
             Phase::Unseen { until_ns } => Some(until_ns),
             _ => None,
         };
-        let doomed = self.doomed.map(|(_, until_ns)| until_ns);
+        let doomed = self.doomed.map(|doom| doom.until_ns);
         let probe = self.probe.map_or(self.next_probe_ns, |probe| Some(probe.lost_ns));
         [unseen, doomed, probe].into_iter().flatten().min()
     }
@@ -254,7 +267,8 @@ impl Member {
         match input {
             Input::Absent => self.absent(),
             Input::Alive(process) => self.alive(process, now_ns),
-            Input::Marked(process) => self.marked(process, now_ns),
+            Input::Marked(process) => self.doom(process, Cause::OomKill, now_ns),
+            Input::Crashing(process) => self.doom(process, Cause::Crashing, now_ns),
             Input::Died(process) => self.died(process),
             Input::Proven(process) => {
                 if self.process.is_some_and(|own| own.matches(process)) {
@@ -317,10 +331,10 @@ impl Member {
         }
     }
 
-    fn marked(&mut self, process: Identity, now_ns: u64) {
+    fn doom(&mut self, process: Identity, cause: Cause, now_ns: u64) {
         if self.process.is_some_and(|own| own.matches(process)) {
-            self.doomed = Some((process, now_ns.saturating_add(DOOM_NS)));
-            self.fall(Cause::OomKill);
+            self.doomed = Some(Doom { process, cause, until_ns: now_ns.saturating_add(DOOM_NS) });
+            self.fall(cause);
         }
     }
 
@@ -329,16 +343,16 @@ impl Member {
         if self.process.is_some_and(|own| !own.matches(process)) {
             return;
         }
-        let was_doomed = self.is_doomed(process);
+        let doom = self.doomed.filter(|doom| doom.process.matches(process));
         let cause = if std::mem::take(&mut self.retires) { Cause::PlannedRestart } else { Cause::Died };
         self.gone = Some(process);
         self.process = None;
         self.left = None;
-        self.fall(if was_doomed { Cause::OomKill } else { cause });
+        self.fall(doom.map_or(cause, |doom| doom.cause));
     }
 
     fn is_doomed(&self, process: Identity) -> bool {
-        self.doomed.is_some_and(|(doomed, _)| doomed.matches(process))
+        self.doomed.is_some_and(|doom| doom.process.matches(process))
     }
 
     /// Out, by a fact.
@@ -502,7 +516,7 @@ impl Member {
         {
             self.absent();
         }
-        if self.doomed.is_some_and(|(_, until_ns)| until_ns <= now_ns) {
+        if self.doomed.is_some_and(|doom| doom.until_ns <= now_ns) {
             self.doomed = None;
             self.next_probe_ns = Some(now_ns);
         }

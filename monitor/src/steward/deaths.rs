@@ -58,6 +58,9 @@ impl Steward {
             let process = Identity { tgid: exit.process.tgid, start_ns: exit.process.start_ns };
             self.pool_exited(process, clock::boot_ns());
         }
+        if let Record::CrashSite(site) = &event.record {
+            self.pool_crashes(site, clock::boot_ns());
+        }
         match self.observer.event(event) {
             Some(Sight::Marked(marked)) => {
                 // First of all: the victim is about to go.

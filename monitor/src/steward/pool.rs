@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use monitor_common::record::{CrashSite, SITE_FATAL};
 use tokio::sync::watch;
 
 use super::{Steward, Word};
@@ -148,6 +149,21 @@ impl Steward {
         if main.matches(process) {
             let service = Arc::clone(service);
             self.pool_step(&service, pool::Input::Died(process), now);
+        }
+    }
+
+    /// A process got a signal that ends it. When it is the main one of a service, that one serves nobody any more, though its core dump
+    /// may take a minute.
+    pub(super) fn pool_crashes(&mut self, site: &CrashSite, now: u64) {
+        if site.header.flags & SITE_FATAL == 0 {
+            return;
+        }
+        let process = Identity { tgid: site.tgid, start_ns: site.start_ns };
+        if let Some((main, service)) = self.pools.mains.get(&process.tgid)
+            && main.matches(process)
+        {
+            let service = Arc::clone(service);
+            self.pool_step(&service, pool::Input::Crashing(process), now);
         }
     }
 

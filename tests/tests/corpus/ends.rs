@@ -19,6 +19,7 @@ pub(crate) const CASES: &[Case] = &[
     case("exit_n", "a service exits with a code", "exit", exit_n),
     case("exit_after_leader", "the first thread leaves, another exits with a code", "exit", exit_after_leader),
     case("exec_in_thread", "a thread becomes another program, which exits with a code", "exit", exec_in_thread),
+    case("exec_failed", "a child becomes a program that is not there", "exit", exec_failed),
     case("pid_reuse", "one process id: OOM-killed, then killed, then OOM-killed", "oom_kill", pid_reuse),
 ];
 
@@ -51,6 +52,22 @@ fn exec_in_thread(scene: &mut Scene<'_>) {
     scene.expected(&death);
     scene.has(&death, "/exit_code", 5);
     scene.has(&death, "/comm", "sh");
+}
+
+fn exec_failed(scene: &mut Scene<'_>) {
+    let cgroup = scene.cgroup(None);
+    let parent = Victim::start(Some(&cgroup), &["exec-nothing"]);
+    let pid = parent.pid();
+    scene.fact("the parent has waited", parent.wait().success(), true);
+    for death in scene.deaths_in(&cgroup, 2) {
+        if death["tgid"] == pid {
+            scene.is_a(&death, "clean_exit");
+        } else {
+            scene.expected(&death);
+            scene.has(&death, "/exit_code", 127);
+            scene.has(&death, "/cause/reason", "exec_failed");
+        }
+    }
 }
 
 /// clone3(2) can ask for an id, so nobody has to wait until the ids of the machine have gone round.

@@ -26,7 +26,15 @@ pub(crate) const CASES: &[Case] = &[
     }),
     case("abort", "SIGABRT: abort(3)", |scene| fault(scene, "abort", 6, None)),
     case("stack_overflow", "SIGABRT: a stack that is used up", |scene| fault(scene, "use-up-the-stack", 6, None)),
-    case("sys", "SIGSYS: a system call that a seccomp filter forbids", |scene| fault(scene, "sys", 31, None)),
+    case("sys", "SIGSYS: a system call that a seccomp filter forbids", |scene| {
+        fault_for(scene, "sys", 31, None, "seccomp");
+    }),
+    Case {
+        cannot: facts::no_broken_memory,
+        ..case("memory_error", "SIGBUS: memory that the hardware reports as broken", |scene| {
+            fault_for(scene, "memory-error", 7, Some("read_broken_memory"), "memory_error");
+        })
+    },
     case("xcpu", "SIGXCPU: RLIMIT_CPU, soft limit", |scene| fault(scene, "xcpu", 24, None)),
     case("xfsz", "SIGXFSZ: RLIMIT_FSIZE", |scene| fault(scene, "xfsz", 25, None)),
 ];
@@ -40,6 +48,13 @@ fn fault(scene: &mut Scene<'_>, way: &str, signal: i32, function: Option<&str>) 
         scene.has(&death, "/core_dumped", json!(false));
         scene.has(&death, "/cause/core_dumped", json!(false));
     }
+}
+
+/// Likewise, for a reason that the signal alone does not tell.
+fn fault_for(scene: &mut Scene<'_>, way: &str, signal: i32, function: Option<&str>, reason: &str) {
+    let death = scene.dies(None, &[way]);
+    check(scene, &death, signal, function);
+    scene.has(&death, "/cause/reason", reason);
 }
 
 fn check(scene: &mut Scene<'_>, death: &Value, signal: i32, function: Option<&str>) {

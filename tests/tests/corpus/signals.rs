@@ -23,6 +23,17 @@ pub(crate) const CASES: &[Case] = &[
     case("pid_namespace_end", "the init of a pid namespace ends", "container_teardown", namespace_end),
     case("tracer_exit", "a tracer ends whose children shall too", "killed", tracer_exit),
     case("cpu_limit", "RLIMIT_CPU, hard limit", "killed", cpu_limit),
+    case("seccomp_strict", "a system call that seccomp's strict mode forbids", "killed", seccomp_strict),
+    case("broken_pipe", "SIGPIPE: a write to a pipe that nobody reads", "killed", broken_pipe),
+    case(
+        "parent_exit",
+        "the parent ends, and the child had asked to be told (PR_SET_PDEATHSIG)",
+        "killed",
+        parent_exit,
+    ),
+    case("terminal_gone", "SIGHUP: the terminal is closed", "killed", terminal_gone),
+    case("alarm", "SIGALRM: alarm(2)", "killed", alarm),
+    case("timer", "SIGTERM from a timer of its own", "killed", timer),
 ];
 
 /// Sends a signal from this very process.
@@ -163,4 +174,71 @@ fn cpu_limit(scene: &mut Scene<'_>) {
     scene.has(&death, "/signal", 9);
     scene.has(&death, "/cause/by_kernel", json!(true));
     scene.has(&death, "/cause/reason", "cpu_limit");
+}
+
+fn seccomp_strict(scene: &mut Scene<'_>) {
+    let death = scene.dies(None, &["sys-strict"]);
+    by_the_kernel(scene, &death, 9, "seccomp_strict");
+}
+
+fn broken_pipe(scene: &mut Scene<'_>) {
+    let death = scene.dies(None, &["broken-pipe"]);
+    by_the_kernel(scene, &death, 13, "broken_pipe");
+}
+
+fn alarm(scene: &mut Scene<'_>) {
+    let death = scene.dies(None, &["alarm"]);
+    by_the_kernel(scene, &death, 14, "timer");
+}
+
+/// Killed by the kernel, which names nobody.
+fn by_the_kernel(scene: &mut Scene<'_>, death: &Value, signal: i32, reason: &str) {
+    scene.expected(death);
+    scene.has(death, "/signal", signal);
+    scene.has(death, "/cause/by_kernel", json!(true));
+    scene.has(death, "/cause/by", Value::Null);
+    scene.has(death, "/cause/reason", reason);
+}
+
+fn timer(scene: &mut Scene<'_>) {
+    let death = scene.dies(None, &["timer"]);
+    scene.expected(&death);
+    scene.has(&death, "/signal", 15);
+    scene.has(&death, "/cause/by", Value::Null);
+    scene.has(&death, "/cause/reason", "event");
+}
+
+fn parent_exit(scene: &mut Scene<'_>) {
+    let cgroup = scene.cgroup(None);
+    let parent = Victim::start(Some(&cgroup), &["outlive-nobody"]);
+    let pid = parent.pid();
+    scene.fact("the child has said what it wants", parent.wait().success(), true);
+    for death in scene.deaths_in(&cgroup, 2) {
+        if death["tgid"] == pid {
+            scene.is_a(&death, "clean_exit");
+        } else {
+            scene.expected(&death);
+            scene.has(&death, "/signal", 15);
+            scene.has(&death, "/cause/by_kernel", json!(true));
+            scene.has(&death, "/cause/by/tgid", pid);
+            scene.has(&death, "/cause/reason", "parent_exit");
+        }
+    }
+}
+
+fn terminal_gone(scene: &mut Scene<'_>) {
+    let cgroup = scene.cgroup(None);
+    let owner = Victim::start(Some(&cgroup), &["lose-terminal"]);
+    let pid = owner.pid();
+    scene.fact("the terminal could be closed", owner.wait().success(), true);
+    for death in scene.deaths_in(&cgroup, 2) {
+        if death["tgid"] == pid {
+            scene.is_a(&death, "clean_exit");
+        } else {
+            scene.expected(&death);
+            scene.has(&death, "/signal", 1);
+            scene.has(&death, "/cause/by_kernel", json!(true));
+            scene.has(&death, "/cause/reason", "terminal_gone");
+        }
+    }
 }

@@ -138,6 +138,28 @@ fn one_that_was_chosen_and_lives_on_is_asked_again() {
 }
 
 #[test]
+fn a_fatal_signal_takes_it_out_before_the_process_has_ended() {
+    let mut bench = Bench::calm();
+    assert_eq!(bench.step(Input::Crashing(who(7))), [], "a worker, or another service's process");
+    assert_eq!(bench.step(Input::Crashing(who(1))), [(State::In, State::Out, Cause::Crashing)]);
+    // While its core is written for a minute, each probe finds that.
+    assert!(bench.pass(60 * S, false).is_empty());
+    assert_eq!(bench.step(Input::Died(who(1))), [], "said once");
+    bench.step(Input::Alive(who(2)));
+    assert!(matches!(bench.pass(S, true)[..], [(_, State::In, Cause::Healthy)]));
+}
+
+#[test]
+fn one_that_lives_on_after_a_fatal_signal_comes_back_by_proof_alone() {
+    let mut bench = Bench::calm();
+    bench.step(Input::Crashing(who(1)));
+    assert_eq!(bench.step(Input::Proven(who(1))), [], "what was proven may be older than the signal");
+    assert_eq!(bench.step(Input::Alive(who(1))), []);
+    let back = bench.pass(30 * S, true);
+    assert!(matches!(back[..], [(at, State::In, Cause::Healthy)] if at >= 10 * S), "{back:?}");
+}
+
+#[test]
 fn three_bad_answers_in_a_row_and_no_fewer_take_it_out() {
     let mut bench = Bench::calm();
     bench.pass(2 * S, true);

@@ -100,3 +100,57 @@ pub(crate) fn call_what_is_forbidden() -> ! {
     }
     panic!("the filter let the call through")
 }
+
+/// SIGKILL, which nobody sends: the strict mode of seccomp allows read, write, exit and sigreturn.
+pub(crate) fn call_what_strict_mode_forbids() -> ! {
+    // SAFETY: no memory is involved. The second call is the one that is forbidden.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT), 0, "the mode can be set");
+        libc::getppid();
+    }
+    panic!("the mode let the call through")
+}
+
+/// SIGBUS: a page of memory that the kernel was told is broken (`MADV_HWPOISON`, for tests; it takes a page from the machine).
+#[inline(never)]
+pub(crate) fn read_broken_memory() -> ! {
+    // SAFETY: a fresh mapping; the read is the fault that is wanted.
+    let value = unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let page = libc::mmap(ptr::null_mut(), 4096, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+        assert_ne!(page, libc::MAP_FAILED, "memory can be had");
+        ptr::write_volatile(page.cast::<u8>(), 1);
+        assert_eq!(libc::madvise(page, 4096, libc::MADV_HWPOISON), 0, "the kernel has CONFIG_MEMORY_FAILURE");
+        ptr::read_volatile(page.cast::<u8>())
+    };
+    exit(i32::from(value))
+}
+
+/// SIGPIPE. The runtime of Rust ignores it, most other programs do not.
+pub(crate) fn write_to_nobody() -> ! {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    // SAFETY: no handler is involved.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let written = std::io::Write::write(&mut writer, b"word");
+    println!("written: {written:?}");
+    exit(1)
+}
+
+/// SIGSEGV to this thread, which has blocked it: nothing happens.
+pub(crate) fn send_what_is_blocked() {
+    // SAFETY: the set is plain data that lives through the calls; no handler is involved.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGSEGV);
+        assert_eq!(
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()),
+            0,
+            "a signal can be blocked"
+        );
+        // The handler of the runtime goes, for which the signal would be harmless.
+        assert_ne!(libc::signal(libc::SIGSEGV, libc::SIG_DFL), libc::SIG_ERR, "the handler can go");
+        assert_eq!(libc::raise(libc::SIGSEGV), 0, "the signal can be sent");
+    }
+}

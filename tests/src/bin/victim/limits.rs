@@ -50,3 +50,27 @@ pub(crate) fn xfsz() -> ! {
     println!("written: {written:?}");
     exit(1)
 }
+
+/// SIGALRM, in a second.
+pub(crate) fn alarm() -> ! {
+    // SAFETY: no memory is involved.
+    unsafe { libc::alarm(1) };
+    super::processes::idle()
+}
+
+/// SIGTERM from a timer that was asked for it, in a tenth of a second.
+pub(crate) fn timer() -> ! {
+    // SAFETY: both structures are plain data, for which zeros are valid.
+    let (mut event, mut time): (libc::sigevent, libc::itimerspec) = unsafe { std::mem::zeroed() };
+    event.sigev_notify = libc::SIGEV_SIGNAL;
+    event.sigev_signo = libc::SIGTERM;
+    time.it_value.tv_nsec = 100_000_000;
+    let mut timer = std::ptr::null_mut();
+    // SAFETY: all pointers are valid for the calls.
+    unsafe {
+        let made = libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer);
+        assert_eq!(made, 0, "a timer can be made");
+        assert_eq!(libc::timer_settime(timer, 0, &raw const time, std::ptr::null_mut()), 0, "a timer can be set");
+    }
+    super::processes::idle()
+}

@@ -185,6 +185,24 @@ enum Way {
     UseUpTheStack,
     /// Make a system call that a seccomp filter of its own forbids
     Sys,
+    /// Make a system call that seccomp's strict mode forbids
+    SysStrict,
+    /// Read memory that the hardware reports as broken
+    MemoryError,
+    /// Write to a pipe that nobody reads
+    BrokenPipe,
+    /// A child that shall not outlive this process, which exits with 0
+    OutliveNobody,
+    /// A child at a terminal of its own, which this process then closes
+    LoseTerminal,
+    /// Let an alarm(2) ring
+    Alarm,
+    /// Let a timer of timer_create(2) run out
+    Timer,
+    /// Become a program that is not there, as a child of a service manager would
+    ExecNothing,
+    /// Start threads until that is refused, then exit with 1
+    UseUpThreads,
     /// Use more processor time than its soft limit allows
     Xcpu,
     /// Use more processor time than its hard limit allows
@@ -249,6 +267,15 @@ fn main() {
         Way::Trap => faults::hit_a_breakpoint(),
         Way::UseUpTheStack => println!("{}", faults::use_up_the_stack(0)),
         Way::Sys => faults::call_what_is_forbidden(),
+        Way::SysStrict => faults::call_what_strict_mode_forbids(),
+        Way::MemoryError => faults::read_broken_memory(),
+        Way::BrokenPipe => faults::write_to_nobody(),
+        Way::OutliveNobody => processes::outlive_nobody(),
+        Way::LoseTerminal => processes::lose_terminal(),
+        Way::Alarm => limits::alarm(),
+        Way::Timer => limits::timer(),
+        Way::ExecNothing => processes::exec_nothing(),
+        Way::UseUpThreads => threads::use_up(),
         Way::Xcpu => limits::xcpu(),
         Way::CpuLimit => limits::cpu_limit(),
         Way::Xfsz => limits::xfsz(),

@@ -1,7 +1,7 @@
 //! Processes that end others, or wait to be ended.
 
 use std::{
-    fs,
+    fs, io,
     os::{
         linux::net::SocketAddrExt as _,
         unix::{
@@ -145,7 +145,7 @@ pub(crate) fn as_pid(pid: i32, child: impl FnOnce()) {
     // SAFETY: as fork(2); the structure and the id live through the call.
     match unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) } {
         -1 => {
-            println!("cannot take the id {pid}: {}", std::io::Error::last_os_error());
+            println!("cannot take the id {pid}: {}", io::Error::last_os_error());
             exit(1)
         }
         0 => child(),
@@ -166,4 +166,52 @@ pub(crate) fn become_user(uid: u32) {
 /// Sets how willingly the kernel kills this process for want of memory, -1000 to 1000.
 pub(crate) fn oom_score_adj(value: i16) {
     fs::write("/proc/self/oom_score_adj", value.to_string()).expect("the score can be set");
+}
+
+/// A child that wants SIGTERM when its parent ends; this process ends once the child has said so.
+pub(crate) fn outlive_nobody() {
+    let (mut reader, mut writer) = io::pipe().expect("a pipe");
+    if fork().is_none() {
+        // SAFETY: no memory is involved.
+        assert_eq!(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) }, 0, "a wish can be set");
+        io::Write::write_all(&mut writer, b"1").expect("the parent reads");
+        idle()
+    }
+    io::Read::read_exact(&mut reader, &mut [0]).expect("the child writes");
+}
+
+/// A child that leads a session at a pseudo terminal, which this process closes; it waits for the child's end.
+pub(crate) fn lose_terminal() {
+    let (mut ours, mut theirs) = (0, 0);
+    let (name, settings, size) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
+    // SAFETY: both numbers are valid for the call; nothing else is asked for.
+    let opened = unsafe { libc::openpty(&raw mut ours, &raw mut theirs, name, settings, size) };
+    assert_eq!(opened, 0, "a pseudo terminal can be had");
+    let (mut reader, mut writer) = io::pipe().expect("a pipe");
+    let Some(child) = fork() else {
+        // SAFETY: descriptors that this process has; the other side must not be held open here.
+        unsafe {
+            libc::close(ours);
+            assert!(libc::setsid() > 0, "a session of its own");
+            assert_eq!(libc::ioctl(theirs, libc::TIOCSCTTY, 0), 0, "the terminal can be taken");
+        }
+        io::Write::write_all(&mut writer, b"1").expect("the parent reads");
+        idle()
+    };
+    io::Read::read_exact(&mut reader, &mut [0]).expect("the child writes");
+    // SAFETY: ours to close.
+    unsafe {
+        libc::close(theirs);
+        libc::close(ours);
+    }
+    wait_for(child);
+}
+
+/// A child that becomes a program that is not there, and ends as systemd's and shells' children do; this process waits for its end.
+pub(crate) fn exec_nothing() {
+    let Some(child) = fork() else {
+        drop(Command::new("/nonexistent/program").exec());
+        exit(127)
+    };
+    wait_for(child);
 }

@@ -4,6 +4,8 @@
 //! * `/hold/MIB`: takes so much and keeps it; `/release`: gives it back
 //! * `/slow/MS`: is answered after so many milliseconds
 //! * `/sick`, `/well`: from then on `/healthz` fails, or does not
+//! * `/crash`: reads from address zero, after `/hold/MIB` with so much to write into a core
+//! * `/survive`: sends itself the same signal while it has blocked it, and is answered
 //! * everything else: is answered
 
 use std::{
@@ -17,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use crate::memory;
+use crate::{faults, memory};
 
 /// A request is no longer than this, and comes within that time.
 const REQUEST_MAX: usize = 8192;
@@ -60,6 +62,11 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
         }
         "/sick" | "/well" => {
             SICK.store(path == "/sick", Ordering::Relaxed);
+            true
+        }
+        "/crash" => faults::read_address_zero(),
+        "/survive" => {
+            faults::send_what_is_blocked();
             true
         }
         "/healthz" => !SICK.load(Ordering::Relaxed),

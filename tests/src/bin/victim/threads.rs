@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::process::CommandExt as _,
-    process::Command,
+    process::{Command, exit},
     thread::{sleep, spawn},
     time::Duration,
 };
@@ -35,4 +35,17 @@ pub(crate) fn exec_in_thread(code: i32) {
         panic!("cannot run a shell: {error}");
     });
     thread.join().expect("the thread becomes another program");
+}
+
+/// Starts threads that wait, until one more is refused; then exits with 1.
+pub(crate) fn use_up() -> ! {
+    let wait = || loop {
+        std::thread::park();
+    };
+    for _ in 0..1000 {
+        if std::thread::Builder::new().spawn(wait).is_err() {
+            exit(1);
+        }
+    }
+    exit(0)
 }
