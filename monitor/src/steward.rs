@@ -487,7 +487,15 @@ impl Steward {
 
     fn word(&mut self, word: Word) {
         match word {
-            Word::Input(service, input) => self.step(&service, input, clock::boot_ns()),
+            Word::Input(service, input) => {
+                // A handle keeps the room of its task.
+                match input {
+                    Input::Planned { .. } => drop(self.plans.remove(&service)),
+                    Input::Probed { .. } => drop(self.probes.remove(&service)),
+                    _ => {}
+                }
+                self.step(&service, input, clock::boot_ns());
+            }
             Word::Owner(path, answer) => self.owner_answered(&path, answer, clock::boot_ns()),
             Word::Gone(service) => self.forget(&service),
             Word::Vanished(ids) => ids.into_iter().for_each(|id| self.observer.vanished(id)),

@@ -9,7 +9,7 @@ use tests::{
     eventually, live,
 };
 
-/// Workers that a crowd leaves behind.
+/// Workers that a crowd leaves behind, where there is memory for them.
 const CROWD: usize = 1500;
 /// Workers that fail.
 const FAILING: usize = 400;
@@ -23,12 +23,20 @@ fn service(name: &str, cgroup: &Cgroup, first: &str) -> String {
     )
 }
 
-/// Leaves a crowd behind: shells that wait for somebody to write to a pipe.
-fn crowd(place: &Path) -> String {
+/// One for each MiB that the host has left: a shell takes a quarter of that, and there are two crowds.
+fn crowd_size() -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").expect("it can be read");
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).expect("it is told");
+    let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    CROWD.min(kib / 1024)
+}
+
+/// Leaves so many behind: shells that wait for somebody to write to a pipe.
+fn crowd(place: &Path, count: usize) -> String {
     let (pipe, once) = (place.join("pipe"), place.join("once"));
     let (pipe, once) = (pipe.display(), once.display());
     format!(
-        "if mkdir {once}; then mkfifo {pipe}; i=0; while [ $i -lt {CROWD} ]; do ( read -r x <{pipe} ) & i=$((i+1)); \
+        "if mkdir {once}; then mkfifo {pipe}; i=0; while [ $i -lt {count} ]; do ( read -r x <{pipe} ) & i=$((i+1)); \
          done; fi;"
     )
 }
@@ -63,20 +71,20 @@ fn a_crowd_that_a_service_leaves_behind_holds_up_no_other_restart() {
         return;
     }
     let (one, two, quick) = (Cgroup::new(None), Cgroup::new(None), Cgroup::new(None));
-    let places = [scratch(), scratch()];
-    let config = service("one", &one, &crowd(places[0].path()))
-        + &service("two", &two, &crowd(places[1].path()))
+    let (places, count) = ([scratch(), scratch()], crowd_size());
+    let config = service("one", &one, &crowd(places[0].path(), count))
+        + &service("two", &two, &crowd(places[1].path(), count))
         + &service("quick", &quick, "");
     let agent = Agent::start(&config);
-    for (name, cgroup, count) in [("one", &one, CROWD + 1), ("two", &two, CROWD + 1), ("quick", &quick, 1)] {
-        eventually("all workers", || (cgroup.members().len() == count).then_some(()));
+    for (name, cgroup, size) in [("one", &one, count + 1), ("two", &two, count + 1), ("quick", &quick, 1)] {
+        eventually("all workers", || (cgroup.members().len() == size).then_some(()));
         eventually("health", || is_healthy(&agent, name));
     }
     for cgroup in [&one, &two, &quick] {
         kill(sleeper(cgroup).expect("it lives"));
     }
     let outages = ["one", "two", "quick"].map(|name| (name, outage(&agent, name)));
-    println!("outages with {CROWD} left-over workers, and without: {outages:?} ms");
+    println!("outages with {count} left-over workers, and without: {outages:?} ms");
     let [(_, one_ms), (_, two_ms), (_, quick_ms)] = outages;
     assert!(quick_ms <= one_ms && quick_ms <= two_ms, "it has nobody to wait for: {outages:?}");
     assert_eq!([&one, &two, &quick].map(|cgroup| cgroup.members().len()), [1, 1, 1], "nobody is left, all are back");

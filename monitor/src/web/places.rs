@@ -8,7 +8,8 @@
 //!               │   └───── all else ──────────────────▶ Pages ───┤
 //!               └────────────────────────────────────────────────┘
 //! ```
-//! Each is a [`Crowd`] of its own, so no number of one kind of request takes the place of another kind, and what load balancers and
+//! What needs a place is computed on a thread of its own beside that of the connections, which only pass it on: no number of pages that
+//! are asked for delays what probes ask. Each kind is a [`Crowd`] of its own, so no number of one kind of request takes the place of another kind, and what load balancers and
 //! probes ask needs none. Who has no whole request yet can lose the place at any time: an honest client sends its request with
 //! the connection.
 
@@ -17,7 +18,10 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -34,7 +38,11 @@ use hyper::{
     service::Service,
 };
 use hyper_util::service::TowerToHyperService;
-use tokio::sync::{Notify, Semaphore};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, Semaphore, mpsc, oneshot},
+    task::yield_now,
+};
 
 use super::{events, metrics::WebMetrics};
 use crate::{crowd::Crowd, host::peer::Peer};
@@ -67,10 +75,10 @@ const SLOW: Duration = Duration::from_secs(1);
 const HANDSHAKES: usize = 4;
 
 impl Rooms {
-    /// With so many descriptors for the whole agent, which needs a hundred for itself. An arrival holds some 10 KiB, and 30 over TLS.
+    /// With so many descriptors for the whole agent, which needs a hundred for itself. An arrival holds some 20 KiB, and 50 over TLS.
     pub(super) fn of(descriptors: u64) -> Self {
-        let arrivals = usize::try_from(descriptors / 2).unwrap_or(usize::MAX).clamp(32, 512);
-        Self { arrivals, scrapes: 16, streams: events::STREAMS, pages: 64 }
+        let arrivals = usize::try_from(descriptors / 2).unwrap_or(usize::MAX).clamp(32, 256);
+        Self { arrivals, scrapes: 8, streams: events::STREAMS, pages: 32 }
     }
 }
 
@@ -128,7 +136,13 @@ impl Places {
 
     /// A place for a connection that has just come.
     pub(super) fn arrive(self: &Arc<Self>, peer: Peer) -> Arc<Seat> {
-        let seat = Seat { places: Arc::clone(self), peer, lost: Arc::default(), at: Mutex::new(None) };
+        let seat = Seat {
+            places: Arc::clone(self),
+            peer,
+            lost: Arc::default(),
+            at: Mutex::new(None),
+            asked: AtomicBool::new(false),
+        };
         // There is one always, unless there is no room at all.
         seat.take(Kind::Arrival);
         Arc::new(seat)
@@ -164,6 +178,8 @@ pub(super) struct Seat {
     peer: Peer,
     lost: Arc<Notify>,
     at: Mutex<Option<(Kind, u64)>>,
+    /// It has asked for something.
+    asked: AtomicBool,
 }
 
 impl Seat {
@@ -212,11 +228,13 @@ impl Drop for Seat {
 pub(super) struct Placed {
     router: TowerToHyperService<Router>,
     seat: Arc<Seat>,
+    pages: Handle,
 }
 
 impl Placed {
-    pub(super) fn new(router: Router, seat: Arc<Seat>) -> Self {
-        Self { router: TowerToHyperService::new(router), seat }
+    /// What needs a place is computed on `pages`.
+    pub(super) fn new(router: Router, seat: Arc<Seat>, pages: Handle) -> Self {
+        Self { router: TowerToHyperService::new(router), seat, pages }
     }
 }
 
@@ -229,14 +247,81 @@ impl Service<Request<Incoming>> for Placed {
         let kind = kind_of(request.uri().path());
         // Also who needs no other place is a new arrival again: it has sent a whole request.
         if !self.seat.take(kind.unwrap_or(Kind::Arrival)) {
+            // What was sent behind this request goes with the connection.
+            let head = [(header::RETRY_AFTER, "1"), (header::CONNECTION, "close")];
             let busy = "too many ask for this at once; try again\n";
-            let head = [(header::RETRY_AFTER, "1")];
             let busy = (StatusCode::SERVICE_UNAVAILABLE, head, busy).into_response();
             return Box::pin(async { Ok(busy.map(|body| Held { body, place: None })) });
         }
-        let place = kind.map(|_| Place(Arc::clone(&self.seat)));
-        let answer = self.router.call(request);
-        Box::pin(async move { Ok(answer.await?.map(|body| Held { body, place })) })
+        if kind.is_none() {
+            let (answer, again) = (self.router.call(request), self.seat.asked.swap(true, Ordering::Relaxed));
+            return Box::pin(async move {
+                if again {
+                    // Many requests behind each other take turns with those of other connections.
+                    yield_now().await;
+                }
+                Ok(answer.await?.map(|body| Held { body, place: None }))
+            });
+        }
+        let place = Some(Place(Arc::clone(&self.seat)));
+        let (reply, answer) = oneshot::channel();
+        self.pages.spawn(compute(self.router.clone(), request, reply));
+        Box::pin(async move {
+            let failed = |_| (StatusCode::INTERNAL_SERVER_ERROR, "the answer failed\n").into_response();
+            Ok(answer.await.unwrap_or_else(failed).map(|body| Held { body, place }))
+        })
+    }
+}
+
+type Data = <Body as HttpBody>::Data;
+type BodyError = <Body as HttpBody>::Error;
+
+/// Computes an answer, and what is not in memory as it is taken; ends when nobody waits for it any more.
+async fn compute(
+    router: TowerToHyperService<Router>,
+    request: Request<Incoming>,
+    mut reply: oneshot::Sender<Response<Body>>,
+) {
+    let response = tokio::select! {
+        response = router.call(request) => response,
+        () = reply.closed() => return,
+    };
+    let Ok(response) = response;
+    // Nobody receives only when the connection has gone.
+    if response.body().size_hint().exact().is_some() {
+        reply.send(response).ok();
+        return;
+    }
+    let (head, mut body) = response.into_parts();
+    let (frames, passed) = mpsc::channel(1);
+    if reply.send(Response::from_parts(head, Body::new(Passed(passed)))).is_err() {
+        return;
+    }
+    loop {
+        let next = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context));
+        let frame = tokio::select! {
+            frame = next => frame,
+            () = frames.closed() => return,
+        };
+        let Some(frame) = frame else { return };
+        if frames.send(frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A body that is computed elsewhere.
+struct Passed(mpsc::Receiver<Result<Frame<Data>, BodyError>>);
+
+impl HttpBody for Passed {
+    type Data = Data;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        self.0.poll_recv(context)
     }
 }
 
@@ -256,8 +341,8 @@ pub(super) struct Held {
 }
 
 impl HttpBody for Held {
-    type Data = <Body as HttpBody>::Data;
-    type Error = <Body as HttpBody>::Error;
+    type Data = Data;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
@@ -359,7 +444,7 @@ mod tests {
     fn there_is_room_for_what_the_agent_itself_needs() {
         let sum = |rooms: Rooms| rooms.arrivals + rooms.scrapes + rooms.streams + rooms.pages;
         assert!(sum(Rooms::of(1024)) < 1024 - 200, "{:?}", Rooms::of(1024));
-        assert_eq!(Rooms::of(1_000_000).arrivals, 512);
+        assert_eq!(Rooms::of(1_000_000).arrivals, 256);
         assert_eq!(Rooms::of(10).arrivals, 32);
     }
 }

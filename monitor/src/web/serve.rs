@@ -1,6 +1,6 @@
 //! Connections: taken, given a [place](super::places), and handed to the pages. Whoever is slow loses its place: in the handshake, with
 //! its request, between two requests, and in taking what was answered; and at once when others want it who have fewer. All of it
-//! happens on a thread of its own: what strangers have it compute, as in a crowd of handshakes, is no delay of a restart.
+//! happens on threads of its own: what strangers have it compute, as in a crowd of handshakes, is no delay of a restart.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, thread, time::Duration};
 
@@ -39,7 +39,7 @@ struct Bounds {
 
 /// What was sent must be taken within this time, or the kernel ends the connection; ms (tcp(7), TCP_USER_TIMEOUT).
 const TAKEN_MS: u32 = 30_000;
-/// Bytes of a request's head: what a browser sends fits twice, and 512 of them are 8 MiB.
+/// Bytes of a request's head: what a browser sends fits twice, and 256 of them are 4 MiB.
 const HEAD_BYTES: usize = 16 << 10;
 /// After the system had no descriptor for a connection.
 const BREATH: Duration = Duration::from_millis(10);
@@ -62,21 +62,36 @@ pub(super) async fn apart(
     // What it is told by belongs to the runtime that it was made in.
     let listener = listener.into_std().context("the listener cannot be handed over")?;
     let (end, ended) = oneshot::channel();
-    let work = async move { serve(TcpListener::from_std(listener)?, gate, router, usual(), shutdown).await };
+    let work = move || {
+        let pages =
+            runtime::Builder::new_multi_thread().worker_threads(1).thread_name("defib-pages").enable_all().build();
+        let pages = pages.context("cannot start a runtime for pages")?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
+        let handle = pages.handle().clone();
+        let ended = runtime.block_on(async move {
+            let listener = TcpListener::from_std(listener)?;
+            serve(listener, gate, (router, handle), usual(), shutdown).await
+        });
+        // What is still computed is for nobody.
+        pages.shutdown_background();
+        ended
+    };
     let thread = thread::Builder::new().name("defib-http".to_owned());
     let thread = thread.spawn(move || {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime");
         // Nobody may be there any more to hear of its end.
-        end.send(runtime.and_then(|runtime| runtime.block_on(work))).ok();
+        end.send(work()).ok();
     });
     thread.context("cannot start a thread")?;
     ended.await.context("its thread failed")?
 }
 
+/// Where a request is answered, and where that is computed when it takes a while.
+type Answers = (Router, runtime::Handle);
+
 async fn serve(
     listener: TcpListener,
     gate: Arc<Gate>,
-    router: Router,
+    answers: Answers,
     bounds: Bounds,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
@@ -98,11 +113,11 @@ async fn serve(
             };
             let peer = who(&peers, &stream, remote);
             let seat = places.arrive(peer);
-            let (gate, places, router) = (Arc::clone(&gate), Arc::clone(&places), router.clone());
+            let (gate, places, answers) = (Arc::clone(&gate), Arc::clone(&places), answers.clone());
             connections.spawn(async move {
                 let _counted = places.metrics.connected();
                 let ended = tokio::select! {
-                    ended = attend(stream, (&gate, &places), router, (Arc::clone(&seat), peer), bounds) => ended,
+                    ended = attend(stream, (&gate, &places), answers, (Arc::clone(&seat), peer), bounds) => ended,
                     () = seat.lost() => Err(anyhow::anyhow!("another one has its place")),
                 };
                 // Its end concerns nobody else.
@@ -128,13 +143,13 @@ fn who(peers: &Peers, stream: &TcpStream, remote: SocketAddr) -> Peer {
 async fn attend(
     stream: TcpStream,
     (gate, places): (&Gate, &Places),
-    router: Router,
+    answers: Answers,
     (seat, peer): (Arc<Seat>, Peer),
     bounds: Bounds,
 ) -> Result<()> {
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_tcp_user_timeout(&stream, TAKEN_MS)?;
-    let Some(tls) = gate.terms().tls.clone() else { return converse(stream, router, seat, bounds).await };
+    let Some(tls) = gate.terms().tls.clone() else { return converse(stream, answers, seat, bounds).await };
     let stream = match timeout(bounds.handshake, shake_hands(stream, tls, places, peer)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -146,7 +161,7 @@ async fn attend(
             return Err(late).context("TLS handshake");
         }
     };
-    converse(stream, router, seat, bounds).await
+    converse(stream, answers, seat, bounds).await
 }
 
 /// Only so many of a peer at a time: what they have computed is no delay of others.
@@ -181,7 +196,7 @@ async fn handshake(mut stream: TcpStream, tls: Arc<ServerConfig>) -> io::Result<
 
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    router: Router,
+    (router, pages): Answers,
     seat: Arc<Seat>,
     bounds: Bounds,
 ) -> Result<()> {
@@ -189,7 +204,7 @@ async fn converse(
         .timer(TokioTimer::new())
         .header_read_timeout(bounds.head)
         .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), Placed::new(router, seat))
+        .serve_connection(TokioIo::new(stream), Placed::new(router, seat, pages))
         .await
         .map_err(Into::into)
 }
@@ -218,8 +233,8 @@ mod tests {
         let gate = gate.expect("right");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
-        let router = Router::new().route("/", get(|| async { "here" }));
-        (address, tokio::spawn(serve(listener, gate, router, NARROW, std::future::pending())))
+        let answers = (Router::new().route("/", get(|| async { "here" })), runtime::Handle::current());
+        (address, tokio::spawn(serve(listener, gate, answers, NARROW, std::future::pending())))
     }
 
     async fn ask(address: SocketAddr) -> String {
