@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::{PATIENCE, eventually, victim::binary};
+use crate::{PATIENCE, cage::Cage, eventually, victim::binary};
 
 /// `defib watch --json`, ready and followed.
 #[derive(Debug)]
@@ -167,11 +167,22 @@ impl Agent {
     /// # Panics
     /// When it cannot be started.
     pub fn begin_in(state: tempfile::TempDir, config: &str) -> Self {
-        Self::begin(state, &[], &[], config)
+        Self::begin(Command::new(binary("defib")), state, &[], &[], config)
+    }
+
+    /// Starts an agent within the limits of the packaged unit, with these variables.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub fn start_caged(cage: &Cage, variables: &[(&str, &str)], config: &str) -> Self {
+        Self::ready(Self::begin(cage.command(&binary("defib")), scratch(), variables, &[], config), config)
     }
 
     fn launch(state: tempfile::TempDir, variables: &[(&str, &str)], arguments: &[&str], config: &str) -> Self {
-        let agent = Self::begin(state, variables, arguments, config);
+        Self::ready(Self::begin(Command::new(binary("defib")), state, variables, arguments, config), config)
+    }
+
+    fn ready(agent: Self, config: &str) -> Self {
         // Whoever has a web configuration may not answer everybody, or not over plain HTTP.
         let guarded = config.contains("web_config");
         eventually("the agent to be ready", || match guarded {
@@ -181,11 +192,17 @@ impl Agent {
         agent
     }
 
-    fn begin(state: tempfile::TempDir, variables: &[(&str, &str)], arguments: &[&str], config: &str) -> Self {
+    fn begin(
+        mut command: Command,
+        state: tempfile::TempDir,
+        variables: &[(&str, &str)],
+        arguments: &[&str],
+        config: &str,
+    ) -> Self {
         let address = free_address();
         let file = state.path().join("defib.toml");
         std::fs::write(&file, config).expect("the configuration can be written");
-        let child = Command::new(binary("defib"))
+        let child = command
             .arg("run")
             .arg("--config")
             .arg(&file)

@@ -1,7 +1,9 @@
 //! What the live tests share. They run the real binary against the real kernel, as root, and make real OOM kills in
 //! memory cgroups of their own.
 //!
+//! * [`cage`]: the limits of the packaged unit, for an agent
 //! * [`cgroup`]: a memory cgroup that removes itself
+//! * [`attacker`]: the program that attacks as a user without rights, and what that user has
 //! * [`bpffs`]: a place to pin kernel programs
 //! * [`defib`]: the binary under test, as a watcher or as an agent
 //! * [`victim`]: the program that dies on command
@@ -10,12 +12,17 @@
 //! * [`monitoring`]: Prometheus and Alertmanager of a test's own
 //! * [`haproxy`]: a load balancer of a test's own
 //! * [`nginx`]: another one
+//! * [`ordered`]: a service that is told how to die
 //! * [`pod`]: the DaemonSet that is shipped, in a real container
+//! * [`processes`]: fork(2), and another user
 //! * [`tls`]: certificates of a test's own, and a client that checks them
+//! * [`unit`]: units of a real systemd
 //! * [`load`]: requests without end, counted
 //! * [`live`]: whether a live test can run here; if not, it says why and is counted as skipped
 
+pub mod attacker;
 pub mod bpffs;
+pub mod cage;
 pub mod cgroup;
 pub mod defib;
 pub mod engine;
@@ -25,8 +32,11 @@ pub mod live;
 pub mod load;
 pub mod monitoring;
 pub mod nginx;
+pub mod ordered;
 pub mod pod;
+pub mod processes;
 pub mod tls;
+pub mod unit;
 pub mod victim;
 
 use std::{

@@ -3,76 +3,21 @@
 //! `DEFIB_KILLS=1000` kills it more often, `DEFIB_SEED` repeats a run's choices.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
-    process::Command,
+    fs,
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread::{scope, sleep},
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
-use tests::{PATIENCE, bpffs::BpfFs, cgroup::Cgroup, defib::Agent, eventually, live, victim::binary};
+use tests::{PATIENCE, bpffs::BpfFs, defib::Agent, eventually, live, ordered::Ordered};
 
 /// Services that die and are brought back, and what each dies of when it is told to.
 const SERVICES: usize = 6;
 const ENDS: [&str; 6] = ["leak", "segv", "exit 3", "leak", "abort", "exit 0"];
 /// The memory limit of each.
 const LIMIT: u64 = 32 << 20;
-
-/// A command service that reads from a pipe how it shall die.
-struct Service {
-    name: String,
-    cgroup: Cgroup,
-    place: tempfile::TempDir,
-}
-
-impl Service {
-    fn new(name: String) -> Self {
-        let service = Self { name, cgroup: Cgroup::new(Some(LIMIT)), place: tempfile::tempdir().expect("a directory") };
-        let made = Command::new("mkfifo").arg(service.orders()).status().expect("mkfifo starts");
-        assert!(made.success());
-        let script = format!(
-            "echo start >> {}\nread order < {}\nexec {} $order\n",
-            service.starts().display(),
-            service.orders().display(),
-            binary("victim").display()
-        );
-        fs::write(service.place.path().join("run"), script).expect("a script");
-        service
-    }
-
-    fn starts(&self) -> PathBuf {
-        self.place.path().join("starts")
-    }
-
-    fn orders(&self) -> PathBuf {
-        self.place.path().join("orders")
-    }
-
-    fn config(&self) -> String {
-        format!(
-            "[[service]]\nname = '{}'\nrestart = true\nhealth = 'exec:/bin/true'\n\
-             command = {{ start = ['/bin/sh', '{}'], cgroup = '{}' }}\n",
-            self.name,
-            self.place.path().join("run").display(),
-            self.cgroup.path
-        )
-    }
-
-    fn started(&self) -> u64 {
-        fs::read_to_string(self.starts()).unwrap_or_default().lines().count() as u64
-    }
-
-    /// Tells it to die; false when it does not wait for that at the other end of the pipe.
-    fn order(&self, end: &str) -> bool {
-        let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        let pipe = OpenOptions::new().write(true).custom_flags(nonblock).open(self.orders());
-        pipe.is_ok_and(|mut pipe| writeln!(pipe, "{end}").is_ok())
-    }
-}
 
 /// Numbers that look random and are the same for the same seed (xorshift64, Marsaglia 2003).
 struct Random(u64);
@@ -90,8 +35,8 @@ fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
-fn config(services: &[Service], pin_dir: &Path) -> String {
-    let all: String = services.iter().map(Service::config).collect();
+fn config(services: &[Ordered], pin_dir: &Path) -> String {
+    let all: String = services.iter().map(|service| service.config("")).collect();
     format!(
         "[agent]\npin_dir = '{}'\n[defaults]\ngrace = '0s'\nbackoff = {{ initial = '10ms', max = '20ms' }}\n\
          budget = {{ per_service = '1000/1s', per_host = '1000/1s' }}\n{all}",
@@ -104,7 +49,7 @@ fn sum(incidents: &[Value], field: &str) -> u64 {
 }
 
 /// The OOM kills of a service, of whatever scope: the kernel's log of what happened before an agent is not read.
-fn oom_kills(agent: &Agent, service: &Service) -> f64 {
+fn oom_kills(agent: &Agent, service: &Ordered) -> f64 {
     let metrics = agent.metrics();
     let series = |scope: &&str| format!("defib_oom_kills_total{{scope=\"{scope}\",service=\"{}\"}}", service.name);
     ["memcg", "global", "unknown"].iter().filter_map(|scope| metrics.get(&series(scope))).sum()
@@ -135,7 +80,7 @@ fn whenever_it_is_killed_each_death_is_accounted_for_once_and_answered_once() {
     // The store keeps 10,000 incidents, and all of these are to be found in it: some ten deaths for each kill, or fewer.
     let pause = 60 * kills.div_ceil(500);
     let (mut random, bpffs) = (Random(seed), BpfFs::mount());
-    let services: Vec<_> = (0..SERVICES).map(|number| Service::new(format!("dies-{number}"))).collect();
+    let services: Vec<_> = (0..SERVICES).map(|number| Ordered::new(format!("dies-{number}"), LIMIT)).collect();
     let config = config(&services, &bpffs.pin_dir());
     let begin = Instant::now();
     let agent = Agent::start(&config);
@@ -187,13 +132,13 @@ fn whenever_it_is_killed_each_death_is_accounted_for_once_and_answered_once() {
     let agent = Agent::start_in(state, &config);
     let begin = Instant::now();
     // The last that was told to die may not have died yet. When this is in vain, what comes below says whose death is lost.
-    let is_answered = |(number, service): (usize, &Service)| service.started() == deaths[number] + 1;
+    let is_answered = |(number, service): (usize, &Ordered)| service.started() == deaths[number] + 1;
     while begin.elapsed() < PATIENCE && !services.iter().enumerate().all(is_answered) {
         sleep(Duration::from_millis(10));
     }
     eventually("all services to be up and healthy", || {
         let metrics = agent.metrics();
-        let is_well = |service: &Service| {
+        let is_well = |service: &Ordered| {
             let series = |name| metrics.get(&format!("{name}{{service=\"{}\"}}", service.name));
             (series("defib_service_up"), series("defib_incidents_open")) == (Some(1.0), Some(0.0))
         };
@@ -216,7 +161,7 @@ fn whenever_it_is_killed_each_death_is_accounted_for_once_and_answered_once() {
 }
 
 /// The incidents of a service, once all of its deaths are told and answered.
-fn is_answered(agent: &Agent, service: &Service, deaths: u64) -> Option<Vec<Value>> {
+fn is_answered(agent: &Agent, service: &Ordered, deaths: u64) -> Option<Vec<Value>> {
     let incidents = agent.incidents(&service.name);
     let is_over = incidents.last().is_some_and(|incident| incident["ended"].is_string());
     (is_over && service.started() == deaths + 1 && sum(&incidents, "deaths") == deaths + 1).then_some(incidents)
@@ -227,7 +172,7 @@ fn an_agent_with_other_programs_reads_what_the_earlier_ones_left() {
     if !live::can_run("an_agent_with_other_programs_reads_what_the_earlier_ones_left") {
         return;
     }
-    let (bpffs, services) = (BpfFs::mount(), [Service::new("upgraded".to_owned())]);
+    let (bpffs, services) = (BpfFs::mount(), [Ordered::new("upgraded".to_owned(), LIMIT)]);
     let service = &services[0];
     let config = config(&services, &bpffs.pin_dir());
     let agent = Agent::start(&config);
@@ -257,7 +202,7 @@ fn what_somebody_has_detached_or_removed_is_mended() {
     if !live::can_run("what_somebody_has_detached_or_removed_is_mended") {
         return;
     }
-    let (bpffs, services) = (BpfFs::mount(), [Service::new("mended".to_owned())]);
+    let (bpffs, services) = (BpfFs::mount(), [Ordered::new("mended".to_owned(), LIMIT)]);
     let (service, pins) = (&services[0], bpffs.pin_dir());
     let config = config(&services, &pins);
     let agent = Agent::start(&config);

@@ -1,13 +1,7 @@
 //! Deaths in units of a real systemd: the unit's name, main process told from worker. Runs where systemd is PID 1, as in
 //! `cargo xtask vm --kernel 6.1 --test systemd`.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    thread::sleep,
-    time::Duration,
-};
+use std::{path::PathBuf, process::Command, thread::sleep, time::Duration};
 
 use serde_json::Value;
 
@@ -15,18 +9,12 @@ use tests::{
     PATIENCE,
     defib::{Agent, Watch},
     eventually, live,
+    unit::{self, Unit, systemctl},
     victim::binary,
 };
 
 fn can_run(name: &str) -> bool {
-    if !live::can_run(name) {
-        return false;
-    }
-    if fs::read_to_string("/proc/1/comm").is_ok_and(|comm| comm.trim() == "systemd") {
-        return true;
-    }
-    live::skip_ok(name, "needs systemd as PID 1; run it with 'cargo xtask vm --kernel 6.1 --test systemd'");
-    false
+    unit::can_run(name, "systemd")
 }
 
 fn start(unit: &str, properties: &[&str], words: &[&str]) {
@@ -91,75 +79,6 @@ fn a_configured_unit_is_watched_from_its_first_moment() {
         (metrics.get(other) == Some(1.0)).then_some(metrics)
     });
     assert_eq!(metrics.get("defib_deaths_total{cause=\"clean_exit\",service=\"unwatched-1.service\"}"), None);
-}
-
-/// A service with a unit file of its own, gone with the test.
-struct Unit {
-    name: String,
-    place: tempfile::TempDir,
-}
-
-/// Where administrators' own packages put units; a mask goes over it.
-const UNITS: &str = "/usr/local/lib/systemd/system";
-
-fn systemctl(words: &[&str]) -> String {
-    let output = Command::new("systemctl").args(words).output().expect("systemctl starts");
-    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    assert!(output.status.success(), "systemctl {words:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
-    text
-}
-
-impl Unit {
-    /// A unit whose first `failures` runs do `bad` and whose others sleep, with lines for `[Service]` and `[Unit]`.
-    fn start(name: &str, service: &str, unit: &str, bad: &str, failures: u32) -> Self {
-        let place = tempfile::tempdir().expect("a directory");
-        let starts = place.path().join("starts");
-        let script = place.path().join("run");
-        let text = format!(
-            "#!/bin/sh\necho start >> '{starts}'\n[ $(wc -l < '{starts}') -gt {failures} ] || {bad}\nexec sleep 1000\n",
-            starts = starts.display()
-        );
-        fs::write(&script, text).expect("a script");
-        fs::create_dir_all(UNITS).expect("a directory");
-        let text = format!("[Unit]\n{unit}\n[Service]\nExecStart=/bin/sh {}\n{service}\n", script.display());
-        let this = Self { name: format!("{name}.service"), place };
-        fs::write(this.file(), text).expect("a unit");
-        systemctl(&["daemon-reload"]);
-        systemctl(&["start", "--no-block", &this.name]);
-        this
-    }
-
-    fn file(&self) -> PathBuf {
-        Path::new(UNITS).join(&self.name)
-    }
-
-    fn starts(&self) -> usize {
-        fs::read_to_string(self.place.path().join("starts")).unwrap_or_default().lines().count()
-    }
-
-    /// The main process, once it sleeps.
-    fn main(&self) -> i32 {
-        eventually(&format!("{} to sleep", self.name), || {
-            let pid: i32 = systemctl(&["show", "-P", "MainPID", &self.name]).parse().ok()?;
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-            (name.trim() == "sleep").then_some(pid)
-        })
-    }
-
-    fn kill(&self) {
-        let pid = rustix::process::Pid::from_raw(self.main()).expect("a pid");
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
-    }
-}
-
-impl Drop for Unit {
-    fn drop(&mut self) {
-        for words in [&["unmask", "--runtime", &self.name][..], &["stop", &self.name], &["reset-failed", &self.name]] {
-            Command::new("systemctl").args(words).output().ok();
-        }
-        fs::remove_file(self.file()).ok();
-        Command::new("systemctl").arg("daemon-reload").output().ok();
-    }
 }
 
 /// An agent that brings back at once what is called `healed-…`.

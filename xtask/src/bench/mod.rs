@@ -12,12 +12,14 @@
 //! * [`scale`]: the same with many services to look after
 //! * [`soak`]: hours of service life, in which nothing may grow; a command of its own
 //! * [`traced`]: what `defib trace` takes from a service
+//! * [`attacks`]: an agent under all attacks at once
 //! * [`year`]: what a year of incidents takes on disk
 //! * [`forecast`]: how many leaks are found, and how many that are none, on simulated services; a command of its own
 //!
 //! The run writes its tables to `docs/performance.md`; no figure there is typed by hand.
 
 mod agent;
+mod attacks;
 mod beside_kmsg;
 mod detection;
 mod empty;
@@ -86,6 +88,8 @@ enum Arm {
     Year,
     /// What a trace takes from a service
     Trace,
+    /// An agent within the packaged unit's limits under all attacks at once, for five minutes
+    Attacks,
 }
 
 #[derive(clap::Subcommand)]
@@ -131,6 +135,9 @@ pub(crate) fn execute(args: &Args) -> Result<ExitCode> {
     }
     if wanted(Arm::Trace) {
         tables.traced = Some(traced::measure(&programs)?);
+    }
+    if wanted(Arm::Attacks) {
+        tables.attacks = Some(attacks::measure(&programs)?);
     }
     let path = workspace::root().join("docs/performance.md");
     let text = tables.text(&std::fs::read_to_string(&path)?)?;

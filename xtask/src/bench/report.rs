@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    attacks::Attacks,
     beside_kmsg::Beside,
     detection::Detection,
     flood::Flood,
@@ -30,6 +31,7 @@ pub(super) struct Tables {
     pub(super) footprint: Option<(Footprint, Vec<Scale>)>,
     pub(super) year: Option<Year>,
     pub(super) traced: Option<Traced>,
+    pub(super) attacks: Option<Attacks>,
 }
 
 /// How fast deaths are seen, told and acted on.
@@ -80,6 +82,10 @@ impl Tables {
             Some(traced) => traced_table(out, traced)?,
             None => keep(out, before, &[TRACED]),
         }
+        match &self.attacks {
+            Some(attacks) => attacks_table(out, attacks)?,
+            None => keep(out, before, &[ATTACKS]),
+        }
         Ok(format!("{}\n", text.trim_end()))
     }
 }
@@ -94,6 +100,7 @@ const SCALE: &str = "An agent that looks after services whose memory it follows"
 
 const YEAR: &str = "A year of incidents on disk";
 const TRACED: &str = "What a trace takes from a service";
+const ATTACKS: &str = "Under all attacks at once";
 
 /// Takes over sections of the text as it was, each from its heading to the next.
 fn keep(out: &mut String, before: &str, headings: &[&str]) {
@@ -338,6 +345,32 @@ fn footprint_table(out: &mut String, footprint: &Footprint, scale: &[Scale]) -> 
         )?;
     }
     writeln!(out)
+}
+
+fn attacks_table(out: &mut String, attacks: &Attacks) -> fmt::Result {
+    writeln!(out, "## {ATTACKS}\n")?;
+    writeln!(
+        out,
+        "An agent with the packaged unit's limits for {} s, attacked in every way of `tests/src/bin/attacker`, while honest services \
+         run out of memory, crash and exit; each of their deaths was reported once, with its cause. A service's return counts from the order \
+         to die, so it includes dying. Largest value of the loop: the upper bound of its bucket.\n",
+        attacks.seconds
+    )?;
+    writeln!(out, "| | count | p50 | p99 | largest | wanted |")?;
+    writeln!(out, "|---|---:|---:|---:|---:|---|")?;
+    let ms = |value: Option<f64>| value.map_or_else(|| "none".to_owned(), |value| format!("{value:.1} ms"));
+    for row in &attacks.rows {
+        let wanted = match attacks.wanted(row) {
+            (None, None) => String::new(),
+            (None, Some(largest)) => format!("at most {largest:.0} ms"),
+            (Some(p99), Some(largest)) => format!("p99 at most {p99:.0} ms, never above {largest:.0} ms"),
+            (Some(p99), None) => format!("p99 at most {p99:.0} ms"),
+        };
+        let [p50, p99, largest] = [row.p50_ms, row.p99_ms, row.largest_ms].map(ms);
+        writeln!(out, "| {} | {} | {p50} | {p99} | {largest} | {wanted} |", row.name, row.count)?;
+    }
+    let peak = attacks.resident_peak_bytes as f64 / 1_048_576.0;
+    writeln!(out, "| resident memory | | | | {peak:.1} MiB | at most 48 MiB |\n")
 }
 
 /// Incidents in a year at one an hour.

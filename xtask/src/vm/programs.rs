@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Programs that are looked for when nothing is to be built.
-const NAMES: [&str; 2] = ["defib", "victim"];
+const NAMES: [&str; 3] = ["defib", "victim", "attacker"];
 
 /// A file and its name in /payload.
 pub(crate) struct Program {

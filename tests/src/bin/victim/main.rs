@@ -303,7 +303,7 @@ fn prepare(cli: &Cli) {
         limits::address_space(mib);
     }
     if let Some(uid) = cli.uid {
-        processes::become_user(uid);
+        tests::processes::become_user(uid);
     }
 }
 

@@ -13,6 +13,9 @@ use std::{
     process::{Command, exit},
 };
 
+use rustix::process::Pid;
+use tests::processes::{self, wait_for};
+
 /// Waits until something ends it.
 pub(crate) fn idle() -> ! {
     loop {
@@ -70,20 +73,10 @@ pub(crate) fn exec(words: &[String]) -> ! {
     panic!("cannot run {program}: {error}");
 }
 
-/// fork(2); true in the child.
-fn fork() -> Option<i32> {
-    // SAFETY: this process has one thread, so the child may do as it likes.
-    match unsafe { libc::fork() } {
-        -1 => panic!("cannot fork"),
-        0 => None,
-        child => Some(child),
-    }
-}
-
-fn wait_for(child: i32) {
-    let mut status = 0;
-    // SAFETY: `status` is valid for the call.
-    unsafe { libc::waitpid(child, &raw mut status, 0) };
+/// fork(2), in this process that has one thread: the child may do as it likes.
+fn fork() -> Option<Pid> {
+    // SAFETY: this process has one thread.
+    unsafe { processes::fork() }
 }
 
 /// Fork this many children one after the other, each ending itself by a signal, else exiting with a code.
@@ -121,7 +114,7 @@ pub(crate) fn pid_namespace() {
 pub(crate) fn trace_and_leave() {
     let Some(child) = fork() else { idle() };
     // SAFETY: options go by value; the request touches no memory of ours.
-    let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, child, 0, libc::PTRACE_O_EXITKILL) };
+    let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, child.as_raw_nonzero().get(), 0, libc::PTRACE_O_EXITKILL) };
     assert_eq!(seized, 0, "the child can be traced");
 }
 
@@ -149,17 +142,7 @@ pub(crate) fn as_pid(pid: i32, child: impl FnOnce()) {
             exit(1)
         }
         0 => child(),
-        pid => wait_for(i32::try_from(pid).expect("a process id")),
-    }
-}
-
-/// Goes on as another user, without privileges.
-pub(crate) fn become_user(uid: u32) {
-    // SAFETY: no memory is involved; this process has one thread.
-    unsafe {
-        assert_eq!(libc::setgroups(0, std::ptr::null()), 0, "groups can be given up");
-        assert_eq!(libc::setresgid(uid, uid, uid), 0, "a group can be taken");
-        assert_eq!(libc::setresuid(uid, uid, uid), 0, "a user can be taken");
+        pid => i32::try_from(pid).ok().and_then(Pid::from_raw).into_iter().for_each(wait_for),
     }
 }
 

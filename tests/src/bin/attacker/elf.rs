@@ -1,0 +1,125 @@
+//! A program for x86-64 whose functions call each other until the last one reads from address zero, and have names of any length: a
+//! whole file, byte by byte, since no compiler makes such a one.
+
+/// Functions, as many as frames are taken of a crash.
+const FUNCTIONS: usize = 16;
+/// Bytes of each function.
+const EACH: usize = 16;
+/// Where the file lies in memory.
+const BASE: u64 = 0x40_0000;
+const HEADER: usize = 64;
+const PROGRAM_HEADER: usize = 56;
+const SECTION_HEADER: usize = 64;
+const NOTE: usize = HEADER + 2 * PROGRAM_HEADER;
+/// A GNU build id, with its head.
+const NOTE_LENGTH: usize = 36;
+const CODE: usize = 0x100;
+const SYMBOLS: usize = CODE + FUNCTIONS * EACH;
+const SYMBOL: usize = 24;
+/// One more, which is empty, as the format wants it.
+const STRINGS: usize = SYMBOLS + (FUNCTIONS + 1) * SYMBOL;
+const SECTION_NAMES: &[u8] = b"\0.text\0.symtab\0.strtab\0.shstrtab\0.note.gnu.build-id\0";
+
+/// The file, with names of `length` bytes. They share their bytes: each begins one later than the one before.
+pub(crate) fn crashing(length: usize) -> Vec<u8> {
+    let strings = length + FUNCTIONS + 2;
+    let section_names = STRINGS + strings;
+    let sections = (section_names + SECTION_NAMES.len()).next_multiple_of(8);
+    let mut file = Vec::with_capacity(sections + 6 * SECTION_HEADER);
+    header(&mut file, sections as u64);
+    note(&mut file);
+    file.resize(CODE, 0);
+    code(&mut file);
+    symbols(&mut file, length);
+    file.push(0);
+    file.resize(section_names - 1, b'a');
+    file.push(0);
+    file.extend_from_slice(SECTION_NAMES);
+    file.resize(sections, 0);
+    let name = |wanted: &[u8]| {
+        let at = SECTION_NAMES.windows(wanted.len()).position(|bytes| bytes == wanted);
+        at.expect("a section's name") as u32
+    };
+    // Name, type, flags, address, offset, size, link, info, alignment, entry size (elf(5)).
+    let all: [(&[u8], u32, u64, u64, usize, usize, u32, u32, u64, u64); 6] = [
+        (b"\0", 0, 0, 0, 0, 0, 0, 0, 0, 0),
+        (b".text\0", 1, 6, BASE + CODE as u64, CODE, FUNCTIONS * EACH, 0, 0, 16, 0),
+        (b".symtab\0", 2, 0, 0, SYMBOLS, (FUNCTIONS + 1) * SYMBOL, 3, 1, 8, SYMBOL as u64),
+        (b".strtab\0", 3, 0, 0, STRINGS, strings, 0, 0, 1, 0),
+        (b".shstrtab\0", 3, 0, 0, section_names, SECTION_NAMES.len(), 0, 0, 1, 0),
+        (b".note.gnu.build-id\0", 7, 2, BASE + NOTE as u64, NOTE, NOTE_LENGTH, 0, 0, 4, 0),
+    ];
+    for (section, kind, flags, address, offset, size, link, info, alignment, entry) in all {
+        put32(&mut file, &[name(section), kind]);
+        put64(&mut file, &[flags, address, offset as u64, size as u64]);
+        put32(&mut file, &[link, info]);
+        put64(&mut file, &[alignment, entry]);
+    }
+    file
+}
+
+fn header(file: &mut Vec<u8>, sections: u64) {
+    // 64 bits, little-endian, version 1.
+    file.extend_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    // An executable for x86-64.
+    put16(file, &[2, 62]);
+    put32(file, &[1]);
+    put64(file, &[BASE + CODE as u64, HEADER as u64, sections]);
+    put32(file, &[0]);
+    put16(file, &[HEADER as u16, PROGRAM_HEADER as u16, 2, SECTION_HEADER as u16, 6, 4]);
+    // All that runs, readable and executable; then the note.
+    put32(file, &[1, 5]);
+    put64(file, &[0, BASE, BASE, SYMBOLS as u64, SYMBOLS as u64, 0x1000]);
+    put32(file, &[4, 4]);
+    let (note, length) = (NOTE as u64, NOTE_LENGTH as u64);
+    put64(file, &[note, BASE + note, BASE + note, length, length, 4]);
+}
+
+fn note(file: &mut Vec<u8>) {
+    put32(file, &[4, 20, 3]);
+    file.extend_from_slice(b"GNU\0");
+    file.extend_from_slice(&[0xa5; 20]);
+}
+
+fn code(file: &mut Vec<u8>) {
+    for function in 0..FUNCTIONS {
+        let end = file.len() + EACH;
+        // push %rbp; mov %rsp,%rbp
+        file.extend_from_slice(&[0x55, 0x48, 0x89, 0xe5]);
+        if function + 1 < FUNCTIONS {
+            // call the next; pop %rbp; ret
+            file.push(0xe8);
+            let behind = file.len() + 4;
+            put32(file, &[(end - behind) as u32]);
+            file.extend_from_slice(&[0x5d, 0xc3]);
+        } else {
+            // xor %eax,%eax; mov (%rax),%rax
+            file.extend_from_slice(&[0x31, 0xc0, 0x48, 0x8b, 0x00]);
+        }
+        file.resize(end, 0x90);
+    }
+}
+
+fn symbols(file: &mut Vec<u8>, length: usize) {
+    assert!(u32::try_from(length).is_ok(), "a name's place is a number of 32 bits");
+    file.resize(file.len() + SYMBOL, 0);
+    for function in 0..FUNCTIONS {
+        put32(file, &[1 + function as u32]);
+        // A global function, in the first section.
+        file.extend_from_slice(&[0x12, 0]);
+        put16(file, &[1]);
+        put64(file, &[BASE + (CODE + function * EACH) as u64, EACH as u64]);
+    }
+}
+
+fn put16(file: &mut Vec<u8>, values: &[u16]) {
+    values.iter().for_each(|value| file.extend_from_slice(&value.to_le_bytes()));
+}
+
+fn put32(file: &mut Vec<u8>, values: &[u32]) {
+    values.iter().for_each(|value| file.extend_from_slice(&value.to_le_bytes()));
+}
+
+fn put64(file: &mut Vec<u8>, values: &[u64]) {
+    values.iter().for_each(|value| file.extend_from_slice(&value.to_le_bytes()));
+}
