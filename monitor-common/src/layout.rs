@@ -73,6 +73,14 @@ macro_rules! layout {
             pub upid_size: u32,
             /// `hierarchy_id` of the watched hierarchy; v2 is always 0.
             pub hierarchy: u32,
+            /// Frame pointer in `struct pt_regs`, or [`ABSENT`].
+            pub regs_bp: u32,
+            /// Link register there, on processors that have one, or [`ABSENT`].
+            pub regs_lr: u32,
+            /// Size of `struct pt_regs`, or [`ABSENT`].
+            pub regs_size: u32,
+            /// 1 when the kernel has the helper `bpf_task_pt_regs` (5.15 and newer).
+            pub tells_regs: u32,
             /// 1 when `bpf_probe_read_kernel` may be used (refused under lockdown=confidentiality).
             pub may_probe: u32,
         }
@@ -100,6 +108,10 @@ macro_rules! layout {
                     mm_rss_stride: 0,
                     upid_size: ABSENT,
                     hierarchy: 0,
+                    regs_bp: ABSENT,
+                    regs_lr: ABSENT,
+                    regs_size: ABSENT,
+                    tells_regs: 0,
                     may_probe: 0,
                 }
             }
@@ -180,6 +192,21 @@ layout! {
     task_mm: "task_struct"."mm" => "program of a crash",
     /// The program's file.
     mm_exe_file: "mm_struct"."exe_file" => "program of a crash",
+    /// Where the program's code begins.
+    mm_start_code: "mm_struct"."start_code" => "callers of a crash without frame pointers",
+    /// Where it ends.
+    mm_end_code: "mm_struct"."end_code" => "callers of a crash without frame pointers",
+    /// The file's inode.
+    file_inode: "file"."f_inode" => "callers of a crash without frame pointers",
+    /// The number of an inode.
+    inode_number: "inode"."i_ino" => "callers of a crash without frame pointers",
+    /// Signals that a thread blocks.
+    /// The kernel's stack of a thread, with the registers of its program at the end.
+    task_stack: "task_struct"."stack" => "callers of a crash without frame pointers",
+    /// Instruction pointer of the program.
+    regs_ip: "pt_regs"."ip" | "pc" => "callers of a crash without frame pointers",
+    /// Stack pointer of the program.
+    regs_sp: "pt_regs"."sp" => "callers of a crash without frame pointers",
     /// Where a file is; renamed in 6.18.
     file_path: "file"."f_path" | "__f_path" => "program of a crash",
     /// The directory entry.
@@ -199,7 +226,7 @@ layout! {
     /// Resource limits.
     signal_rlim: "signal_struct"."rlim" => "limits of address space and processor time",
     /// Signals that a thread has blocked.
-    task_blocked: "task_struct"."blocked" => "crashes that are certain before the process has ended",
+    task_blocked: "task_struct"."blocked" => "crashes that are certain before the process has ended, and those whose signal is blocked",
     /// The signal that a process wants when its parent ends.
     task_pdeath_signal: "task_struct"."pdeath_signal" => "kills by the end of a parent",
     /// Processor time of a thread in user space, nanoseconds.

@@ -1,6 +1,7 @@
 //! What the kernel programs and the agent must agree on, and nothing else.
 //!
 //! * [`record`]: the records that travel over the two rings, with their checked decode;
+//! * [`stack`]: the stack of a process that crashes, which is too large for a ring;
 //! * [`layout`]: where the running kernel keeps the fields that the programs read, filled from its BTF at start;
 //! * [`allocation`]: what the programs that watch an allocator send;
 //! * [`counter`]: slots of the per-CPU counters;
@@ -13,4 +14,5 @@ pub mod allocation;
 pub mod counter;
 pub mod layout;
 pub mod record;
+pub mod stack;
 pub mod status;

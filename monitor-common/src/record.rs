@@ -93,6 +93,12 @@ pub const SECCOMP_FILTER: u32 = 2;
 /// [`Exit::seccomp_mode`]: seccomp is ending the thread (`SECCOMP_MODE_DEAD`, 5.17 and newer).
 pub const SECCOMP_DEAD: u32 = 3;
 
+/// [`CrashSite`]: the process lived in a watched cgroup.
+pub const SITE_WATCHED: u32 = 2;
+/// [`CrashSite`]: the thread blocked the signal when it came. So do some C libraries for a moment in raise(3), and so may a process
+/// that sends itself signals without end.
+pub const SITE_BLOCKED: u32 = 4;
+
 /// [`Life`]: a program was executed; without it, a process was forked.
 pub const LIFE_EXEC: u32 = 1;
 
@@ -286,6 +292,8 @@ pub const FRAMES: usize = 16;
 pub const FRAME_BUILD_ID: i32 = 1;
 /// [`Frame::status`]: an address; the kernel could not read the build id.
 pub const FRAME_ADDRESS: i32 = 2;
+/// [`CrashSite::stack`]: the stack was not copied.
+pub const NO_STACK: u32 = u32::MAX;
 /// Names of a [`CrashSite::program`].
 pub const PROGRAM_NAMES: usize = 12;
 /// Bytes kept of each, zero-padded; one without a zero byte may be cut.
@@ -319,6 +327,10 @@ pub struct CrashSite {
     pub signal: u32,
     /// Frames filled.
     pub depth: u32,
+    /// Slot of the [`crate::stack::CrashStack`], or [`NO_STACK`].
+    pub stack: u32,
+    /// Zero.
+    pub reserved: u32,
     /// The innermost first. Outer frames are only right in code with frame pointers.
     pub frames: [Frame; FRAMES],
     /// Path of the program from its own name up to the root of its file system (`/`); what is empty is not known.
@@ -361,7 +373,7 @@ const _: () = {
     assert!(size_of::<Life>() == 72);
     assert!(size_of::<Cgroup>() == 288);
     assert!(size_of::<Frame>() == 32);
-    assert!(size_of::<CrashSite>() == 1128);
+    assert!(size_of::<CrashSite>() == 1136);
 };
 
 /// One decoded record.

@@ -1,7 +1,10 @@
 //! `cgroup_mkdir`, `cgroup_rmdir`, `cgroup_rename` (v1), `cgroup_notify_populated` (v2) of the watched hierarchy.
 //!
-//! A cgroup made inside a watched one is watched from its first moment, without waiting for the agent. Paths come from
-//! the tracepoint's own argument; nothing is walked here.
+//! A cgroup made inside a watched one is watched from its first moment, without waiting for the agent. A service decides how many
+//! it makes, so all of these together take half of the map at most. Paths come from the tracepoint's own argument; nothing is
+//! walked here.
+
+use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::{helpers::bpf_probe_read_kernel_str_bytes, macros::btf_tracepoint, programs::BtfTracePointContext};
 use monitor_common::record::{
@@ -10,7 +13,7 @@ use monitor_common::record::{
 };
 
 use crate::{
-    maps::WATCHED,
+    maps::{INHERITED, WATCHED},
     ring::Lane,
     task::{self, ABSENT, Kernel, field, offset},
     watched,
@@ -35,7 +38,11 @@ fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     }
     let id = task::node_id(cgroup);
     // Absent for most cgroups; ids are not used again, so a late removal can hit no other.
-    WATCHED.remove(id).ok();
+    // SAFETY: copied out before the map changes.
+    let handle = unsafe { WATCHED.get(id) }.copied();
+    if WATCHED.remove(id).is_ok() && handle.is_some_and(|handle| handle & INHERITS != 0) {
+        count_inherited(-1);
+    }
     report(id, CGROUP_REMOVED, ctx.arg(1))
 }
 
@@ -83,9 +90,32 @@ fn inherit(cgroup: Kernel, id: u64) {
     let parent = task::node_id(field!(parent, css_cgroup: Kernel, else return));
     // SAFETY: copied out before the map changes.
     if let Some(handle) = unsafe { WATCHED.get(parent) }.copied() {
-        // Full: the agent finds the child in the record below and counts what it cannot watch.
-        WATCHED.insert(id, handle, 0).ok();
+        // Beyond, the deaths in it are told all the same, though not ahead of others.
+        if inherited() < INHERITED_MAX && WATCHED.insert(id, handle | INHERITS, 0).is_ok() {
+            count_inherited(1);
+        }
         watched::added();
+    }
+}
+
+/// In the value of a cgroup in [`WATCHED`]: it was added here and not by the agent.
+pub(crate) const INHERITS: u32 = 1 << 31;
+/// Cgroups that are added here at a time: half of [`WATCHED`].
+const INHERITED_MAX: u64 = 8192;
+
+#[inline(always)]
+fn inherited() -> u64 {
+    let Some(count) = INHERITED.get_ptr(0) else { return INHERITED_MAX };
+    // SAFETY: an aligned word of a map value.
+    unsafe { read_volatile(count) }
+}
+
+#[inline(always)]
+fn count_inherited(by: i64) {
+    if let Some(count) = INHERITED.get_ptr_mut(0) {
+        // SAFETY: an aligned word of a map value, which stays mapped. Both tracepoints run under the kernel's cgroup_mutex
+        // (cgroup_mkdir and cgroup_rmdir in kernel/cgroup/cgroup.c), so no other run comes between.
+        unsafe { write_volatile(count, read_volatile(count).wrapping_add_signed(by)) };
     }
 }
 

@@ -1,7 +1,8 @@
 //! Where a process is when it brings a fatal signal on itself: the user stack, by build id.
 //!
 //! Taken when the signal is generated, since the address space has gone by the exit on kernels before 6.16. The kernel
-//! follows frame pointers, so the innermost frame is always right and outer ones are in code that keeps them.
+//! follows frame pointers, so the innermost frame is always right and outer ones are in code that keeps them. For all other code the
+//! stack itself is copied, see [`crate::stack`].
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -9,37 +10,52 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_stack, bpf_probe_read_kernel_str},
     programs::BtfTracePointContext,
 };
-use monitor_common::record::{CrashSite, FRAMES, Frame, Header, KIND_CRASH_SITE, PROGRAM_NAME_LEN, PROGRAM_NAMES};
+use monitor_common::record::{
+    CrashSite, FRAMES, Frame, Header, KIND_CRASH_SITE, NO_STACK, PROGRAM_NAME_LEN, PROGRAM_NAMES, SITE_BLOCKED,
+    SITE_WATCHED,
+};
 
 use crate::{
     current::{self, Address, probe},
     maps::{Identity, SITES, WATCHED},
     ring::Lane,
-    task::{self, ABSENT, offset},
+    stack,
+    task::{self, ABSENT, Kernel, field, offset},
 };
 
 /// Signals whose default action is a core dump, QUIT apart: ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS (signal(7)).
 const FAULTS: u64 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 30;
-/// A site costs some microseconds and 744 bytes; in a storm of crashes nobody reads them all. Watched services are
+/// A site costs some microseconds and 1136 bytes; in a storm of crashes nobody reads them all. Watched services are
 /// exempt.
 const WINDOW_NS: u64 = 1_000_000_000;
-/// Sites for each window on each processor.
+/// Sites for each window on each processor, and those among them whose stack is copied.
 const SITES_IN_WINDOW: u64 = 64;
+const STACKS_IN_WINDOW: u64 = 8;
 
 /// Sends the site of a fatal `signal` that the current process has just brought on itself; `flags`: `SITE_*`.
 #[inline(always)]
-pub(crate) fn site(ctx: &BtfTracePointContext, signal: u32, identity: Identity, cgroup: u64, flags: u32) {
+pub(crate) fn site(
+    ctx: &BtfTracePointContext,
+    signal: u32,
+    task: Kernel,
+    (identity, cgroup): (Identity, u64),
+    flags: u32,
+) {
     if signal > 32 || FAULTS >> (signal - 1) & 1 == 0 {
         return;
     }
     // SAFETY: the value is only compared with "absent".
     let watched = unsafe { WATCHED.get(cgroup) }.is_some();
-    if !watched && !within_budget() {
+    let taken = if watched { 0 } else { taken() };
+    if taken > SITES_IN_WINDOW {
         return;
     }
     // The ring that its exit will be on, so that it comes first.
     let lane = if watched { Lane::Critical } else { Lane::Bulk };
     let kernel_ns = task::now_ns();
+    let blocked = field!(task, task_blocked: u64, else 0) >> (signal - 1) & 1 != 0;
+    let flags = flags | if watched { SITE_WATCHED } else { 0 } | if blocked { SITE_BLOCKED } else { 0 };
+    let stack = if taken > STACKS_IN_WINDOW { NO_STACK } else { stack::copy(ctx, identity, kernel_ns, watched) };
     let Some(mut entry) = lane.reserve::<CrashSite>() else { return };
     let site = entry.as_mut_ptr();
     // SAFETY: the entry is as large as a `CrashSite`; the helper writes no more than it is told, and nothing on failure.
@@ -49,6 +65,8 @@ pub(crate) fn site(ctx: &BtfTracePointContext, signal: u32, identity: Identity, 
         (*site).tgid = identity.tgid as u32;
         (*site).tid = aya_ebpf::helpers::bpf_get_current_pid_tgid() as u32;
         (*site).signal = signal;
+        (*site).stack = stack;
+        (*site).reserved = 0;
         let size = (FRAMES * size_of::<Frame>()) as u32;
         let how = u64::from(BPF_F_USER_STACK | BPF_F_USER_BUILD_ID);
         let filled = bpf_get_stack(ctx.as_ptr(), (&raw mut (*site).frames).cast(), size, how);
@@ -58,9 +76,10 @@ pub(crate) fn site(ctx: &BtfTracePointContext, signal: u32, identity: Identity, 
     lane.submit(entry);
 }
 
+/// The number of this site among those in this window.
 #[inline(always)]
-fn within_budget() -> bool {
-    let Some(window) = SITES.get_ptr_mut(0) else { return false };
+fn taken() -> u64 {
+    let Some(window) = SITES.get_ptr_mut(0) else { return u64::MAX };
     let now = task::now_ns();
     // SAFETY: this CPU's slot of the map.
     unsafe {
@@ -69,7 +88,7 @@ fn within_budget() -> bool {
             (*window).taken = 0;
         }
         (*window).taken += 1;
-        (*window).taken <= SITES_IN_WINDOW
+        (*window).taken
     }
 }
 

@@ -3,7 +3,10 @@
 //! Kernels before 5.11 hand out the current task as a plain number, so these reads go through the helper that checks
 //! addresses; lockdown=confidentiality refuses it, and then the answers are "not known".
 
-use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_task, bpf_probe_read_kernel};
+use aya_ebpf::helpers::{
+    bpf_get_current_cgroup_id, bpf_get_current_task, bpf_probe_read_kernel,
+    generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+};
 
 use crate::{
     maps::Identity,
@@ -60,6 +63,23 @@ pub(crate) fn identity() -> Identity {
 #[inline(always)]
 pub(crate) fn origin() -> (u64, u64) {
     (start_ns(), cgroup_id())
+}
+
+/// The size of the kernel's stack of a thread (`THREAD_SIZE`) on the kernels that do not tell where the registers are: 16 KiB on x86-64
+/// (asm/page_64_types.h), and on arm64 with pages of 4 KiB (asm/memory.h). Where that is wrong, what is read is no registers, which
+/// [`crate::stack`] finds out.
+const KERNEL_STACK: u64 = 16 * 1024;
+
+/// Where the kernel keeps the registers of the current thread's program; 0 when that cannot be told.
+#[inline(always)]
+pub(crate) fn registers() -> Address {
+    if offset!(tells_regs) == 1 {
+        // SAFETY: helpers that kernels with the second one have; the first gives the argument of the second.
+        return unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as Address;
+    }
+    let size = offset!(regs_size);
+    let stack = probe!(task(), task_stack: Address, else 0);
+    if stack == 0 || size == ABSENT { 0 } else { stack + KERNEL_STACK - size }
 }
 
 #[inline(always)]

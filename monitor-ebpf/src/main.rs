@@ -4,6 +4,7 @@
 //! * [`exit`]: a process ended; counts every outcome, reports abnormal deaths and all that is watched
 //! * [`signal`]: remembers who sent the signal that ends a process
 //! * [`crash`]: where a process was when it brought a fatal signal on itself
+//! * [`stack`]: what is on its stack then
 //! * [`oom`]: the OOM killer marked a victim
 //! * [`memory`]: requests for memory that were refused
 //! * [`life`]: exec and fork inside watched cgroups
@@ -40,6 +41,8 @@ mod oom;
 mod ring;
 #[cfg(target_arch = "bpf")]
 mod signal;
+#[cfg(target_arch = "bpf")]
+mod stack;
 #[cfg(target_arch = "bpf")]
 mod task;
 #[cfg(target_arch = "bpf")]

@@ -7,6 +7,7 @@ use aya_ebpf::{
 use monitor_common::{
     counter::{CPU_WORDS, SLOTS, UNWATCHED},
     record::{Process, Sender},
+    stack::{self, CrashStack},
 };
 
 /// OOM marks, OOM deaths, and everything about watched services.
@@ -37,11 +38,15 @@ pub(crate) struct Cpu {
 
 const _: () = assert!(size_of::<Cpu>() == CPU_WORDS * 8, "what the agent reads");
 
-/// Watched cgroups by id; the value is the agent's own handle and only copied to cgroups made inside.
+/// Watched cgroups by id; the value is the agent's own handle, copied to cgroups made inside with [`crate::cgroup::INHERITS`] set.
 ///
 /// Whoever adds one begins another epoch after it, see [`crate::watched`].
 #[map]
 pub(crate) static WATCHED: HashMap<u64, u32> = HashMap::with_max_entries(16384, 0);
+
+/// How many cgroups in [`WATCHED`] the programs have added, because they were made inside watched ones.
+#[map]
+pub(crate) static INHERITED: Array<u64> = Array::with_max_entries(1, 0);
 
 /// The epoch, see [`crate::watched`]. A global and no map of its own, since every exit reads it: that takes no look-up. The agent
 /// finds it as the only one in the section of globals that begin as zero.
@@ -93,6 +98,15 @@ pub(crate) struct Refused {
 /// Crash sites that this CPU may still take in the present window, see [`crate::crash`].
 #[map]
 pub(crate) static SITES: PerCpuArray<Window> = PerCpuArray::with_max_entries(1, 0);
+
+/// Stacks of processes that crash: the first half for those that nobody watches, the second for watched services.
+#[map]
+pub(crate) static STACKS: Array<CrashStack> = Array::with_max_entries(2 * stack::SLOTS, 0);
+
+/// How many stacks were written into each half. Two CPUs that count at the same time may write into one slot; the agent sees that it
+/// is not whole, or another's.
+#[map]
+pub(crate) static STACKS_WRITTEN: Array<u32> = Array::with_max_entries(2, 0);
 
 /// A span of time and what was done in it.
 #[repr(C)]

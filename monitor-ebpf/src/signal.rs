@@ -118,7 +118,8 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     let (start_ns, cgroup) = if own { (identity.start_ns, task::cgroup_id(task)) } else { current::origin() };
     // An interrupt that raises a timer's signal meets whoever runs, by chance the process itself.
     if own && !SI_EVENT.contains(&si_code) {
-        crash::site(&ctx, signal, identity, cgroup, if is_certain(task, signal) { SITE_FATAL } else { 0 });
+        let flags = if is_certain(task, signal) { SITE_FATAL } else { 0 };
+        crash::site(&ctx, signal, task, (identity, cgroup), flags);
     }
     let ids = bpf_get_current_pid_tgid();
     let kernel_ns = task::now_ns();

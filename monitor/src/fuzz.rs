@@ -27,7 +27,7 @@ use crate::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     ("agent_check", agent_check),
     ("btf", kernel::fuzz_btf),
     ("config", config),
@@ -42,6 +42,7 @@ pub const TARGETS: [Target; 14] = [
     ("prometheus", cli::fuzz_prometheus),
     ("ring_record", kernel::fuzz_record),
     ("state", state),
+    ("symbols", symbols::fuzz),
 ];
 
 /// Runs the reader of that name.
@@ -101,7 +102,7 @@ fn host_text(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     cgroup::fuzz(&text);
     pressure::fuzz(&text);
-    symbols::fuzz(&text);
+    symbols::fuzz_maps(&text);
     let (_, root) = Origin::claim(&text);
     assert!(text.starts_with(root));
     let place = Table::default().describe(&text);

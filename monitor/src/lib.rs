@@ -9,6 +9,7 @@
 //! memory samples ──▶ trend ──▶ forecast                               memory/ (pure)
 //! forecast, mark ──▶ a picture of memory, a command that looks        host/portrait.rs, before_oom.rs
 //! marks, deaths, probes ──▶ in or out of the pool ──▶ load balancers  pool/ (state: pure)
+//! a copied stack ──▶ who called, by the tables of the files            unwind/
 //! suspects ──▶ who asked for what stays, by call stack                trace/
 //! actions ──▶ start, prove health, count, serve                       supervisor/, health.rs, metrics.rs, web.rs
 //! deaths, outages, forecasts ──▶ Alertmanager                         alert/ (board, outbox: pure)
@@ -61,4 +62,5 @@ mod symbols;
 mod text;
 mod timeline;
 mod trace;
+mod unwind;
 mod web;

@@ -9,7 +9,7 @@ use anyhow::Result;
 use monitor_common::{
     record::{
         CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, CGROUP_RENAMED, Cgroup, CrashSite, EXIT_WATCHED, Exit,
-        LIFE_EXEC, Life, MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, PATH_LEN, Process, Record, Sender,
+        LIFE_EXEC, Life, MARK_KILL_SENT, MARK_THREAD_ONLY, OomMark, PATH_LEN, Process, Record, SITE_WATCHED, Sender,
     },
     status,
 };
@@ -30,7 +30,7 @@ use crate::{
     },
     kernel::{Event, Span},
     recent::Recent,
-    symbols,
+    symbols::{self, Lookers},
     text::Comm,
 };
 
@@ -89,8 +89,8 @@ impl Death {
         if site.stack.frames.is_empty() {
             return;
         }
-        match symbols::name(site.stack.clone()).await {
-            Ok(frames) => site.frames = frames,
+        match symbols::name(site.stack.clone(), &site.looked).await {
+            Ok(located) => site.locate(located),
             Err(error) => tracing::warn!("a crash site has no names: {error:#}"),
         }
         // The evidence tells of the same place.
@@ -164,9 +164,20 @@ pub(crate) enum Sight {
     },
 }
 
+/// Which crashing processes are worth a look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whom {
+    /// Those of watched services.
+    Watched,
+    /// All.
+    All,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Observer {
+    /// Who looks at processes that are about to crash.
+    lookers: Option<(Lookers, Whom)>,
     hierarchy: Option<Hierarchy>,
     table: Table,
     docket: Docket,
@@ -193,6 +204,7 @@ impl Observer {
         let page_size = rustix::param::page_size() as u64;
         Self {
             handles: hierarchy.as_ref().map(|hierarchy| Handles::new(&hierarchy.mount)),
+            lookers: None,
             hierarchy,
             table: Table::default(),
             docket: Docket::new(page_size),
@@ -205,6 +217,11 @@ impl Observer {
             failed_ns: Recent::new(COUNTED),
             oom_ns: Recent::new(COUNTED),
         }
+    }
+
+    /// From now on, crashing processes are looked at.
+    pub(crate) fn look_by(&mut self, lookers: Lookers, whom: Whom) {
+        self.lookers = Some((lookers, whom));
     }
 
     /// Calls the cgroup of a command service, and everything below it, by the service's name. Before [`Self::scan`].
@@ -301,7 +318,8 @@ impl Observer {
 
     /// Evidence that found no room.
     pub(crate) fn losses(&self) -> Losses {
-        self.docket.losses()
+        let looks = self.lookers.as_ref().map_or(0, |(lookers, _)| lookers.dropped());
+        Losses { looks, ..self.docket.losses() }
     }
 
     /// An earlier agent watched this cgroup. Should it be gone, its deaths may still be in the rings.
@@ -425,10 +443,14 @@ impl Observer {
 
     fn crashes(&mut self, site: &CrashSite) {
         let process = Identity { tgid: site.tgid, start_ns: site.start_ns };
-        let mut site = Site::new(site);
-        // Now or never: the process is about to end.
-        site.stack.look_at_process();
-        self.docket.site(process, site);
+        let mut new = Site::new(site);
+        if let Some((lookers, whom)) = &mut self.lookers
+            && (*whom == Whom::All || site.header.flags & SITE_WATCHED != 0)
+        {
+            // Now or never: the process is about to end.
+            new.looked = lookers.look(site, &new.stack);
+        }
+        self.docket.site(process, new);
     }
 
     fn alive(&mut self, life: &Life, seen_ns: u64) -> Option<Sight> {

@@ -64,13 +64,14 @@ use crate::{
     kernel::{Event, Kernel},
     memory::{self, Follower, Measured},
     metrics::Metrics,
-    observer::Observer,
+    observer::{Observer, Whom},
     pool::{Board, Input as PoolInput, State},
     progress::Progress,
     questions::Asker,
     roster::Roster,
     shared::Shared,
     store::{Draft, Left, Store},
+    symbols::Lookers,
     timeline::{Timeline, What},
     trace,
 };
@@ -272,8 +273,13 @@ impl Steward {
         metrics.restore_oom_kills(&left.oom_kills, clock::boot_ns());
         metrics.own().attached(kernel.programs());
         let systemd = Systemd::default();
+        let mut observer = Observer::new(hierarchy.clone());
+        match kernel.stacks().and_then(Lookers::start) {
+            Ok(lookers) => observer.look_by(lookers, Whom::Watched),
+            Err(error) => tracing::error!("crashes will lack their callers: {error:#}"),
+        }
         Self {
-            observer: Observer::new(hierarchy.clone()),
+            observer,
             hierarchy: hierarchy.map(Arc::new),
             kernel,
             handover,

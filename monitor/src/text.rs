@@ -26,6 +26,15 @@ impl fmt::Display for Clean<'_> {
     }
 }
 
+/// A text of at most `most` bytes; one that was cut says at its end how many it had.
+pub(crate) fn shortened(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let note = format!("… ({} bytes)", text.len());
+    format!("{}{note}", &text[..text.floor_char_boundary(most.saturating_sub(note.len()))])
+}
+
 /// A task's name as the kernel keeps it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Comm(pub(crate) [u8; COMM_LEN]);
@@ -74,6 +83,16 @@ mod tests {
         let back: String = serde_json::from_str(&json).expect("valid JSON");
         assert_eq!(back, "\u{1b}[2J\u{fffd}\"\n\\x");
         assert_eq!(comm(b"0123456789abcdef").to_string(), "0123456789abcdef", "a full name has no zero byte");
+    }
+
+    #[test]
+    fn a_text_of_any_length_is_cut_between_characters_and_says_so() {
+        assert_eq!(shortened("main", 100), "main");
+        let long = "ä".repeat(5_000_000);
+        for most in 40..50 {
+            let cut = shortened(&long, most);
+            assert!(cut.len() <= most && cut.ends_with("ä… (10000000 bytes)"), "{cut}");
+        }
     }
 
     #[test]

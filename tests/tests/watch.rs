@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -151,6 +152,45 @@ fn faults_and_exits_are_what_they_are() {
         assert_eq!(death["signal"].as_i64(), signal, "{words:?}: {death}");
         let deaths = watch.seen().iter().filter(|line| line["tgid"] == pid).count();
         assert_eq!(deaths, 1, "one process, one death: {words:?}");
+    }
+}
+
+/// A program in C without frame pointers, from `src/foreign`; built here where no `cargo xtask` has.
+fn aborts(directory: &Path) -> Option<PathBuf> {
+    let built = binary("victim").with_file_name("aborts-c");
+    if built.exists() {
+        return Some(built);
+    }
+    let (program, source) = (directory.join("aborts-c"), directory.join("aborts.c"));
+    fs::write(&source, include_str!("../src/foreign/aborts.c")).expect("written");
+    let words = ["-O2", "-fomit-frame-pointer", "-o"];
+    let compiled = Command::new("cc").args(words).args([&program, &source]).status();
+    compiled.is_ok_and(|status| status.success()).then_some(program)
+}
+
+#[test]
+fn an_abort_names_the_functions_that_led_there_though_none_keeps_frame_pointers() {
+    const TEST: &str = "an_abort_names_the_functions_that_led_there_though_none_keeps_frame_pointers";
+    if !live::can_run(TEST) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let Some(program) = aborts(directory.path()) else {
+        live::skip_ok(TEST, "there is no C compiler");
+        return;
+    };
+    let mut watch = Watch::start(&[]);
+    for _ in 0..5 {
+        let victim = Victim::start(None, &["exec", program.to_str().expect("UTF-8")]);
+        let pid = victim.pid();
+        victim.wait();
+        let death = watch.death_of(pid);
+        let frames = death["cause"]["site"]["frames"].as_array().unwrap_or_else(|| panic!("a site: {death}"));
+        let symbols: Vec<_> = frames.iter().filter_map(|frame| frame["symbol"].as_str()).collect();
+        let at = |name: &str| symbols.iter().position(|symbol| symbol.starts_with(name));
+        let order = [at("abort"), at("gives_up"), at("works_for_a_while"), at("main")];
+        assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{death}");
+        assert!(frames.iter().all(|frame| frame["sure"] == true), "{death}");
     }
 }
 

@@ -14,9 +14,10 @@ struct Foreign {
     words: &'static [&'static str],
 }
 
-const ALL: [Foreign; 6] = [
+const ALL: [Foreign; 7] = [
     Foreign { name: "bad-alloc", source: "bad-alloc.cpp", compiler: "g++", words: &["-O1", "-g", "-static", "-o"] },
     // As distributions build: optimised, without frame pointers, with the C library that is there.
+    Foreign { name: "aborts-c", source: "aborts.c", compiler: "cc", words: &["-O2", "-fomit-frame-pointer", "-o"] },
     Foreign { name: "sessions-c", source: "sessions.c", compiler: "cc", words: &["-O2", "-g", "-o"] },
     Foreign { name: "arenas-c", source: "arenas.c", compiler: "cc", words: &["-O2", "-g", "-o"] },
     Foreign { name: "sessions-cpp", source: "sessions.cpp", compiler: "g++", words: &["-O2", "-g", "-o"] },

@@ -84,6 +84,8 @@ pub(crate) struct Losses {
     pub(crate) lines: u64,
     /// Deaths that were decided before all was there that could change the verdict.
     pub(crate) waits: u64,
+    /// Crashing processes that were not looked at, because too many crashed at once.
+    pub(crate) looks: u64,
 }
 
 #[derive(Clone, Debug)]

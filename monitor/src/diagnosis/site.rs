@@ -6,7 +6,7 @@ use monitor_common::record::{self, CrashSite, FRAME_ADDRESS, FRAME_BUILD_ID, PRO
 use serde::Serialize;
 
 use crate::{
-    symbols::{Frame, RawFrame, Stack},
+    symbols::{Frame, Located, Looked, RawFrame, Stack},
     text::Clean,
 };
 
@@ -20,11 +20,17 @@ pub(crate) struct Site {
     /// The frames as they came, with what else is known of the process; their names are found from this.
     #[serde(skip)]
     pub(crate) stack: Stack,
+    /// What was seen of the process before it went.
+    #[serde(skip)]
+    pub(crate) looked: Looked,
 }
 
-/// Said of every stack that was followed by frame pointers alone.
+/// Said of every stack of which a part was followed by frame pointers alone.
 const OUTER_FRAMES: &str =
-    "frames beyond the first are right where the code keeps frame pointers (-fno-omit-frame-pointer)";
+    "frames that are not marked as sure are right where the code keeps frame pointers (-fno-omit-frame-pointer)";
+/// Said when tables led to the last frame, and not on.
+const CUT: &str = "what called the last frame is not known: its file has no tables for unwinding or was not found, or the stack is \
+    larger than the 8 KiB of it that were copied";
 /// Said when there is no frame at all.
 const NO_FRAMES: &str = "the kernel gave no user stack";
 
@@ -32,10 +38,24 @@ impl Site {
     /// Takes over what the kernel programs sent; nothing has a name yet.
     pub(crate) fn new(site: &CrashSite) -> Self {
         let raw = followed(site.frames());
-        let frames = raw.iter().map(Frame::unresolved).collect();
+        let frames =
+            raw.iter().enumerate().map(|(at, raw)| Frame { sure: at == 0, ..Frame::unresolved(raw) }).collect();
         let note = Some(if raw.is_empty() { NO_FRAMES } else { OUTER_FRAMES });
-        let stack = Stack { tgid: site.tgid, frames: raw, mappings: Vec::new(), program: program(site) };
-        Self { frames, note, stack }
+        let stack = Stack::new(site.tgid, raw, program(site));
+        Self { frames, note, stack, looked: Looked::default() }
+    }
+
+    /// Takes over the names that were found, and the frames.
+    pub(crate) fn locate(&mut self, Located { frames, whole }: Located) {
+        self.note = match frames.iter().position(|frame| !frame.sure) {
+            _ if frames.is_empty() => Some(NO_FRAMES),
+            Some(_) => Some(OUTER_FRAMES),
+            None if whole => None,
+            // The one frame that is always right.
+            None if frames.len() == 1 => Some(OUTER_FRAMES),
+            None => Some(CUT),
+        };
+        self.frames = frames;
     }
 
     /// The frame that the signal hit, for one line.
@@ -89,12 +109,25 @@ fn program(site: &CrashSite) -> Option<String> {
     None
 }
 
+/// Frames that are shown in one line, and bytes of each name there. JSON has all of them.
+const SHOWN: usize = 16;
+const NAME_SHOWN: usize = 160;
+
+/// Writes a name, or its beginning.
+fn name(out: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+    let shown = &name[..name.floor_char_boundary(NAME_SHOWN)];
+    write!(out, "{}{}", Clean(shown), if shown.len() < name.len() { "…" } else { "" })
+}
+
 /// The frames in one line, the innermost first.
 impl fmt::Display for Site {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, frame) in self.frames.iter().enumerate() {
+        for (at, frame) in self.frames.iter().take(SHOWN).enumerate() {
             let called_from = if at == 0 { "" } else { ", called from " };
             write!(out, "{called_from}{}", Place(frame))?;
+        }
+        if self.frames.len() > SHOWN {
+            write!(out, ", called from {} more", self.frames.len() - SHOWN)?;
         }
         if self.frames.is_empty() { out.write_str("a place that is not known") } else { Ok(()) }
     }
@@ -105,13 +138,17 @@ pub(crate) struct Place<'a>(&'a Frame);
 
 impl fmt::Display for Place<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Frame { module, build_id, offset, symbol, symbol_offset } = self.0;
+        let Frame { module, build_id, offset, symbol, symbol_offset, sure: _ } = self.0;
         if let Some(symbol) = symbol {
-            write!(out, "{}+{:#x} in ", Clean(symbol), symbol_offset.unwrap_or(0))?;
+            name(out, symbol)?;
+            write!(out, "+{:#x} in ", symbol_offset.unwrap_or(0))?;
         }
         match (module, build_id) {
-            (Some(module), _) => write!(out, "{}", Clean(module.rsplit('/').next().unwrap_or(module)))?,
-            (None, Some(build_id)) => write!(out, "build {build_id}")?,
+            (Some(module), _) => name(out, module.rsplit('/').next().unwrap_or(module))?,
+            (None, Some(build_id)) => {
+                out.write_str("build ")?;
+                name(out, build_id)?;
+            }
             (None, None) => return write!(out, "address {offset:#x}"),
         }
         write!(out, "+{offset:#x}")
@@ -151,6 +188,33 @@ mod tests {
         assert_eq!(site.frames.len(), 2);
         assert_eq!(site.innermost().map(|place| place.to_string()), Some(format!("build {}+0x10", "07".repeat(20))));
         assert_eq!(site.frames[1].offset, 0x7f00);
+    }
+
+    #[test]
+    fn a_line_is_bounded_whatever_the_names_are() {
+        let name = || Some("\u{1b}\u{202e}ä".repeat(1000));
+        let frame = Frame { module: name(), build_id: name(), symbol: name(), ..Frame::default() };
+        let mut site = Site::new(&CrashSite::zeroed());
+        site.locate(Located { frames: vec![frame; 48], whole: true });
+        let line = site.to_string();
+        assert!(line.len() < 16 * 1024 && line.ends_with("called from 32 more"), "{} bytes", line.len());
+        assert!(!line.chars().any(char::is_control));
+    }
+
+    #[test]
+    fn a_note_says_what_is_not_sure() {
+        let frame = |sure| Frame { sure, ..Frame::default() };
+        for (frames, whole, note) in [
+            (vec![], false, Some(NO_FRAMES)),
+            (vec![frame(true)], false, Some(OUTER_FRAMES)),
+            (vec![frame(true), frame(false)], false, Some(OUTER_FRAMES)),
+            (vec![frame(true), frame(true)], false, Some(CUT)),
+            (vec![frame(true), frame(true)], true, None),
+        ] {
+            let mut site = Site::new(&CrashSite::zeroed());
+            site.locate(Located { frames, whole });
+            assert_eq!(site.note, note);
+        }
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Role {
 const MANY: &str = "probed";
 
 /// Maps that only the agent proper needs, made as small as the kernel lets them be.
-const UNUSED: [(&str, u32); 7] = [
+const UNUSED: [(&str, u32); 8] = [
     ("CRITICAL", 4096),
     ("BULK", 4096),
     ("WATCHED", 1),
@@ -102,6 +102,7 @@ const UNUSED: [(&str, u32); 7] = [
     ("REFUSED", 1),
     ("OOM_REQUESTS", 1),
     ("ENDED", 1),
+    ("STACKS", 1),
 ];
 
 /// Room for an agent that loads the object and traces nothing.

@@ -1,7 +1,7 @@
 //! From BTF to the layout that the programs are loaded with, and to the programs that fit this kernel.
 
 use anyhow::{Context as _, Result};
-use monitor_common::layout::Layout;
+use monitor_common::layout::{ABSENT, Layout};
 
 use super::btf::{Argument, Btf};
 use crate::host::cgroup::Hierarchy;
@@ -97,6 +97,7 @@ pub(crate) fn plan(btf: &Btf, host: Host<'_>) -> Result<Plan> {
     if let Some(size) = btf.size_of("upid")? {
         layout.upid_size = size;
     }
+    registers(btf, &mut layout)?;
     match resident_counters(btf)? {
         Some((first, stride)) => (layout.mm_rss, layout.mm_rss_stride) = (first, stride),
         None => miss("memory figures of an OOM victim", "mm_struct.rss_stat has no known shape".to_owned()),
@@ -154,6 +155,24 @@ pub(crate) fn plan(btf: &Btf, host: Host<'_>) -> Result<Plan> {
         miss(evidence, "kernel lockdown is confidentiality".to_owned());
     }
     Ok(Plan { layout, programs, functions, missing })
+}
+
+/// What the names of fields do not tell of a program's registers. On arm64 the frame pointer is the 30th of an array, and the link
+/// register the one behind it.
+fn registers(btf: &Btf, layout: &mut Layout) -> Result<()> {
+    const REGISTER: u32 = 8;
+    layout.regs_size = btf.size_of("pt_regs")?.unwrap_or(ABSENT);
+    match (btf.offset_of("pt_regs", "bp")?, btf.offset_of("pt_regs", "regs")?) {
+        (Some(bp), _) => layout.regs_bp = bp,
+        (None, Some(array)) => {
+            layout.regs_bp = inside(array, Some(29 * REGISTER))?;
+            layout.regs_lr = inside(array, Some(30 * REGISTER))?;
+        }
+        (None, None) => {}
+    }
+    let helper = btf.enum_value("bpf_func_id", "BPF_FUNC_task_pt_regs")?;
+    layout.tells_regs = u32::from(helper.is_some());
+    Ok(())
 }
 
 /// Where the counters of resident pages begin in `mm_struct`, and from one to the next: plain numbers before 6.2,

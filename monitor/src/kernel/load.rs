@@ -26,6 +26,7 @@ use super::{
     ring::Reader,
     set::{self, Facts, Set},
     sizes,
+    stacks::CrashStacks,
 };
 use crate::host::{cgroup::Hierarchy, clock, cpus, inherited::Named, privilege};
 
@@ -276,6 +277,7 @@ fn begin(
         (set::COUNTERS, "COUNTERS"),
         (set::WATCHED, "WATCHED"),
         (set::EPOCH, ".bss"),
+        (set::STACKS, "STACKS"),
     ] {
         let taken = ebpf.take_map(map).with_context(|| format!("the object has no map {map}"))?;
         let (Map::RingBuf(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data)) = taken else {
@@ -396,12 +398,17 @@ impl Kernel {
         Ok(std::array::from_fn(|slot| cpus.iter().map(|words| words[slot]).sum()))
     }
 
-    /// Watches a cgroup. Cgroups that are made inside it later are watched by the programs themselves.
+    /// Watches a cgroup. Cgroups that are made inside it later are watched by the programs themselves, as long as those take no more than
+    /// half of the map.
     ///
     /// # Errors
     /// When the map is full (16,384 cgroups) or gone.
     pub(crate) fn watch(&self, cgroup: u64) -> Result<()> {
         let Watched { cgroups, epoch } = &mut *self.lock();
+        // The programs count those that they have added themselves; what is written over one would be counted for ever.
+        if cgroups.get(&cgroup, 0).is_ok() {
+            return Ok(());
+        }
         // The epoch after the cgroup: the programs rely on it.
         let mut watch = || {
             cgroups.insert(cgroup, 1, 0)?;
@@ -424,6 +431,14 @@ impl Kernel {
         if let Err(error) = gone {
             tracing::debug!("the cgroup with id {cgroup} was not watched: {error}");
         }
+    }
+
+    /// The stacks of processes that crash.
+    ///
+    /// # Errors
+    /// When this process may open no more descriptors.
+    pub(crate) fn stacks(&self) -> Result<CrashStacks> {
+        CrashStacks::open(&self.set()).context("cannot read the stacks of processes that crash")
     }
 
     /// Names of the attached programs.

@@ -4,6 +4,7 @@
 //! * [`sizes`] tells how large the maps must be on this host
 //! * [`load`] loads and attaches, or takes over the [`set`] of an earlier agent when [`about`] says that it fits
 //! * [`ring`] follows the rings, whose memory is [`records`]
+//! * [`stacks`] reads the stacks of processes that crash, which no ring has room for
 //! * [`allocations`] has the programs for `defib trace`, which the agent does not load
 //! * [`bpf`] has the few system calls that the loader does not offer, [`pins`] keeps a set in a bpffs
 //!
@@ -22,6 +23,7 @@ mod records;
 mod ring;
 mod set;
 mod sizes;
+mod stacks;
 
 pub(crate) use about::Remains;
 pub(crate) use allocations::{Allocations, Counts, Probe, Role};
@@ -31,6 +33,7 @@ pub(crate) use load::{Kernel, Options, Origin, Rings, Skipped, VMLINUX, load, pe
 pub(crate) use pins::Pins;
 pub(crate) use records::Span;
 pub(crate) use ring::{Event, RingStats, Settled, follow, follow_remains};
+pub(crate) use stacks::CrashStacks;
 #[cfg(any(test, fuzzing))]
 pub(crate) use {layout::fuzz as fuzz_btf, ring::fuzz as fuzz_record};
 

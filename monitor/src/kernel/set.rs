@@ -21,10 +21,11 @@ pub(super) const AWAKE: &str = "map-awake";
 pub(super) const COUNTERS: &str = "map-counters";
 pub(super) const WATCHED: &str = "map-watched";
 pub(super) const EPOCH: &str = "map-epoch";
+pub(super) const STACKS: &str = "map-stacks";
 /// What the others are like, see [`super::about`].
 pub(super) const ABOUT: &str = "map-about";
 /// All of them.
-pub(super) const MAPS: [&str; 7] = [CRITICAL, BULK, AWAKE, COUNTERS, WATCHED, EPOCH, ABOUT];
+pub(super) const MAPS: [&str; 8] = [CRITICAL, BULK, AWAKE, COUNTERS, WATCHED, EPOCH, STACKS, ABOUT];
 const PROGRAM: &str = "program-";
 const LINK: &str = "link-";
 

@@ -58,7 +58,7 @@ impl OwnMetrics {
         let evidence_lost = counters(
             registry,
             "defib_evidence_lost_total",
-            "Evidence that newer pushed out before it was used, at most so much (oom_mark, crash_site, log_line); waits for evidence that were cut short, since too many deaths waited (wait).",
+            "Evidence that newer pushed out before it was used, at most so much (oom_mark, crash_site, log_line); waits for evidence that were cut short, since too many deaths waited (wait); crashing processes that were not looked at, since too many crashed at once (crash_look).",
             &["kind"],
         )?;
         let traces = counters(
@@ -142,8 +142,10 @@ impl OwnMetrics {
     }
 
     /// So much evidence was lost since the start.
-    pub(crate) fn evidence_lost(&self, Losses { marks, sites, lines, waits }: Losses) {
-        for (kind, all) in [("oom_mark", marks), ("crash_site", sites), ("log_line", lines), ("wait", waits)] {
+    pub(crate) fn evidence_lost(&self, Losses { marks, sites, lines, waits, looks }: Losses) {
+        let all =
+            [("oom_mark", marks), ("crash_site", sites), ("log_line", lines), ("wait", waits), ("crash_look", looks)];
+        for (kind, all) in all {
             let counter = self.evidence_lost.with_label_values(&[kind]);
             counter.inc_by(all.saturating_sub(counter.get()));
         }

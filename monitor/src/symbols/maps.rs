@@ -1,6 +1,15 @@
 //! `/proc/PID/maps`: the files whose code a process has mapped.
+//!
+//! The file has no bound: a process of any user may map one file 65,000 times under a path of 4 KiB, which makes 270 MiB. So it is read
+//! through one small buffer, up to a number of bytes and for a limited time, and only what somebody needs is kept.
 
-use std::{collections::HashSet, fs};
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io::Read,
+    os::unix::fs::MetadataExt as _,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,42 +22,141 @@ pub(crate) struct Mapping {
     pub(crate) end: u64,
     /// Where in the file it begins.
     pub(crate) offset: u64,
+    /// Inode number of the file.
+    pub(crate) inode: u64,
     /// The file, as the process sees it.
     pub(crate) path: String,
 }
 
-/// Mappings taken of one process; a program has tens of libraries, a hostile one what it likes.
-const TAKEN: usize = 512;
-/// Processes looked at for a file that is not among the dead one's.
-const PROCESSES: usize = 4096;
-
-/// What a process has mapped; nothing when it is gone.
-pub(super) fn read(tgid: u32) -> Vec<Mapping> {
-    let text = fs::read(format!("/proc/{tgid}/maps")).unwrap_or_default();
-    String::from_utf8_lossy(&text).lines().filter_map(parse).take(TAKEN).collect()
+/// How much is read of one process, and how much is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// Bytes read.
+    pub(crate) bytes: u64,
+    /// Time spent.
+    pub(crate) time: Duration,
+    /// Mappings kept.
+    pub(crate) mappings: usize,
+    /// Bytes of all their paths.
+    pub(crate) paths: usize,
 }
 
-/// Every file with code in it that some process has mapped, once, with a process that has it.
-pub(super) fn files_of_all() -> Vec<(u32, String)> {
+impl Bounds {
+    /// Of a process that is traced, or whose symbols are looked for. 8 MiB: a line of a usual path has some 128 bytes, and a process may
+    /// have 65,530 mappings (`vm.max_map_count`, kernel documentation admin-guide/sysctl/vm.rst); libraries come last, behind all
+    /// that a large heap consists of.
+    pub(crate) const WHOLE: Self =
+        Self { bytes: 8 << 20, time: Duration::from_millis(250), mappings: 512, paths: 64 << 10 };
+    /// Of a process that is about to crash. As much is read, and 64 mappings are kept: a stack of some fifty frames lies in some ten
+    /// files.
+    pub(crate) const CRASH: Self =
+        Self { bytes: 8 << 20, time: Duration::from_millis(100), mappings: 64, paths: 8 << 10 };
+    /// Of any process, while a file is looked for among all. 1 MiB are some 8,000 mappings.
+    const SEARCH: Self = Self { bytes: 1 << 20, time: Duration::from_millis(50), mappings: 512, paths: 64 << 10 };
+}
+
+/// Bytes of a path that are kept. Longer ones there may be (`PATH_MAX` is 4096); the kernel's build ids name their files.
+const PATH_KEPT: usize = 1024;
+/// Bytes of the buffer. The longest line there can be has a path of `PATH_MAX` with each byte as four (`\\012`).
+const BUFFER: usize = 32 * 1024;
+/// Processes looked at for a file that is not among the dead one's.
+const PROCESSES: usize = 4096;
+/// Files found there.
+const FILES: usize = 16 * 1024;
+/// Bytes read of our own mounts: some 10,000 of them.
+const MOUNTS: u64 = 2 << 20;
+/// Places of one path below all mounts.
+const PLACES: usize = 256;
+
+/// What a process has mapped; nothing when it is gone.
+pub(super) fn read(tgid: u32, bounds: Bounds, is_wanted: impl FnMut(&Mapping) -> bool) -> Vec<Mapping> {
+    let file = File::open(format!("/proc/{tgid}/maps"));
+    file.map_or_else(|_| Vec::new(), |file| keep(file, bounds, is_wanted))
+}
+
+fn keep(from: impl Read, bounds: Bounds, mut is_wanted: impl FnMut(&Mapping) -> bool) -> Vec<Mapping> {
+    let until = Instant::now() + bounds.time;
+    let (mut kept, mut paths) = (Vec::new(), 0);
+    lines(from, bounds.bytes, |line| {
+        let mapping = parse(line).filter(|mapping| mapping.path.len() <= PATH_KEPT && is_wanted(mapping));
+        if let Some(mapping) = mapping
+            && paths + mapping.path.len() <= bounds.paths
+        {
+            paths += mapping.path.len();
+            kept.push(mapping);
+        }
+        kept.len() < bounds.mappings && Instant::now() < until
+    });
+    kept
+}
+
+/// Hands each line to `take`, until that says to stop, `most` bytes are read, or nothing more comes. A line that does not fit into the
+/// buffer is passed over.
+fn lines(from: impl Read, most: u64, mut take: impl FnMut(&str) -> bool) {
+    let mut from = from.take(most);
+    let mut buffer = vec![0; BUFFER];
+    let (mut filled, mut is_rest) = (0, false);
+    loop {
+        if filled == buffer.len() {
+            (filled, is_rest) = (0, true);
+        }
+        let read = match from.read(&mut buffer[filled..]) {
+            Ok(read) if read > 0 => read,
+            _ => return,
+        };
+        let end = filled + read;
+        let mut begin = 0;
+        while let Some(length) = buffer[begin..end].iter().position(|&byte| byte == b'\n') {
+            let line = &buffer[begin..begin + length];
+            if !std::mem::take(&mut is_rest)
+                && let Ok(line) = str::from_utf8(line)
+                && !take(line)
+            {
+                return;
+            }
+            begin += length + 1;
+        }
+        buffer.copy_within(begin..end, 0);
+        filled = end - begin;
+    }
+}
+
+/// Every file with code in it that some process has mapped, once, with a process that has it; until `deadline`. The superuser's
+/// processes come first: others can make as many as they like, with as many mappings.
+pub(super) fn files_of_all(deadline: Instant) -> Vec<(u32, String)> {
     let mut seen = HashSet::new();
     let mut found = Vec::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(PROCESSES);
+    let is_others = |pid: &u32| fs::metadata(format!("/proc/{pid}")).map_or(true, |metadata| metadata.uid() != 0);
+    let mut pids: Vec<u32> = pids.collect();
+    pids.sort_by_cached_key(|pid| (is_others(pid), *pid));
     for pid in pids {
-        for Mapping { path, .. } in read(pid) {
-            // The same path may be another file in another mount namespace; its build id decides.
-            if seen.insert((namespace(pid), path.clone())) {
-                found.push((pid, path));
-            }
+        if Instant::now() >= deadline || found.len() >= FILES {
+            break;
         }
+        let namespace = namespace(pid);
+        read(pid, Bounds::SEARCH, |mapping| {
+            // The same path may be another file in another mount namespace; its build id decides.
+            if seen.len() < FILES && seen.insert((namespace, mapping.path.clone())) {
+                found.push((pid, mapping.path.clone()));
+            }
+            false
+        });
     }
     found
 }
 
 /// Where a path that begins at the root of its file system may be found: below every mount.
 pub(super) fn places_of(path: &str) -> Vec<String> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().filter_map(|line| place_in(line, path)).collect()
+    let mut places = Vec::new();
+    if let Ok(mounts) = File::open("/proc/self/mountinfo") {
+        lines(mounts, MOUNTS, |line| {
+            places.extend(place_in(line, path));
+            places.len() < PLACES
+        });
+    }
+    places
 }
 
 /// `id parent device root mount-point …`, as proc_pid_mountinfo(5) has it: `root` is the part of the file system that is
@@ -60,8 +168,9 @@ fn place_in(line: &str, path: &str) -> Option<String> {
     below.starts_with('/').then(|| format!("{}{below}", mount.trim_end_matches('/')))
 }
 
-fn namespace(pid: u32) -> Option<std::path::PathBuf> {
-    fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()
+/// The number of a process' mount namespace.
+fn namespace(pid: u32) -> Option<u64> {
+    fs::metadata(format!("/proc/{pid}/ns/mnt")).ok().map(|metadata| metadata.ino())
 }
 
 /// `begin-end perms offset device inode path`, as proc_pid_maps(5) has it.
@@ -70,19 +179,23 @@ fn parse(line: &str) -> Option<Mapping> {
     let (begin, end) = columns.next()?.split_once('-')?;
     let permissions = columns.next()?;
     let offset = columns.next()?;
-    let path = columns.nth(2)?.trim_start();
+    let inode = columns.nth(1)?.parse().ok()?;
+    let path = columns.next()?.trim_start();
     let is_code = permissions.get(2..3) == Some("x") && path.starts_with('/');
     let number = |text| u64::from_str_radix(text, 16).ok();
     is_code.then_some(())?;
-    Some(Mapping { begin: number(begin)?, end: number(end)?, offset: number(offset)?, path: path.to_owned() })
+    Some(Mapping { begin: number(begin)?, end: number(end)?, offset: number(offset)?, inode, path: path.to_owned() })
 }
 
 /// Takes any text for a process' mappings and our mounts.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(text: &str) {
-    for line in text.lines() {
-        drop((parse(line), place_in(line, "/bin/web")));
-    }
+    let kept = keep(text.as_bytes(), Bounds::CRASH, |_| true);
+    assert!(kept.len() <= Bounds::CRASH.mappings && kept.iter().all(|mapping| mapping.path.len() <= PATH_KEPT));
+    lines(text.as_bytes(), MOUNTS, |line| {
+        drop(place_in(line, "/bin/web"));
+        true
+    });
 }
 
 #[cfg(test)]
@@ -96,6 +209,7 @@ mod tests {
             begin: 0x55d0_c8a0_0000,
             end: 0x55d0_c8b0_0000,
             offset: 0x12000,
+            inode: 1234,
             path: "/usr/bin/my web".to_owned(),
         };
         assert_eq!(parse(code), Some(want));
@@ -126,7 +240,70 @@ mod tests {
     #[test]
     fn our_own_program_is_among_our_mappings() {
         let own = std::env::current_exe().expect("a path").display().to_string();
-        assert!(read(std::process::id()).iter().any(|mapping| mapping.path == own));
-        assert!(read(u32::MAX).is_empty());
+        assert!(read(std::process::id(), Bounds::WHOLE, |_| true).iter().any(|mapping| mapping.path == own));
+        assert!(read(u32::MAX, Bounds::WHOLE, |_| true).is_empty());
+    }
+
+    /// Gives a few bytes at a time, as the kernel does, and counts them.
+    struct Slow<'a>(&'a [u8], u64);
+
+    impl Read for Slow<'_> {
+        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+            let length = into.len().min(1000);
+            let read = self.0.read(&mut into[..length])?;
+            self.1 += read as u64;
+            Ok(read)
+        }
+    }
+
+    fn line(number: usize, path: &str) -> String {
+        let begin = 0x7f00_0000_0000 + number * 0x2000;
+        format!("{begin:x}-{:x} r-xp 00001000 fe:00 77                       {path}\n", begin + 0x1000)
+    }
+
+    #[test]
+    fn a_hostile_process_costs_a_bounded_amount_of_reading_and_of_memory() {
+        let long = format!("/{}", "x".repeat(4094));
+        let text: String = (0..10_000).map(|number| line(number, &long)).collect();
+        let mut from = Slow(text.as_bytes(), 0);
+        let bounds = Bounds { time: Duration::from_secs(600), ..Bounds::CRASH };
+        assert!(keep(&mut from, bounds, |_| true).is_empty(), "no path of such a length is kept");
+        assert_eq!(from.1, bounds.bytes, "of {} bytes", text.len());
+        let text: String = (0..10_000).map(|number| line(number, &format!("/{}", "x".repeat(500)))).collect();
+        let kept = keep(text.as_bytes(), bounds, |_| true);
+        assert!(kept.iter().map(|mapping| mapping.path.len()).sum::<usize>() <= bounds.paths);
+        assert_eq!(kept.len(), bounds.paths / 501);
+        let text: String = (0..10_000).map(|number| line(number, "/x")).collect();
+        assert_eq!(keep(text.as_bytes(), bounds, |_| true).len(), bounds.mappings);
+        let late = Bounds { time: Duration::ZERO, ..bounds };
+        assert_eq!(keep(text.as_bytes(), late, |_| true).len(), 1);
+    }
+
+    #[test]
+    fn what_is_wanted_is_found_behind_all_that_is_not() {
+        let mut text: String = (0..20_000).map(|number| line(number, "/usr/lib/jvm/heap")).collect();
+        text.push_str(&line(20_000, "/usr/lib/libc.so.6"));
+        let wanted = 0x7f00_0000_0000 + 20_000 * 0x2000 + 0x10;
+        let from = Slow(text.as_bytes(), 0);
+        let bounds = Bounds { time: Duration::from_secs(600), ..Bounds::CRASH };
+        let kept = keep(from, bounds, |mapping| (mapping.begin..mapping.end).contains(&wanted));
+        assert_eq!(kept.iter().map(|mapping| mapping.path.as_str()).collect::<Vec<_>>(), ["/usr/lib/libc.so.6"]);
+    }
+
+    #[test]
+    fn a_line_that_fits_no_buffer_is_passed_over_and_the_next_is_read() {
+        let text = format!("{}\nnext\n\u{e9}\nlast", "y".repeat(3 * BUFFER + 5));
+        let mut seen = Vec::new();
+        lines(text.as_bytes(), u64::MAX, |line| {
+            seen.push(line.to_owned());
+            true
+        });
+        assert_eq!(seen, ["next", "\u{e9}"], "what has no end is no line");
+        let mut seen = 0;
+        lines(&b"a\n\xff\nb\n"[..], u64::MAX, |_| {
+            seen += 1;
+            true
+        });
+        assert_eq!(seen, 2, "what is no text is passed over");
     }
 }

@@ -1,20 +1,26 @@
 //! From the raw frames of a crash to module, offset and function name.
 //!
-//! * [`maps`]: which files a process has mapped, read when it is about to die
+//! * [`maps`]: which files a process has mapped
+//! * [`look`]: what can be seen of a process that is about to die, beside the task that owns everything
+//! * [`follow`]: the frames that the kernel could not find, by the tables of the files
 //! * [`names`]: build ids and symbols from the files on disk
 //! * [`places`]: source lines too, for many places at once
 //! * this file: the frames, and the short-lived process of this binary in which [`names`] runs
 //!
 //! The files belong to whoever made them. The library maps them into memory, so a file that is cut short meanwhile would
 //! end the process that reads it; and a large table of symbols would stay with it. Hence a process of its own (`locate`),
-//! limited in memory and time, whose end in any manner costs the names and nothing else.
+//! limited in memory and time, whose end in any manner costs the names and nothing else. A name may have any length, so each is cut
+//! where it is read, and once more where the answer is.
 
+mod follow;
+mod look;
 mod maps;
 mod names;
 mod places;
 
 use std::{process::Stdio, time::Duration};
 
+use crate::text::shortened;
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
@@ -23,15 +29,17 @@ use tokio::{
     time::timeout,
 };
 
+use follow::Copied;
+pub(crate) use look::{Looked, Lookers};
 pub(crate) use maps::Mapping;
 #[cfg(any(test, fuzzing))]
-pub(crate) use maps::fuzz;
+pub(crate) use maps::fuzz as fuzz_maps;
 pub(crate) use names::{hexadecimal, locate};
 pub(crate) use places::{Named, Places};
 
 /// The files with code that a process has mapped; nothing when it is gone. At most 512.
 pub(crate) fn mappings(tgid: u32) -> Vec<Mapping> {
-    maps::read(tgid)
+    maps::read(tgid, maps::Bounds::WHOLE, |_| true)
 }
 
 /// A frame as the kernel gives it.
@@ -61,6 +69,10 @@ pub(crate) struct Frame {
     pub(crate) symbol: Option<String>,
     /// Offset in the function.
     pub(crate) symbol_offset: Option<u64>,
+    /// It is where the process was, or was found by the tables of the files. Others were found by frame pointers, which is right in code
+    /// that keeps them.
+    #[serde(default)]
+    pub(crate) sure: bool,
 }
 
 impl Frame {
@@ -75,23 +87,34 @@ impl Frame {
     }
 }
 
+/// Frames with their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Located {
+    /// The innermost first.
+    pub(crate) frames: Vec<Frame>,
+    /// The last is where the stack begins.
+    pub(crate) whole: bool,
+}
+
 /// A stack to be named.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stack {
     /// The process, which may be gone.
     pub(crate) tgid: u32,
     /// Its frames, the innermost first.
     pub(crate) frames: Vec<RawFrame>,
     /// What it had mapped, when that could be read in time.
-    pub(crate) mappings: Vec<Mapping>,
+    mappings: Vec<Mapping>,
+    /// Its registers and stack, when they were copied.
+    copied: Option<Box<Copied>>,
     /// Its program's path, as far as the kernel knows it.
     pub(crate) program: Option<String>,
 }
 
 impl Stack {
-    /// Reads what the process has mapped; nothing when it is gone.
-    pub(crate) fn look_at_process(&mut self) {
-        self.mappings = maps::read(self.tgid);
+    /// One of which nothing is known but this.
+    pub(crate) fn new(tgid: u32, frames: Vec<RawFrame>, program: Option<String>) -> Self {
+        Self { tgid, frames, program, ..Self::default() }
     }
 }
 
@@ -106,20 +129,35 @@ enum Question {
 const PATIENCE: Duration = Duration::from_secs(5);
 /// And the source lines of thousands of places.
 const PATIENCE_FOR_PLACES: Duration = Duration::from_secs(180);
-/// Stacks that are named at a time; in a storm of crashes the others go without.
+/// Stacks that are named at a time, and these with those that wait for it; in a storm of crashes the others go without.
 const AT_A_TIME: usize = 2;
-/// Bytes read of an answer: 16 frames with long C++ names, or thousands of places.
-const ANSWER_MAX: u64 = 16 * 1024 * 1024;
+const WAITING: usize = 16;
+/// Bytes of a name that are kept, of a function or of a file. Names of C++ have some KiB; what comes behind the first KiB are arguments
+/// of templates.
+const NAME_MAX: usize = 1024;
+/// Frames of a stack that are named.
+const FRAMES_MAX: usize = 48;
+/// Bytes read of an answer about a stack: [`FRAMES_MAX`] frames with two names of [`NAME_MAX`], each byte as JSON may have it (`\u0001`).
+const ANSWER_MAX: u64 = 1024 * 1024;
+/// And about thousands of places; read in the process of a trace, not in the agent.
+const ANSWER_MAX_FOR_PLACES: u64 = 16 * 1024 * 1024;
 
 static PERMITS: Semaphore = Semaphore::const_new(AT_A_TIME);
+static PLACES: Semaphore = Semaphore::const_new(WAITING);
 
 /// Names the frames of a stack, in a process of its own.
 ///
 /// # Errors
-/// When that process cannot be started, ends badly, or takes longer than five seconds; when others are being named already.
-pub(crate) async fn name(stack: Stack) -> Result<Vec<Frame>> {
-    let _permit = PERMITS.try_acquire().context("too many crashes at once to look up the names of all")?;
-    timeout(PATIENCE, ask(&Question::Stack(stack))).await.context("symbols took too long")?
+/// When that process cannot be started, ends badly, or takes longer than five seconds; when too many others are being named.
+pub(crate) async fn name(mut stack: Stack, looked: &Looked) -> Result<Located> {
+    let _place = PLACES.try_acquire().context("too many crashes at once to look up the names of all")?;
+    let found = looked.take().await;
+    let permit = timeout(PATIENCE, PERMITS.acquire()).await;
+    let _permit = permit.context("too many crashes at once to look up the names of all")??;
+    (stack.mappings, stack.copied) = (found.mappings, found.copied);
+    let question = Question::Stack(stack);
+    let answer = timeout(PATIENCE, ask(&question, ANSWER_MAX)).await.context("symbols took too long")?;
+    answer.map(Located::bounded)
 }
 
 /// Names many places, in a process of its own.
@@ -127,10 +165,24 @@ pub(crate) async fn name(stack: Stack) -> Result<Vec<Frame>> {
 /// # Errors
 /// When that process cannot be started, ends badly, or takes longer than three minutes.
 pub(crate) async fn name_places(places: Places) -> Result<Vec<Vec<Named>>> {
-    timeout(PATIENCE_FOR_PLACES, ask(&Question::Places(places))).await.context("symbols took too long")?
+    let question = Question::Places(places);
+    timeout(PATIENCE_FOR_PLACES, ask(&question, ANSWER_MAX_FOR_PLACES)).await.context("symbols took too long")?
 }
 
-async fn ask<T: DeserializeOwned>(question: &Question) -> Result<T> {
+impl Located {
+    /// The same with no more than what `locate` gives: it may have been made to give something else.
+    fn bounded(mut self) -> Self {
+        self.frames.truncate(FRAMES_MAX);
+        for frame in &mut self.frames {
+            for name in [&mut frame.module, &mut frame.build_id, &mut frame.symbol].into_iter().flatten() {
+                *name = shortened(name, NAME_MAX);
+            }
+        }
+        self
+    }
+}
+
+async fn ask<T: DeserializeOwned>(question: &Question, most: u64) -> Result<T> {
     let question = serde_json::to_vec(question).context("cannot write down a question")?;
     let mut child = tokio::process::Command::new("/proc/self/exe")
         .arg("locate")
@@ -147,8 +199,22 @@ async fn ask<T: DeserializeOwned>(question: &Question) -> Result<T> {
     drop(input);
     let mut answer = Vec::new();
     let output = child.stdout.take().context("no way to hear an answer")?;
-    output.take(ANSWER_MAX).read_to_end(&mut answer).await.context("cannot read symbols")?;
+    output.take(most + 1).read_to_end(&mut answer).await.context("cannot read symbols")?;
+    ensure!(answer.len() as u64 <= most, "the process that reads symbols says more than {most} bytes");
     let status = child.wait().await.context("cannot wait for symbols")?;
     ensure!(status.success(), "the process that reads symbols ended with {status}");
     serde_json::from_slice(&answer).context("cannot read symbols")
+}
+
+/// Takes any bytes for what a slot of the programs' array has, for a question and for an answer about a stack.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    look::fuzz(bytes);
+    if let Ok(located) = serde_json::from_slice::<Located>(bytes) {
+        let located = located.bounded();
+        assert!(located.frames.len() <= FRAMES_MAX);
+        for frame in &located.frames {
+            assert!([&frame.module, &frame.symbol].into_iter().flatten().all(|name| name.len() <= NAME_MAX));
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -20,13 +21,21 @@ use blazesym::{
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::{Frame, Question, RawFrame, Stack, maps, places};
-use crate::host::privilege;
+use super::{FRAMES_MAX, Frame, Located, NAME_MAX, Question, RawFrame, Stack, follow, maps, places};
+use crate::{host::privilege, text::shortened};
 
-/// Memory and processor time that the process may use; a browser's symbols fit. Source lines of thousands of places take longer.
-const MEMORY_MAX: u64 = 2 * 1024 * 1024 * 1024;
+/// Addresses that the process may have, for files of which the largest are mapped whole, and memory of its own for a stack: a browser's
+/// symbols fit.
+const ADDRESSES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+const MEMORY_MAX: u64 = 256 * 1024 * 1024;
+/// Processor time. Source lines of thousands of places take longer.
 const SECONDS_MAX: u64 = 5;
 const SECONDS_FOR_PLACES: u64 = 120;
+/// How long a file is looked for among all processes. Whoever has many processes with many mappings makes us use it up; then the frames
+/// whose file was not found have no names.
+const SEARCH: Duration = Duration::from_secs(2);
+/// Bytes read of a question: thousands of places.
+const QUESTION_MAX: u64 = 16 * 1024 * 1024;
 /// Where distributions put symbols that they have taken out of programs.
 const DEBUG_FILES: &str = "/usr/lib/debug/.build-id";
 
@@ -38,14 +47,17 @@ pub(crate) fn locate() -> Result<()> {
     let limit = |resource, limit| {
         setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) }).context("cannot limit this process")
     };
-    limit(Resource::As, MEMORY_MAX)?;
+    limit(Resource::As, ADDRESSES_MAX)?;
     limit(Resource::Core, 0)?;
     privilege::only_symbols()?;
+    // Where memory runs out in the agent's cgroup, this process goes and not the agent.
+    fs::write("/proc/self/oom_score_adj", "1000").ok();
     let mut question = Vec::new();
-    std::io::stdin().read_to_end(&mut question).context("cannot read a question")?;
+    std::io::stdin().take(QUESTION_MAX).read_to_end(&mut question).context("cannot read a question")?;
     let answer = match serde_json::from_slice(&question).context("this is no question")? {
         Question::Stack(stack) => {
             limit(Resource::Cpu, SECONDS_MAX)?;
+            limit(Resource::Data, MEMORY_MAX)?;
             serde_json::to_vec(&resolve(&stack))
         }
         Question::Places(places) => {
@@ -58,50 +70,68 @@ pub(crate) fn locate() -> Result<()> {
 
 /// A file, and the way to it from here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Module {
+pub(super) struct Module {
     /// As its process saw it.
-    path: String,
+    pub(super) path: String,
     /// As it can be opened.
-    reachable: PathBuf,
+    pub(super) reachable: PathBuf,
 }
 
-/// Names all frames, as far as that is possible.
-pub(super) fn resolve(stack: &Stack) -> Vec<Frame> {
+/// A frame with the file that it is in, if that was found; without a function as yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Placed {
+    pub(super) frame: Frame,
+    pub(super) module: Option<Module>,
+}
+
+/// Finds and names all frames, as far as that is possible.
+pub(super) fn resolve(stack: &Stack) -> Located {
     let mut finder = Finder::new(stack);
+    let (placed, whole) = follow::follow(stack, &mut finder).unwrap_or_else(|| (chain(stack, 0, &mut finder), false));
     let symbolizer = Symbolizer::builder().enable_code_info(false).enable_inlined_fns(false).build();
-    let frames = stack.frames.iter().enumerate();
+    let frames = placed.into_iter().take(FRAMES_MAX).enumerate().map(|(at, placed)| {
+        let Placed { mut frame, module } = placed;
+        let Some(module) = module else { return frame };
+        // An outer frame's address is the one behind its call, which may be the first of another function.
+        let back = u64::from(at > 0);
+        if let Some((name, offset)) = symbol(&symbolizer, &module, &frame, back) {
+            (frame.symbol, frame.symbol_offset) = (Some(name), Some(offset + back));
+        }
+        frame.module = Some(shortened(&module.path, NAME_MAX));
+        frame
+    });
+    Located { frames: frames.collect(), whole }
+}
+
+/// The frames that the kernel found, from number `from` on. Of those only the innermost is sure.
+pub(super) fn chain(stack: &Stack, from: usize, finder: &mut Finder<'_>) -> Vec<Placed> {
+    let frames = stack.frames.iter().enumerate().skip(from);
     frames
         .map(|(at, raw)| {
-            let mut frame = Frame::unresolved(raw);
-            if let Some(module) = finder.module(raw, &mut frame) {
-                // An outer frame's address is the one behind its call, which may be the first of another function.
-                let back = u64::from(at > 0);
-                if let Some((name, offset)) = symbol(&symbolizer, &module, &frame, back) {
-                    (frame.symbol, frame.symbol_offset) = (Some(name), Some(offset + back));
-                }
-                frame.module = Some(module.path);
-            }
-            frame
+            let mut frame = Frame { sure: at == 0, ..Frame::unresolved(raw) };
+            let module = finder.module(raw, &mut frame);
+            Placed { frame, module }
         })
         .collect()
 }
 
 /// Finds the files of frames, each build id once.
-struct Finder<'a> {
+pub(super) struct Finder<'a> {
     stack: &'a Stack,
     /// Candidates, the likely ones first; completed by what other processes have mapped when those do not suffice.
     candidates: Vec<Module>,
     searched_all: bool,
     known: HashMap<[u8; 20], Option<Module>>,
+    deadline: Instant,
 }
 
 impl<'a> Finder<'a> {
-    fn new(stack: &'a Stack) -> Self {
+    pub(super) fn new(stack: &'a Stack) -> Self {
         let own = stack.mappings.iter().map(|mapping| module(stack.tgid, &mapping.path));
-        let program = stack.program.iter().flat_map(|path| maps::places_of(path));
-        let mut candidates: Vec<_> = own.chain(program.map(|path| module(stack.tgid, &path))).collect();
+        let mut candidates: Vec<_> = own.collect();
+        candidates.extend(programs(stack));
         candidates.dedup();
-        Self { stack, candidates, searched_all: false, known: HashMap::new() }
+        Self { stack, candidates, searched_all: false, known: HashMap::new(), deadline: Instant::now() + SEARCH }
     }
 
     /// The file of a frame; for a bare address also turns it into an offset and adds the build id.
@@ -119,15 +149,17 @@ impl<'a> Finder<'a> {
         }
     }
 
-    fn by_build_id(&mut self, id: [u8; 20]) -> Option<Module> {
+    /// The file with this build id.
+    pub(super) fn by_build_id(&mut self, id: [u8; 20]) -> Option<Module> {
         if let Some(known) = self.known.get(&id) {
             return known.clone();
         }
-        let fits = |module: &&Module| build_id(&module.reachable) == Some(id);
+        let deadline = self.deadline;
+        let fits = |module: &&Module| Instant::now() < deadline && build_id(&module.reachable) == Some(id);
         let mut found = self.candidates.iter().find(fits).cloned();
         if found.is_none() && !self.searched_all {
             self.searched_all = true;
-            self.candidates = maps::files_of_all().into_iter().map(|(pid, path)| module(pid, &path)).collect();
+            self.candidates = maps::files_of_all(deadline).into_iter().map(|(pid, path)| module(pid, &path)).collect();
             found = self.candidates.iter().find(fits).cloned();
         }
         self.known.insert(id, found.clone());
@@ -135,15 +167,21 @@ impl<'a> Finder<'a> {
     }
 }
 
+/// Where the program of a process may be.
+pub(super) fn programs(stack: &Stack) -> impl Iterator<Item = Module> {
+    let places = stack.program.iter().flat_map(|path| maps::places_of(path));
+    places.map(|path| module(stack.tgid, &path))
+}
+
 /// The way to a file leads through the root of a process that sees it, while that lives.
-fn module(pid: u32, path: &str) -> Module {
+pub(super) fn module(pid: u32, path: &str) -> Module {
     let through = PathBuf::from(format!("/proc/{pid}/root{path}"));
     let reachable = if through.exists() { through } else { path.into() };
     Module { path: path.to_owned(), reachable }
 }
 
 /// Build id of a file, zero-padded as the kernel gives it.
-fn build_id(path: &Path) -> Option<[u8; 20]> {
+pub(super) fn build_id(path: &Path) -> Option<[u8; 20]> {
     if !is_file(path) {
         return None;
     }
@@ -163,7 +201,7 @@ fn symbol(symbolizer: &Symbolizer, module: &Module, frame: &Frame, back: u64) ->
         elf.debug_syms = false;
         let source = Source::Elf(elf);
         match symbolizer.symbolize_single(&source, Input::FileOffset(frame.offset.checked_sub(back)?)) {
-            Ok(Symbolized::Sym(sym)) => Some((sym.name.into_owned(), sym.offset as u64)),
+            Ok(Symbolized::Sym(sym)) => Some((shortened(&sym.name, NAME_MAX), sym.offset as u64)),
             Ok(Symbolized::Unknown(_)) | Err(_) => None,
         }
     })
@@ -196,20 +234,15 @@ mod tests {
     }
 
     fn of_this_process(address: u64) -> Stack {
-        let mut stack = Stack {
-            tgid: std::process::id(),
-            frames: vec![RawFrame::Address(address)],
-            mappings: Vec::new(),
-            program: None,
-        };
-        stack.look_at_process();
-        stack
+        let tgid = std::process::id();
+        let frames = vec![RawFrame::Address(address)];
+        Stack { tgid, frames, mappings: crate::symbols::mappings(tgid), ..Stack::default() }
     }
 
     #[test]
     fn an_address_becomes_module_offset_and_function() {
         assert_eq!(a_place_to_be_found(), 7);
-        let frames = resolve(&of_this_process(a_place_to_be_found as fn() -> u64 as usize as u64));
+        let frames = resolve(&of_this_process(a_place_to_be_found as fn() -> u64 as usize as u64)).frames;
         let frame = &frames[0];
         let own = std::env::current_exe().expect("a path").display().to_string();
         assert_eq!(frame.module.as_deref(), Some(own.as_str()));
@@ -220,16 +253,16 @@ mod tests {
     #[test]
     fn a_build_id_finds_its_file_among_those_mapped_anywhere_and_nothing_else() {
         let stack = of_this_process(libc::getpid as *const () as usize as u64);
-        let by_address = resolve(&stack).remove(0);
+        let by_address = resolve(&stack).frames.remove(0);
         assert!(by_address.symbol.as_deref().is_some_and(|name| name.contains("getpid")), "{by_address:?}");
         let path = by_address.module.clone().expect("the C library");
         let id = build_id(Path::new(&path)).expect("the C library has a build id");
         // The process is gone, and only the build id is left.
         let frames = vec![RawFrame::BuildId { id, offset: by_address.offset }];
-        let stack = Stack { tgid: u32::MAX, frames, mappings: Vec::new(), program: None };
-        assert_eq!(resolve(&stack).remove(0), by_address);
+        let stack = Stack { tgid: u32::MAX, frames, ..Stack::default() };
+        assert_eq!(resolve(&stack).frames.remove(0), by_address);
         let other = RawFrame::BuildId { id: [0xee; 20], offset: by_address.offset };
-        let unknown = resolve(&Stack { frames: vec![other], ..stack }).remove(0);
+        let unknown = resolve(&Stack { frames: vec![other], ..stack }).frames.remove(0);
         assert_eq!((unknown.module, unknown.symbol), (None, None));
         assert_eq!(unknown.build_id, Some("ee".repeat(20)));
     }
@@ -249,9 +282,81 @@ mod tests {
         for name in ["fifo", "empty", "header", "cut", "text", "missing"] {
             let path = place.path().join(name).display().to_string();
             assert_eq!(build_id(Path::new(&path)), None, "{name}");
-            let mappings = vec![Mapping { begin: 0, end: 0x1000, offset: 0, path: path.clone() }];
-            let stack = Stack { tgid: u32::MAX, frames: vec![RawFrame::Address(0x10)], mappings, program: None };
-            assert_eq!(resolve(&stack)[0].symbol, None, "{name}");
+            let mappings = vec![Mapping { begin: 0, end: 0x1000, offset: 0, inode: 1, path: path.clone() }];
+            let frames = vec![RawFrame::Address(0x10)];
+            let stack = Stack { tgid: u32::MAX, frames, mappings, ..Stack::default() };
+            assert_eq!(resolve(&stack).frames[0].symbol, None, "{name}");
         }
+    }
+
+    /// A program of one page of code with one function, at 0x1000, of that name.
+    fn crafted(name: &[u8]) -> Vec<u8> {
+        const CODE: u64 = 0x1000;
+        let header = |name: u32, kind: u32, flags: u64, at: u64, place: u64, size: u64, link: u32, entry: u64| {
+            let mut bytes = [name.to_le_bytes(), kind.to_le_bytes()].concat();
+            [flags, at, place, size].iter().for_each(|word| bytes.extend(word.to_le_bytes()));
+            // Behind all local symbols, of which there is the first, empty one.
+            bytes.extend([link.to_le_bytes(), 1_u32.to_le_bytes()].concat());
+            [1_u64, entry].iter().for_each(|word| bytes.extend(word.to_le_bytes()));
+            bytes
+        };
+        let names = b"\0.text\0.symtab\0.strtab\0.shstrtab\0";
+        let symbols = 2 * CODE;
+        let strings = symbols + 48;
+        let words = strings + name.len() as u64 + 2;
+        let sections = (words + names.len() as u64).next_multiple_of(8);
+        let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+        let machine: u16 = if cfg!(target_arch = "aarch64") { 183 } else { 62 };
+        file.extend([3_u16.to_le_bytes(), machine.to_le_bytes()].concat());
+        file.extend(1_u32.to_le_bytes());
+        [CODE, 64, sections].iter().for_each(|word| file.extend(word.to_le_bytes()));
+        file.extend(0_u32.to_le_bytes());
+        [64_u16, 56, 1, 64, 5, 4].iter().for_each(|half| file.extend(half.to_le_bytes()));
+        // All of it is code.
+        file.extend([1_u32.to_le_bytes(), 5_u32.to_le_bytes()].concat());
+        [0, 0, 0, sections, sections, CODE].iter().for_each(|word: &u64| file.extend(word.to_le_bytes()));
+        file.resize(symbols as usize + 24, 0);
+        file.extend(1_u32.to_le_bytes());
+        file.extend([0x12, 0, 1, 0]);
+        [CODE, 0x100].iter().for_each(|word: &u64| file.extend(word.to_le_bytes()));
+        file.push(0);
+        file.extend(name);
+        file.push(0);
+        file.extend(names);
+        file.resize(sections as usize, 0);
+        file.extend(header(0, 0, 0, 0, 0, 0, 0, 0));
+        file.extend(header(1, 1, 6, CODE, CODE, CODE, 0, 0));
+        file.extend(header(7, 2, 0, 0, symbols, 48, 3, 24));
+        file.extend(header(15, 3, 0, 0, strings, name.len() as u64 + 2, 0, 0));
+        file.extend(header(23, 3, 0, 0, words, names.len() as u64, 0, 0));
+        file
+    }
+
+    #[test]
+    fn a_name_of_megabytes_is_cut_and_says_so() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("crafted");
+        let of = |name: &[u8]| {
+            fs::write(&path, crafted(name)).expect("written");
+            let path = path.display().to_string();
+            let mappings = vec![Mapping { begin: 0, end: 0x2000, offset: 0, inode: 1, path }];
+            let frames = vec![RawFrame::Address(0x1010)];
+            let stack = Stack { tgid: u32::MAX, frames, mappings, ..Stack::default() };
+            resolve(&stack).frames.remove(0).symbol.expect("the function has a name")
+        };
+        assert_eq!(of(b"short"), "short");
+        let long = of(&b"n".repeat(13_500_000));
+        assert!(long.len() <= NAME_MAX && long.ends_with("n… (13500000 bytes)"), "{} bytes", long.len());
+        let places = |count| {
+            let (files, places) = (vec![(path.clone(), None)], vec![(Some(0), 0x1010); count]);
+            let answer = places::name(&places::Places { files, process: None, places });
+            let names = answer.into_iter().flatten().filter_map(|named| named.function);
+            names.map(|name| name.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(places(1), [long.len()]);
+        of(&b"n".repeat(2000));
+        let lengths = places(10_000);
+        assert!(lengths.iter().all(|&length| length <= NAME_MAX) && lengths.len() < 10_000);
+        assert!(lengths.iter().sum::<usize>() <= 8 * 1024 * 1024);
     }
 }

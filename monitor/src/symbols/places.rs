@@ -6,13 +6,17 @@ use std::{collections::HashMap, path::PathBuf};
 use blazesym::{
     Pid,
     symbolize::{
-        Input, Sym, Symbolized, Symbolizer,
+        CodeInfo, Input, Sym, Symbolized, Symbolizer,
         source::{Elf, Process, Source},
     },
 };
 use serde::{Deserialize, Serialize};
 
-use super::names::{debug_file, is_file};
+use super::{
+    NAME_MAX,
+    names::{debug_file, is_file},
+};
+use crate::text::shortened;
 
 /// What is asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +40,11 @@ pub(crate) struct Named {
     pub(crate) inlined: bool,
 }
 
+/// Functions that are told of one place: itself, and what was inlined there.
+const FUNCTIONS: usize = 32;
+/// Bytes of all names together, half of what is read of an answer. What comes later has none.
+const NAMES_MAX: usize = 8 * 1024 * 1024;
+
 /// For each place what is there, inlined functions first; nothing where nothing is known.
 pub(super) fn name(question: &Places) -> Vec<Vec<Named>> {
     let symbolizer = Symbolizer::builder().enable_code_info(true).enable_inlined_fns(true).build();
@@ -44,14 +53,24 @@ pub(super) fn name(question: &Places) -> Vec<Vec<Named>> {
         by_file.entry(file).or_default().push((at, place));
     }
     let mut answer = vec![Vec::new(); question.places.len()];
+    let mut room = NAMES_MAX;
     for (file, places) in by_file {
         let numbers: Vec<u64> = places.iter().map(|&(_, place)| place).collect();
         let Some(found) = look_up(&symbolizer, question, file, &numbers) else { continue };
         for ((at, _), found) in places.into_iter().zip(found) {
-            answer[at] = found;
+            answer[at] = found.into_iter().map_while(|named| named.within(&mut room)).collect();
         }
     }
     answer
+}
+
+impl Named {
+    /// The same, if there is room for its names.
+    fn within(self, room: &mut usize) -> Option<Self> {
+        let names = [self.function.as_ref(), self.line.as_ref().map(|(file, _)| file)];
+        *room = room.checked_sub(names.into_iter().flatten().map(String::len).sum())?;
+        Some(self)
+    }
 }
 
 fn look_up(symbolizer: &Symbolizer, question: &Places, file: Option<u16>, numbers: &[u64]) -> Option<Vec<Vec<Named>>> {
@@ -87,13 +106,14 @@ fn symbolize(symbolizer: &Symbolizer, source: &Source<'_>, input: Input<&[u64]>)
 }
 
 fn named(sym: &Sym<'_>) -> Vec<Named> {
-    let line = |info: &blazesym::symbolize::CodeInfo<'_>| (info.to_path().display().to_string(), info.line);
-    let inlined = sym.inlined.iter().rev().map(|inlined| Named {
-        function: Some(inlined.name.to_string()),
+    let name = |name: &str| shortened(name, NAME_MAX);
+    let line = |info: &CodeInfo<'_>| (name(&info.to_path().to_string_lossy()), info.line);
+    let inlined = sym.inlined.iter().rev().take(FUNCTIONS - 1).map(|inlined| Named {
+        function: Some(name(&inlined.name)),
         line: inlined.code_info.as_ref().map(line),
         inlined: true,
     });
-    let own = Named { function: Some(sym.name.to_string()), line: sym.code_info.as_deref().map(line), inlined: false };
+    let own = Named { function: Some(name(&sym.name)), line: sym.code_info.as_deref().map(line), inlined: false };
     inlined.chain([own]).collect()
 }
 

@@ -13,8 +13,8 @@ use std::{
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
-use super::module::Module;
 use crate::kernel::Role;
+use crate::unwind::module::Module;
 
 /// The places to probe in a file, by their offset in it.
 #[derive(Debug, Default)]

@@ -1,7 +1,7 @@
 //! Where a service's memory grows, by call stack: for suspects only, bounded in time and cost.
 //!
 //! ```text
-//! a service ──▶ its processes ──▶ their allocators                    process.rs, module.rs, allocator.rs
+//! a service ──▶ its processes ──▶ their allocators                    process.rs, allocator.rs (files: crate::unwind)
 //! how long to watch, how long to rest                                 pace.rs (pure)
 //! a watch ──ring──▶ memory that was handed out, with the stack        watch.rs (programs: kernel/allocations.rs)
 //! what came back is taken off ──▶ what stays                          ledger.rs (pure), held.rs
@@ -24,7 +24,6 @@ pub(crate) mod growth;
 mod held;
 mod ledger;
 mod mappings;
-mod module;
 mod pace;
 mod process;
 mod result;
@@ -51,13 +50,14 @@ use crate::{
         process::{is_alive, memory_held, processor_seconds},
     },
     kernel::Allocations,
+    unwind::Cache,
 };
 
 use growth::{Ended, Growth};
 use ledger::{Ledger, ProcessId, StackId, Sum};
 use mappings::Mappings;
 use pace::{Plan, Price};
-use process::{Cache, Files, Process};
+use process::{Files, Process};
 use stacks::Stacks;
 
 pub(crate) use child::{NoTrace, Order, trace as by_child};

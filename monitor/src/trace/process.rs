@@ -9,15 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use framehop::{
-    MayAllocateDuringUnwind, Unwinder as _,
-    x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64},
-};
 use monitor_common::allocation::Sample;
 
 use super::{
     allocator::{self, Points},
-    module::{Bytes, Module},
     stacks::{DEPTH_MAX, Frame},
 };
 use crate::{
@@ -26,6 +21,7 @@ use crate::{
         process::{self, Identity},
     },
     symbols::{self, Mapping},
+    unwind::{Cache, End, Registers, Unwinder, module::Module},
 };
 
 /// Files that are known at a time; a service has some tens.
@@ -94,24 +90,13 @@ impl Files {
     }
 }
 
-/// Code of a file in the process' memory.
-#[derive(Debug)]
-struct Code {
-    begin: u64,
-    end: u64,
-    /// What is added to an address in the file.
-    bias: u64,
-    file: u16,
-}
-
 /// See the module.
 pub(super) struct Process {
     /// Who it is.
     pub(super) identity: Identity,
     /// The file of its program.
     pub(super) program: Option<u16>,
-    code: Vec<Code>,
-    unwinder: UnwinderX86_64<Bytes>,
+    code: Unwinder,
 }
 
 impl Process {
@@ -121,7 +106,7 @@ impl Process {
     /// When it is gone, or this process may not look at it.
     pub(super) fn open(tgid: u32, files: &mut Files) -> Result<Self> {
         let identity = process::identity(tgid)?.with_context(|| format!("process {tgid} has gone"))?;
-        let mut new = Self { identity, program: None, code: Vec::new(), unwinder: UnwinderX86_64::new() };
+        let mut new = Self { identity, program: None, code: Unwinder::default() };
         new.look(files);
         anyhow::ensure!(!new.code.is_empty(), "cannot see what process {tgid} has mapped");
         Ok(new)
@@ -133,12 +118,10 @@ impl Process {
         let program = bounded::link(format!("/proc/{tgid}/exe")).ok();
         let program = program.as_ref().and_then(|path| path.to_str());
         let mappings = symbols::mappings(tgid);
-        let is_same = |code: &Code, mapping: &Mapping| (code.begin, code.end) == (mapping.begin, mapping.end);
-        if self.code.len() == mappings.len() && self.code.iter().zip(&mappings).all(|(code, new)| is_same(code, new)) {
+        if self.code.ranges().eq(mappings.iter().map(|mapping| (mapping.begin, mapping.end))) {
             return;
         }
-        self.code.clear();
-        self.unwinder = UnwinderX86_64::new();
+        self.code = Unwinder::default();
         for mapping in mappings {
             let is_program = Some(mapping.path.as_str()) == program;
             let Some(number) = files.number(tgid, &mapping, is_program) else { continue };
@@ -147,19 +130,13 @@ impl Process {
             if is_program {
                 self.program = Some(number);
             }
-            self.code.push(Code { begin: mapping.begin, end: mapping.end, bias, file: number });
-            self.unwinder.add_module(framehop::Module::new(
-                String::new(),
-                mapping.begin..mapping.end,
-                bias,
-                file.module.unwinding(),
-            ));
+            self.code.add(mapping.begin..mapping.end, bias, number, &file.module);
         }
     }
 
     /// The files in which it has allocators.
     pub(super) fn allocators(&self, files: &Files) -> Vec<u16> {
-        let mut found: Vec<u16> = self.code.iter().map(|code| code.file).collect();
+        let mut found: Vec<u16> = self.code.files().collect();
         found.sort_unstable();
         found.dedup();
         found.retain(|&number| files.get(number).is_some_and(|file| !file.points.is_empty()));
@@ -170,39 +147,24 @@ impl Process {
     pub(super) fn unwind(&self, sample: &Sample, cache: &mut Cache) -> (Vec<Frame>, bool) {
         let stack = sample.stack.as_flattened();
         let stack = &stack[..(sample.stack_len as usize).min(stack.len())];
-        let mut read = |address: u64| {
-            let at = usize::try_from(address.checked_sub(sample.sp).ok_or(())?).map_err(drop)?;
-            let word = stack.get(at..at + 8).ok_or(())?;
-            Ok(u64::from_ne_bytes(word.try_into().map_err(drop)?))
-        };
         let mut frames = vec![self.frame(sample.ip, 0)];
-        let caller = sample.caller;
-        let registers = UnwindRegsX86_64::new(caller, sample.sp, sample.bp);
-        let mut iterator = self.unwinder.iter_frames(caller, registers, &mut cache.0, &mut read);
-        let mut is_first = true;
-        loop {
-            match iterator.next() {
-                Ok(Some(frame)) if frames.len() <= DEPTH_MAX => {
-                    // The first is an address to return to as well, though it was given as one to begin at.
-                    let address = if is_first { caller } else { frame.address() };
-                    is_first = false;
-                    frames.push(self.frame(address, 1));
-                }
-                Ok(None) => return (frames, true),
-                Ok(Some(_)) | Err(_) => return (frames, false),
+        let registers = Registers { ip: sample.caller, sp: sample.sp, bp: sample.bp, lr: 0 };
+        // The first is an address to return to as well.
+        let end = self.code.walk(registers, stack, cache, |address| {
+            let has_room = frames.len() <= DEPTH_MAX;
+            if has_room {
+                frames.push(self.frame(address, 1));
             }
-        }
+            has_room
+        });
+        (frames, end == End::Whole)
     }
 
     fn frame(&self, address: u64, back: u64) -> Frame {
         let address = address.saturating_sub(back);
-        match self.code.iter().find(|code| (code.begin..code.end).contains(&address)) {
-            Some(code) => Frame { module: Some(code.file), address: address.wrapping_sub(code.bias) },
+        match self.code.place(address) {
+            Some((file, address)) => Frame { module: Some(file), address },
             None => Frame { module: None, address },
         }
     }
 }
-
-/// Rules of unwinding that were found, for one process after the other.
-#[derive(Default)]
-pub(super) struct Cache(CacheX86_64<MayAllocateDuringUnwind>);

@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 use tests::{cgroup::Cgroup, defib::Agent, eventually, victim::binary};
 
-use crate::{case::Case, facts, scene::Scene};
+use crate::{case::Case, facts, faults::called_from, scene::Scene};
 
 const fn case(id: &'static str, title: &'static str, cannot: fn() -> Option<String>, act: fn(&mut Scene<'_>)) -> Case {
     Case { id, group: "applications", title, expect: "app_oom_probable", cannot, act }
@@ -62,16 +62,18 @@ fn ended(scene: &mut Scene<'_>, death: &Value, how: &Ended) {
 }
 
 /// Runs a program that is refused more addresses than this, and judges its end by what the watcher alone can see.
-fn refused(scene: &mut Scene<'_>, mib: u32, program: &[&str], how: &Ended) {
+fn refused(scene: &mut Scene<'_>, mib: u32, program: &[&str], how: &Ended) -> Value {
     let cgroup = scene.cgroup(None);
     let limit = mib.to_string();
     let death = scene.dies(Some(&cgroup), &[&["--address-space", &limit, "exec"], program].concat());
     is_probable(scene, &death, how);
+    death
 }
 
 fn rust(scene: &mut Scene<'_>) {
     let victim = binary("victim");
-    refused(scene, 256, &[victim.to_str().expect("UTF-8"), "leak"], &Ended::By(6));
+    let death = refused(scene, 256, &[victim.to_str().expect("UTF-8"), "leak"], &Ended::By(6));
+    called_from(scene, &death, "memory::leak");
 }
 
 fn python(scene: &mut Scene<'_>) {
@@ -96,7 +98,8 @@ fn no_cpp() -> Option<String> {
 
 fn cpp(scene: &mut Scene<'_>) {
     let program = foreign("bad-alloc");
-    refused(scene, 256, &[program.to_str().expect("UTF-8")], &Ended::By(6));
+    let death = refused(scene, 256, &[program.to_str().expect("UTF-8")], &Ended::By(6));
+    called_from(scene, &death, "main");
 }
 
 fn no_go() -> Option<String> {

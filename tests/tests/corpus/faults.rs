@@ -11,7 +11,9 @@ const fn case(id: &'static str, title: &'static str, act: fn(&mut Scene<'_>)) ->
 }
 
 pub(crate) const CASES: &[Case] = &[
-    case("segv", "SIGSEGV: a read from address zero", |scene| fault(scene, "segv", 11, Some("read_address_zero"))),
+    case("segv", "SIGSEGV: a read from address zero", |scene| {
+        fault(scene, "segv", 11, Some("read_address_zero"));
+    }),
     Case { cannot: facts::no_plain_core, ..case("segv_core", "SIGSEGV with a core", segv_with_core) },
     case("segv_in_thread", "SIGSEGV in a thread that is not the first", |scene| {
         fault(scene, "segv-in-thread", 11, Some("read_address_zero"));
@@ -19,13 +21,22 @@ pub(crate) const CASES: &[Case] = &[
     case("bus", "SIGBUS: a read behind the end of a mapped file", |scene| {
         fault(scene, "bus", 7, Some("read_behind_the_file"));
     }),
-    case("fpe", "SIGFPE: a division by zero", |scene| fault(scene, "fpe", 8, Some("divide_by_zero"))),
-    case("ill", "SIGILL: no such instruction", |scene| fault(scene, "ill", 4, Some("execute_nonsense"))),
+    case("fpe", "SIGFPE: a division by zero", |scene| {
+        fault(scene, "fpe", 8, Some("divide_by_zero"));
+    }),
+    case("ill", "SIGILL: no such instruction", |scene| {
+        fault(scene, "ill", 4, Some("execute_nonsense"));
+    }),
     case("trap", "SIGTRAP: a breakpoint without a debugger", |scene| {
         fault(scene, "trap", 5, Some("hit_a_breakpoint"));
     }),
-    case("abort", "SIGABRT: abort(3)", |scene| fault(scene, "abort", 6, None)),
-    case("stack_overflow", "SIGABRT: a stack that is used up", |scene| fault(scene, "use-up-the-stack", 6, None)),
+    case("abort", "SIGABRT: abort(3)", |scene| {
+        let death = fault(scene, "abort", 6, None);
+        called_from(scene, &death, "give_up");
+    }),
+    case("stack_overflow", "SIGABRT: a stack that is used up", |scene| {
+        fault(scene, "use-up-the-stack", 6, None);
+    }),
     case("sys", "SIGSYS: a system call that a seccomp filter forbids", |scene| {
         fault_for(scene, "sys", 31, None, "seccomp");
     }),
@@ -35,12 +46,16 @@ pub(crate) const CASES: &[Case] = &[
             fault_for(scene, "memory-error", 7, Some("read_broken_memory"), "memory_error");
         })
     },
-    case("xcpu", "SIGXCPU: RLIMIT_CPU, soft limit", |scene| fault(scene, "xcpu", 24, None)),
-    case("xfsz", "SIGXFSZ: RLIMIT_FSIZE", |scene| fault(scene, "xfsz", 25, None)),
+    case("xcpu", "SIGXCPU: RLIMIT_CPU, soft limit", |scene| {
+        fault(scene, "xcpu", 24, None);
+    }),
+    case("xfsz", "SIGXFSZ: RLIMIT_FSIZE", |scene| {
+        fault(scene, "xfsz", 25, None);
+    }),
 ];
 
 /// Dies of `signal` without a core; where it happened in a function of the victim's, that is `function`.
-fn fault(scene: &mut Scene<'_>, way: &str, signal: i32, function: Option<&str>) {
+fn fault(scene: &mut Scene<'_>, way: &str, signal: i32, function: Option<&str>) -> Value {
     let death = scene.dies(None, &[way]);
     check(scene, &death, signal, function);
     // A core is asked for by its limit, which is 0, or by a program that takes them all.
@@ -48,9 +63,20 @@ fn fault(scene: &mut Scene<'_>, way: &str, signal: i32, function: Option<&str>) 
         scene.has(&death, "/core_dumped", json!(false));
         scene.has(&death, "/cause/core_dumped", json!(false));
     }
+    death
 }
 
-/// Likewise, for a reason that the signal alone does not tell.
+/// The crash is in a library, and this function of the program led there, which the tables of the files tell.
+pub(crate) fn called_from(scene: &mut Scene<'_>, death: &Value, function: &str) {
+    let frames = death["cause"]["site"]["frames"].as_array();
+    let is_there = |frame: &Value| {
+        frame["sure"] == true && frame["symbol"].as_str().is_some_and(|symbol| symbol.contains(function))
+    };
+    let found = frames.is_some_and(|frames| frames.iter().skip(1).any(is_there));
+    scene.holds(death, &format!("{function} is among the callers"), found);
+}
+
+/// A crash for a reason that the signal alone does not tell.
 fn fault_for(scene: &mut Scene<'_>, way: &str, signal: i32, function: Option<&str>, reason: &str) {
     let death = scene.dies(None, &[way]);
     check(scene, &death, signal, function);

@@ -312,7 +312,7 @@ fn marks_of_deaths_that_never_come_are_bounded() {
     }
     assert_eq!((docket.marks.iter().count(), docket.lines.len()), (KEPT, KEPT));
     let pushed_out = 5000 - KEPT as u64;
-    assert_eq!(docket.losses(), Losses { marks: pushed_out, lines: pushed_out, sites: 0, waits: 0 });
+    assert_eq!(docket.losses(), Losses { marks: pushed_out, lines: pushed_out, sites: 0, waits: 0, looks: 0 });
 }
 
 #[test]

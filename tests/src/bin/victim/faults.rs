@@ -65,6 +65,13 @@ pub(crate) fn hit_a_breakpoint() -> ! {
     panic!("this processor has no breakpoints")
 }
 
+/// SIGABRT.
+#[inline(never)]
+pub(crate) fn give_up() -> ! {
+    std::hint::black_box(&());
+    std::process::abort()
+}
+
 /// A recursion without an end. The runtime sees the fault on the guard page, says so, and aborts.
 #[inline(never)]
 pub(crate) fn use_up_the_stack(depth: u64) -> u64 {

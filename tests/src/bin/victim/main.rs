@@ -260,7 +260,7 @@ fn main() {
         Way::AsPid { pid, leak: false } => processes::as_pid(pid, || processes::idle()),
         Way::Segv => faults::read_address_zero(),
         Way::SegvInThread => faults::read_address_zero_in_thread(),
-        Way::Abort => std::process::abort(),
+        Way::Abort => faults::give_up(),
         Way::Bus => faults::read_behind_the_file(),
         Way::Fpe => faults::divide_by_zero(),
         Way::Ill => faults::execute_nonsense(),

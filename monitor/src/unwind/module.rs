@@ -1,11 +1,12 @@
-//! A program or library that a traced process has mapped: its tables for unwinding, its functions.
+//! A program or library that another process has mapped: its tables for unwinding, its functions.
 //!
 //! The files are other people's and stay mapped while they are read. One that is cut short meanwhile ends this process, which is why
-//! a trace has one of its own.
+//! a trace has one of its own, and the naming of a crash too.
 
 use std::{
     fs::File,
     ops::{Deref, Range},
+    os::unix::fs::MetadataExt as _,
     path::Path,
     sync::Arc,
 };
@@ -22,11 +23,17 @@ use rustix::param::page_size;
 
 use crate::symbols::hexadecimal;
 
+/// The machine whose stacks are followed here.
+#[cfg(target_arch = "aarch64")]
+const NATIVE: object::Architecture = object::Architecture::Aarch64;
+#[cfg(not(target_arch = "aarch64"))]
+const NATIVE: object::Architecture = object::Architecture::X86_64;
+
 type Elf<'a> = ElfFile64<'a, LittleEndian>;
 
 /// Part of a mapped file.
 #[derive(Clone, Debug)]
-pub(super) struct Bytes {
+pub(crate) struct Bytes {
     file: Arc<Mmap>,
     range: Range<usize>,
 }
@@ -41,7 +48,7 @@ impl Deref for Bytes {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Module {
+pub(crate) struct Module {
     descriptor: File,
     file: Arc<Mmap>,
     /// Virtual address, offset in the file and length of each part with code.
@@ -53,7 +60,7 @@ impl Module {
     ///
     /// # Errors
     /// When it cannot be read or is none.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let descriptor = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         // SAFETY: what others write into the file meanwhile is seen as bytes that make no sense, which every reader of them
         // bears; of a file that is cut short see above.
@@ -61,7 +68,7 @@ impl Module {
         let segments = {
             let elf = Elf::parse(&*file).with_context(|| format!("{} is no 64-bit ELF file", path.display()))?;
             let machine = elf.architecture();
-            ensure!(machine == object::Architecture::X86_64, "{} is for {machine:?}", path.display());
+            ensure!(machine == NATIVE, "{} is for {machine:?}", path.display());
             let is_code = |flags| matches!(flags, SegmentFlags::Elf { p_flags } if p_flags & PF_X != 0);
             elf.segments()
                 .filter(|segment| is_code(segment.flags()))
@@ -75,7 +82,7 @@ impl Module {
     }
 
     /// The open file.
-    pub(super) fn descriptor(&self) -> &File {
+    pub(crate) fn descriptor(&self) -> &File {
         &self.descriptor
     }
 
@@ -84,14 +91,14 @@ impl Module {
     }
 
     /// Where in the file an address is.
-    pub(super) fn offset_of(&self, address: u64) -> Option<u64> {
+    pub(crate) fn offset_of(&self, address: u64) -> Option<u64> {
         let within = |&&[begin, _, length]: &&[u64; 3]| address >= begin && address - begin < length;
         self.segments.iter().find(within).map(|&[begin, offset, _]| address - begin + offset)
     }
 
     /// What is added to addresses of the file where its code from offset `at` on, a whole number of pages, is mapped at `begin`. A part
     /// begins somewhere in its first page, which may be another part's last.
-    pub(super) fn bias(&self, at: u64, begin: u64) -> Option<u64> {
+    pub(crate) fn bias(&self, at: u64, begin: u64) -> Option<u64> {
         let page = page_size() as u64;
         let is_from = |&&[_, offset, length]: &&[u64; 3]| at >= offset - offset % page && at < offset + length;
         self.segments.iter().find(is_from).map(|&[address, offset, _]| {
@@ -100,15 +107,39 @@ impl Module {
         })
     }
 
+    /// Where the parts with code begin, and where they end, as the kernel sums them up in `mm_struct.start_code` and `end_code`
+    /// (fs/binfmt_elf.c), before the file is moved to where it is loaded.
+    pub(crate) fn code_range(&self) -> Option<Range<u64>> {
+        let begin = self.segments.iter().map(|&[begin, ..]| begin).min()?;
+        let end = self.segments.iter().map(|&[begin, _, length]| begin.saturating_add(length)).max()?;
+        Some(begin..end)
+    }
+
+    /// Each part with code.
+    pub(crate) fn code_ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        self.segments.iter().map(|&[begin, _, length]| begin..begin.saturating_add(length))
+    }
+
+    /// The address at an offset in the file.
+    pub(crate) fn address_of(&self, offset: u64) -> Option<u64> {
+        let within = |&&[_, begin, length]: &&[u64; 3]| offset >= begin && offset - begin < length;
+        self.segments.iter().find(within).map(|&[address, begin, _]| address.wrapping_add(offset - begin))
+    }
+
+    /// Inode number of the file.
+    pub(crate) fn inode(&self) -> Option<u64> {
+        self.descriptor.metadata().ok().map(|metadata| metadata.ino())
+    }
+
     /// The bytes at an address.
-    pub(super) fn code(&self, range: &Range<u64>) -> Option<&[u8]> {
+    pub(crate) fn code(&self, range: &Range<u64>) -> Option<&[u8]> {
         let begin = usize::try_from(self.offset_of(range.start)?).ok()?;
         self.file.get(begin..begin.checked_add(usize::try_from(range.end - range.start).ok()?)?)
     }
 
     /// Hands every function that has a name here and is exported, or in the table of symbols, to `take`: its name, address and
     /// length, which may be 0.
-    pub(super) fn functions(&self, in_table: bool, mut take: impl FnMut(&[u8], u64, u64)) {
+    pub(crate) fn functions(&self, in_table: bool, mut take: impl FnMut(&[u8], u64, u64)) {
         let Some(elf) = self.elf() else { return };
         let table = in_table.then(|| elf.symbols()).into_iter().flatten();
         for symbol in elf.dynamic_symbols().chain(table) {
@@ -120,7 +151,7 @@ impl Module {
     }
 
     /// The extent of the function around an address, by the table for unwinding.
-    pub(super) fn extent(&self, address: u64) -> Option<Range<u64>> {
+    pub(crate) fn extent(&self, address: u64) -> Option<Range<u64>> {
         let elf = self.elf()?;
         let (hdr, frame) = (elf.section_by_name(".eh_frame_hdr")?, elf.section_by_name(".eh_frame")?);
         let text = elf.section_by_name(".text").map_or(0, |text| text.address());
@@ -134,7 +165,7 @@ impl Module {
     }
 
     /// The tables for unwinding.
-    pub(super) fn unwinding(&self) -> ExplicitModuleSectionInfo<Bytes> {
+    pub(crate) fn unwinding(&self) -> ExplicitModuleSectionInfo<Bytes> {
         let elf = self.elf();
         let section = |name: &str| {
             let section = elf.as_ref()?.section_by_name(name)?;
@@ -169,12 +200,12 @@ impl Module {
     }
 
     /// GNU build id in hexadecimal digits.
-    pub(super) fn build_id(&self) -> Option<String> {
+    pub(crate) fn build_id(&self) -> Option<String> {
         Some(hexadecimal(self.elf()?.build_id().ok()??))
     }
 
     /// Whether it is a Go program without names of functions.
-    pub(super) fn is_go(&self) -> bool {
+    pub(crate) fn is_go(&self) -> bool {
         self.elf().is_some_and(|elf| elf.section_by_name(".gopclntab").is_some())
     }
 }

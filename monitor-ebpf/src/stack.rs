@@ -1,0 +1,96 @@
+//! The user stack of a process that is about to crash, for code without frame pointers: the agent follows it by the tables of the
+//! files, as a debugger does. Copied into a slot of an array; [`monitor_common::stack`] tells why.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::BPF_F_USER_STACK,
+    helpers::generated::{bpf_get_stack, bpf_probe_read_user},
+    programs::BtfTracePointContext,
+};
+use monitor_common::{
+    record::{FRAMES, NO_STACK},
+    stack::{CrashStack, PIECE, SLOTS, STACK},
+};
+
+use crate::{
+    current::{self, Address, probe},
+    maps::{Identity, STACKS, STACKS_WRITTEN},
+};
+
+/// Copies registers and stack of the current thread; the slot, or [`NO_STACK`].
+#[inline(always)]
+pub(crate) fn copy(ctx: &BtfTracePointContext, identity: Identity, kernel_ns: u64, watched: bool) -> u32 {
+    let regs = current::registers();
+    if regs == 0 {
+        return NO_STACK;
+    }
+    let (ip, sp) = (probe!(regs, regs_ip: u64, else 0), probe!(regs, regs_sp: u64, else 0));
+    if ip == 0 || sp == 0 {
+        return NO_STACK;
+    }
+    let slot = next(watched);
+    let Some(stack) = STACKS.get_ptr_mut(slot) else { return NO_STACK };
+    let size = (FRAMES * size_of::<u64>()) as u32;
+    // SAFETY: the slot is as large as a `CrashStack`; each helper writes no more than it is told. The order of the writes to both ends
+    // is what tells the agent whether the rest is whole.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*stack).sealed_ns, 0);
+        core::ptr::write_volatile(&raw mut (*stack).kernel_ns, 0);
+        let filled =
+            bpf_get_stack(ctx.as_ptr(), (&raw mut (*stack).addresses).cast(), size, u64::from(BPF_F_USER_STACK));
+        // What the kernel itself follows begins where the program is: other registers are none.
+        if filled < 8 || (*stack).addresses[0] != ip {
+            return NO_STACK;
+        }
+        (*stack).depth = filled as u32 / 8;
+        (*stack).ip = ip;
+        (*stack).sp = sp;
+        (*stack).bp = probe!(regs, regs_bp: u64, else 0);
+        (*stack).lr = probe!(regs, regs_lr: u64, else 0);
+        (*stack).start_ns = identity.start_ns;
+        (*stack).tgid = identity.tgid as u32;
+        (*stack).tid = aya_ebpf::helpers::bpf_get_current_pid_tgid() as u32;
+        program(stack);
+        let to = (&raw mut (*stack).stack).cast::<u8>();
+        let mut read = 0;
+        while read < STACK {
+            if bpf_probe_read_user(to.add(read).cast(), PIECE as u32, (sp + read as u64) as *const _) != 0 {
+                break;
+            }
+            read += PIECE;
+        }
+        (*stack).stack_len = read as u32;
+        core::ptr::write_volatile(&raw mut (*stack).kernel_ns, kernel_ns);
+        core::ptr::write_volatile(&raw mut (*stack).sealed_ns, kernel_ns);
+    }
+    slot
+}
+
+/// The slot that was written the longest ago, of the half for watched services or of the other.
+#[inline(always)]
+fn next(watched: bool) -> u32 {
+    let half = u32::from(watched);
+    let Some(written) = STACKS_WRITTEN.get_ptr_mut(half) else { return 0 };
+    // SAFETY: an aligned word of a map value.
+    let number = unsafe { core::ptr::read_volatile(written) };
+    // SAFETY: likewise.
+    unsafe { core::ptr::write_volatile(written, number.wrapping_add(1)) };
+    half * SLOTS + (number & (SLOTS - 1))
+}
+
+/// Notes where the program's own code is, and which file it comes from.
+///
+/// # Safety
+/// `stack` must be writable for the whole of a [`CrashStack`].
+#[inline(always)]
+unsafe fn program(stack: *mut CrashStack) {
+    let mm = probe!(current::task(), task_mm: Address, else 0);
+    let file = probe!(mm, mm_exe_file: Address, else 0);
+    let inode = probe!(file, file_inode: Address, else 0);
+    // SAFETY: the caller vouches for the slot.
+    unsafe {
+        (*stack).code_begin = probe!(mm, mm_start_code: u64, else 0);
+        (*stack).code_end = probe!(mm, mm_end_code: u64, else 0);
+        (*stack).program_inode = probe!(inode, inode_number: u64, else 0);
+    }
+}
