@@ -73,7 +73,7 @@ fn next(watched: bool) -> u32 {
     let Some(written) = STACKS_WRITTEN.get_ptr_mut(half) else { return 0 };
     // SAFETY: an aligned word of a map value.
     let number = unsafe { core::ptr::read_volatile(written) };
-    // SAFETY: likewise.
+    // SAFETY: as above.
     unsafe { core::ptr::write_volatile(written, number.wrapping_add(1)) };
     half * SLOTS + (number & (SLOTS - 1))
 }

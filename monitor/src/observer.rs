@@ -166,7 +166,7 @@ pub(crate) enum Sight {
 
 /// Which crashing processes are worth a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Whom {
+pub(crate) enum Crashes {
     /// Those of watched services.
     Watched,
     /// All.
@@ -177,7 +177,7 @@ pub(crate) enum Whom {
 #[derive(Debug)]
 pub(crate) struct Observer {
     /// Who looks at processes that are about to crash.
-    lookers: Option<(Lookers, Whom)>,
+    lookers: Option<(Lookers, Crashes)>,
     hierarchy: Option<Hierarchy>,
     table: Table,
     docket: Docket,
@@ -220,8 +220,8 @@ impl Observer {
     }
 
     /// From now on, crashing processes are looked at.
-    pub(crate) fn look_by(&mut self, lookers: Lookers, whom: Whom) {
-        self.lookers = Some((lookers, whom));
+    pub(crate) fn look_by(&mut self, lookers: Lookers, which: Crashes) {
+        self.lookers = Some((lookers, which));
     }
 
     /// Calls the cgroup of a command service, and everything below it, by the service's name. Before [`Self::scan`].
@@ -444,8 +444,8 @@ impl Observer {
     fn crashes(&mut self, site: &CrashSite) {
         let process = Identity { tgid: site.tgid, start_ns: site.start_ns };
         let mut new = Site::new(site);
-        if let Some((lookers, whom)) = &mut self.lookers
-            && (*whom == Whom::All || site.header.flags & SITE_WATCHED != 0)
+        if let Some((lookers, which)) = &mut self.lookers
+            && (*which == Crashes::All || site.header.flags & SITE_WATCHED != 0)
         {
             // Now or never: the process is about to end.
             new.looked = lookers.look(site, &new.stack);

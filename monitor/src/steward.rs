@@ -64,7 +64,7 @@ use crate::{
     kernel::{Event, Kernel},
     memory::{self, Follower, Measured},
     metrics::Metrics,
-    observer::{Observer, Whom},
+    observer::{Crashes, Observer},
     pool::{Board, Input as PoolInput, State},
     progress::Progress,
     questions::Asker,
@@ -275,7 +275,7 @@ impl Steward {
         let systemd = Systemd::default();
         let mut observer = Observer::new(hierarchy.clone());
         match kernel.stacks().and_then(Lookers::start) {
-            Ok(lookers) => observer.look_by(lookers, Whom::Watched),
+            Ok(lookers) => observer.look_by(lookers, Crashes::Watched),
             Err(error) => tracing::error!("crashes will lack their callers: {error:#}"),
         }
         Self {

@@ -22,7 +22,7 @@ use crate::{
         systemd::Systemd,
     },
     kernel::{self, RingStats, Watched},
-    observer::{Death, Observer, Sight, Whom},
+    observer::{Crashes, Death, Observer, Sight},
     questions::Kind,
     symbols::Lookers,
     text::{Clean, Comm},
@@ -81,7 +81,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
     }
     drop(events_in);
     let mut observer = Observer::new(hierarchy.clone());
-    observer.look_by(Lookers::start(kernel.stacks()?)?, Whom::All);
+    observer.look_by(Lookers::start(kernel.stacks()?)?, Crashes::All);
     let (names_in, mut names) = mpsc::channel(EVENTS);
     let turns = |count| Arc::new(Semaphore::new(count));
     let (engines, symbols, questions) = (turns(Kind::Engine.at_once()), turns(SYMBOLS), turns(QUESTIONS));

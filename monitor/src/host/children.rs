@@ -1,10 +1,7 @@
 //! Children of the agent that this process was before it began again (SIGHUP): services that live on, and helpers that were ended with
 //! that agent. Nobody else waits for them, so without this each stays a zombie, and its pid is taken, for as long as the agent lives.
 
-use std::{
-    fs::File,
-    io::{self, Read as _},
-};
+use std::{io, path::Path};
 
 use rustix::{
     io::Errno,
@@ -12,10 +9,12 @@ use rustix::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::process;
+use super::{bounded, process};
 
 /// Bytes of the list of children: more than all pids that there can be (4,194,304, proc_sys_kernel(5)).
-const LIST: u64 = 64 << 20;
+const LIST: usize = 64 << 20;
+/// Entries of `/proc`: as many processes as there can be, and some.
+const PROCESSES: usize = 4_194_304 + 1024;
 
 /// The children that there are. To be called before this program has any of its own, while it has one thread: exec(2) has left
 /// all of them to that.
@@ -25,18 +24,22 @@ pub(crate) fn left() -> Vec<Pid> {
 
 /// As the kernel lists them (proc_tid_children(5)); not every kernel does (CONFIG_PROC_CHILDREN).
 fn listed(path: &str) -> io::Result<Vec<Pid>> {
-    let mut text = String::new();
-    File::open(path)?.take(LIST).read_to_string(&mut text)?;
+    let text = bounded::text(path, LIST)?;
     Ok(text.split_ascii_whitespace().filter_map(pid).collect())
 }
 
 /// Those whose parent this process is.
 fn found() -> Vec<Pid> {
     let own = std::process::id();
-    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let ours = |tgid: &u32| process::descent(*tgid).is_some_and(|(parent, _)| parent == own);
-    pids.filter(ours).filter_map(|tgid| pid(&tgid.to_string())).collect()
+    let ours = |tgid: u32| process::descent(tgid).is_some_and(|(parent, _)| parent == own);
+    let mut found = Vec::new();
+    let seen = bounded::visit(Path::new("/proc"), PROCESSES, None, |entry| {
+        let name = entry.file_name();
+        let tgid = name.to_str().filter(|name| name.parse().is_ok_and(ours));
+        found.extend(tgid.and_then(pid));
+    });
+    // What is not found stays a zombie, and does no other harm.
+    seen.map_or_else(|_| Vec::new(), |_| found)
 }
 
 fn pid(text: &str) -> Option<Pid> {

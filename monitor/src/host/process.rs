@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn a_core_is_being_written_when_the_kernel_says_so_and_no_name_can_say_it() {
         assert!(is_dumped("Name:\tweb ÿ\nThreads:\t4\nCoreDumping:\t1\nTHP_enabled:\t1\n"));
-        for status in [&"Name:\tweb\nCoreDumping:\t0\n"[..], "Name:\tCoreDumping:\t1\n", ""] {
+        for status in ["Name:\tweb\nCoreDumping:\t0\n", "Name:\tCoreDumping:\t1\n", ""] {
             assert!(!is_dumped(status));
         }
         assert!(!dumps_core(std::process::id()));

@@ -225,9 +225,10 @@ mod tests {
             slow.push(stream);
         }
         let count = |result: &str| answered.0.with_label_values(&[result]).get();
-        while count("crowded") < 10 {
+        for _ in 0..10 {
             assert_eq!(ask(address, b"be_web/web1\n").await, "up ready 100%\n", "at once, amid the crowd");
         }
+        assert!(count("crowded") > 0, "the first of them had a place of the crowd");
         while count("slow") + count("crowded") < CONNECTIONS as u64 {
             sleep(Duration::from_millis(10)).await;
         }

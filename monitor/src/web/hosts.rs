@@ -4,16 +4,14 @@
 //! if it were its own: the browser of an operator gives it away. It cannot choose the `Host:` that the browser sends, which is that
 //! name. So where neither a password nor TLS stands before the pages, only names are served that are this host's.
 
-use std::{
-    fs::File,
-    io::Read as _,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use axum::http::{HeaderMap, Uri, header};
 
+use crate::host::bounded;
+
 /// Bytes that are read of a file with names of this host.
-const LONGEST: u64 = 64 << 10;
+const LONGEST: usize = 64 << 10;
 
 /// Names besides addresses and `localhost`, without a last dot, in small letters.
 #[derive(Clone, Debug, Default)]
@@ -23,12 +21,8 @@ impl Hosts {
     /// The host's own names, and those that the configuration adds.
     pub(crate) fn of_this_host(configured: &[String]) -> Self {
         let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let read = |path: &str| {
-            let mut text = Vec::new();
-            // Without the file there is one source less of names.
-            File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut text)).ok();
-            String::from_utf8_lossy(&text).into_owned()
-        };
+        // Without the file there is one source less of names.
+        let read = |path| bounded::beginning(path, LONGEST).unwrap_or_default();
         Self::new(&own, &read("/etc/hosts"), &read("/etc/resolv.conf"), configured)
     }
 

@@ -19,7 +19,10 @@ fn a_cgroup_with_the_id_of_a_running_container_is_not_that_container() {
         return;
     }
     if let Some(what) = Kind::Docker.missing() {
-        return live::skip_ok("a_cgroup_with_the_id_of_a_running_container_is_not_that_container", &format!("needs {what}"));
+        return live::skip_ok(
+            "a_cgroup_with_the_id_of_a_running_container_is_not_that_container",
+            &format!("needs {what}"),
+        );
     }
     let (engine, cage, delegated) = (Engine::start(Kind::Docker), Cage::new(), Delegated::new());
     let place = tempfile::tempdir().expect("a directory");
@@ -52,10 +55,10 @@ fn a_cgroup_with_the_id_of_a_running_container_is_not_that_container() {
         delegated.at(&format!("docker-{id}.scope")),
     ];
     // One that fills its limit and stays, and others that run out of memory again and again.
-    let mut attacks =
-        vec![Attacker::start(&[&entrance], &["impostor", &names[0], "--limit", "64", "--mib", "58"])];
+    let mut attacks = vec![Attacker::start(&[&entrance], &["impostor", &names[0], "--limit", "64", "--mib", "58"])];
     for name in &names[1..] {
-        attacks.push(Attacker::start(&[&entrance], &["impostor", name, "--limit", "16", "--mib", "64", "--again", "500"]));
+        attacks
+            .push(Attacker::start(&[&entrance], &["impostor", name, "--limit", "16", "--mib", "64", "--again", "500"]));
     }
     let begin = std::time::Instant::now();
     while begin.elapsed() < WHILE {
@@ -68,11 +71,16 @@ fn a_cgroup_with_the_id_of_a_running_container_is_not_that_container() {
     let metrics = agent.metrics();
     for cause in ["oom_kill", "exit", "killed"] {
         let series = format!("defib_deaths_total{{cause=\"{cause}\",service=\"web\"}}");
-        assert_eq!(metrics.get(&series).unwrap_or(0.0), 0.0, "{series}: a stranger's deaths were taken for the container's");
+        assert_eq!(
+            metrics.get(&series).unwrap_or(0.0),
+            0.0,
+            "{series}: a stranger's deaths were taken for the container's"
+        );
     }
     assert!(agent.incidents("web").is_empty(), "{:?}", agent.incidents("web"));
     // And the container is looked after all the same.
-    let pid = engine.run(&["inspect", "-f", "{{.State.Pid}}", "web"]).parse().ok().and_then(rustix::process::Pid::from_raw);
+    let pid =
+        engine.run(&["inspect", "-f", "{{.State.Pid}}", "web"]).parse().ok().and_then(rustix::process::Pid::from_raw);
     rustix::process::kill_process(pid.expect("a pid"), rustix::process::Signal::KILL).expect("killed");
     let incident = eventually("the end of its outage", || {
         agent.incidents("web").pop().filter(|incident| incident["ended"].is_string())

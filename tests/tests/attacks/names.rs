@@ -27,8 +27,9 @@ fn cgroups_with_names_of_containers_and_units_are_plain_cgroups() {
     let user = Delegated::below(&delegated, "user@65534.service");
     user.pass_memory_on();
     let entrance = delegated.entrance();
-    // Watched as widely as can be written, and to be brought back.
-    let wide = "[[service]]\nunit = '*'\nrestart = true\ngrace = '0s'\n\
+    // To be brought back, whatever has that name.
+    let wide = "[[service]]\nunit = 'x.service'\nrestart = true\ngrace = '0s'\n\
+                [[service]]\nunit = 'y.service'\nrestart = true\ngrace = '0s'\n\
                 [[service]]\ncontainer = '*'\nrestart = true\ngrace = '0s'\ndrain_at = 0.1\npool = 'theirs'\n";
     let mut scene = Scene::new(1, wide);
     let names = [
@@ -57,14 +58,16 @@ fn cgroups_with_names_of_containers_and_units_are_plain_cgroups() {
     sleep(WHILE);
     let labels = scene.labels();
     let claimed = |name: &str| {
-        let is_id = name.contains(':') && name.split(':').nth(1).is_some_and(|id| ID.starts_with(id) || id.starts_with("5fa6"));
+        let is_id =
+            name.contains(':') && name.split(':').nth(1).is_some_and(|id| ID.starts_with(id) || id.starts_with("5fa6"));
         is_id || ["x.service", "y.service"].contains(&name)
     };
     let claimed: Vec<_> = labels.keys().filter(|name| claimed(name)).collect();
     assert!(claimed.is_empty(), "services that no owner confirmed: {claimed:?}");
     let log = scene.agent.log();
     for name in ["x.service", "y.service"] {
-        let acted = log.lines().find(|line| line.contains(name) && (line.contains("start") || line.contains("restart")));
+        let acted =
+            log.lines().find(|line| line.contains(name) && (line.contains("start") || line.contains("restart")));
         assert_eq!(acted, None, "something was done for {name}");
     }
     drop((attacks, hogs));

@@ -8,9 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
-use tests::{
-    PATIENCE, cage::Cage, cgroup::Cgroup, defib::Agent, eventually, ordered::Ordered, victim::Victim,
-};
+use tests::{PATIENCE, cage::Cage, cgroup::Cgroup, defib::Agent, eventually, ordered::Ordered, victim::Victim};
 
 /// What an agent may have in memory under every attack, bytes.
 pub(crate) const RESIDENT_MAX: u64 = 48 << 20;
@@ -50,7 +48,8 @@ impl Scene {
         let grace = format!("grace = '{}ms'", GRACE.as_millis());
         let pool = |number| if number == 0 { "\npool = 'web'" } else { "" };
         let services = honest.iter().enumerate();
-        let services: String = services.map(|(number, service)| service.config(&(grace.clone() + pool(number)))).collect();
+        let services: String =
+            services.map(|(number, service)| service.config(&(grace.clone() + pool(number)))).collect();
         let victims = format!(
             "[[service]]\nname = 'victims'\ncommand = {{ start = ['/bin/false'], cgroup = '{}' }}\n",
             limited.path
@@ -189,9 +188,8 @@ impl Scene {
 
 /// OOM kills that were told of a service, of whatever scope.
 fn oom_kills(metrics: &str, service: &str) -> f64 {
-    let own = |line: &&str| {
-        line.starts_with("defib_oom_kills_total{") && line.contains(&format!("service=\"{service}\""))
-    };
+    let own =
+        |line: &&str| line.starts_with("defib_oom_kills_total{") && line.contains(&format!("service=\"{service}\""));
     metrics.lines().filter(own).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
@@ -209,4 +207,12 @@ pub(crate) fn attacking(name: &str, cgroup: &str, settings: &str, words: &[&str]
          command = {{ start = {start:?}, cgroup = '{}' }}\n",
         cgroup
     )
+}
+
+/// True for a service that is called as the attacker calls cgroups: `a12.service`, with a manager's name before it or without.
+pub(crate) fn is_numbered_unit(name: &str) -> bool {
+    // A plain cgroup is called by its path, which is no claim.
+    let unit = if name.starts_with('/') { None } else { name.rsplit('/').next() };
+    let number = unit.and_then(|unit| unit.strip_prefix('a')?.strip_suffix(".service"));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }

@@ -17,7 +17,7 @@ use tests::{
     live,
 };
 
-use crate::scene::{ENDS, GRACE, Scene, attacking};
+use crate::scene::{ENDS, GRACE, Scene, attacking, is_numbered_unit};
 
 /// How long, unless `DEFIB_ATTACK_SECONDS` says otherwise.
 const SECONDS: u64 = 60;
@@ -73,7 +73,8 @@ fn all_attacks_at_once_cost_no_honest_service_its_agent() {
         service("crowd-1", &attacked[4].path, &["crowd", "1500", "--lives", "3000"]),
         service("failing", &attacked[5].path, &["failures", "200"]),
         service("orphaned", orphaned.path(), &["orphans", orphans]),
-        "[[service]]\nunit = '*.service'\nrestart = true\ngrace = '0s'\n".to_owned(),
+        "[[service]]\nunit = 'a*.service'\n".to_owned(),
+        "[[service]]\nunit = 'x.service'\nrestart = true\ngrace = '0s'\n".to_owned(),
         "[[service]]\ncontainer = '*'\nrestart = true\ngrace = '0s'\n".to_owned(),
     ];
     let mut scene = Scene::new(HONEST, &sections.concat());
@@ -92,7 +93,7 @@ fn all_attacks_at_once_cost_no_honest_service_its_agent() {
     let slowest = [&times.healthz, &times.pool, &times.back].map(|times| times.iter().copied().fold(0.0, f64::max));
     assert!(slowest.iter().all(|&slowest| slowest < GENEROUS.as_secs_f64() * 1e3), "{slowest:?} ms");
     let labels = scene.labels();
-    let claims = |name: &&String| !name.starts_with('/') && (name.ends_with(".service") || name.starts_with("docker:"));
+    let claims = |name: &&String| is_numbered_unit(name) || **name == "x.service" || name.starts_with("docker:");
     let claimed: Vec<_> = labels.keys().filter(claims).take(5).collect();
     assert!(claimed.is_empty(), "services that no owner confirmed: {claimed:?}");
 }
@@ -184,22 +185,27 @@ fn quantile(times: &mut [f64], share: f64) -> f64 {
 /// A table for people, and a line for `cargo xtask bench`.
 fn report(scene: &Scene, times: &mut Times, length: Duration) {
     let metrics = scene.agent.metrics();
-    let mut starts: Vec<_> = scene.honest.iter().flat_map(|service| starts(&scene.agent.incidents(&service.name))).collect();
+    let mut starts: Vec<_> =
+        scene.honest.iter().flat_map(|service| starts(&scene.agent.incidents(&service.name))).collect();
     let mut rows = Vec::new();
     for (name, values) in
         [("/healthz", &mut times.healthz), ("/pool", &mut times.pool), ("a service's return", &mut times.back)]
     {
         rows.push((name, values.len(), quantile(values, 0.5), quantile(values, 0.99), quantile(values, 1.0)));
     }
-    rows.push(("from death to start", starts.len(), quantile(&mut starts, 0.5), quantile(&mut starts, 0.99), quantile(&mut starts, 1.0)));
+    rows.push((
+        "from death to start",
+        starts.len(),
+        quantile(&mut starts, 0.5),
+        quantile(&mut starts, 0.99),
+        quantile(&mut starts, 1.0),
+    ));
     rows.push(loop_row(&metrics));
     println!("{:<24}{:>8}{:>10}{:>10}{:>10}", "milliseconds", "count", "p50", "p99", "largest");
     for (name, count, p50, p99, largest) in &rows {
         println!("{name:<24}{count:>8}{p50:>10.1}{p99:>10.1}{largest:>10.1}");
     }
-    let line = |(name, count, p50, p99, largest): &(&str, usize, f64, f64, f64)| {
-        json!({ "name": name, "count": count, "p50_ms": finite(*p50), "p99_ms": finite(*p99), "largest_ms": finite(*largest) })
-    };
+    let line = |(name, count, p50, p99, largest): &(&str, usize, f64, f64, f64)| json!({ "name": name, "count": count, "p50_ms": finite(*p50), "p99_ms": finite(*p99), "largest_ms": finite(*largest) });
     let measured = json!({
         "seconds": length.as_secs(),
         "grace_ms": GRACE.as_millis() as u64,

@@ -67,7 +67,10 @@ fn a_cgroup_that_is_called_as_a_unit_of_the_host_starts_none() {
     let agent = agent(&cage, "");
     up(&agent, &honest);
     let (container, inside) = (Delegated::new(), format!("lxc.payload.c1/system.slice/{}", target.name));
-    let _container = Attacker::start(&[&container.entrance()], &["impostor", &container.at(&inside), "--exit", "1", "--again", "300"]);
+    let _container = Attacker::start(
+        &[&container.entrance()],
+        &["impostor", &container.at(&inside), "--exit", "1", "--again", "300"],
+    );
     let below = format!("/sys/fs/cgroup/system.slice/payload.service/{inside}");
     let payload = attacking("payload", "Restart=no", &format!("impostor {below} --exit 1 --again 300"));
     comes_back(&agent, &honest, 2);
@@ -101,7 +104,7 @@ fn failing_exits_in_a_unit_start_no_crowd_of_questions() {
     }
     let cage = Cage::new();
     let agent = agent(&cage, "");
-    let failing = attacking("attacked-failing", "Restart=no", "failures 200");
+    let failing = attacking("attacked-failing", "Restart=no", "failures 60");
     let honest = Unit::start("attacked-honest", "Restart=no", "", "true", 0);
     let (mut most, mut seen) = (0, 0.0);
     let deaths = format!("defib_deaths_total{{cause=\"exit\",service=\"{}\"}}", failing.name);
@@ -132,14 +135,16 @@ fn children(pid: u32) -> usize {
 fn a_unit_s_new_cgroup_is_watched_however_many_others_there_are() {
     /// More than any table of an agent's has room for; what the kernel takes for one without a controller is some KiB.
     const MANY: usize = 66_000;
-    const EACH_KIB: usize = 16;
+    const EACH_KIB: usize = 8;
     if !can_run("a_unit_s_new_cgroup_is_watched_however_many_others_there_are") {
         return;
     }
     let text = fs::read_to_string("/proc/meminfo").expect("it can be read");
-    let free = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<usize>().ok());
-    let many = (free.expect("a number") / 2 / EACH_KIB).min(MANY);
-    println!("{many} cgroups{}", if many < MANY { ": with --memory 4096 there would be room for all" } else { "" });
+    let free = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<usize>().ok());
+    let many = (free.expect("a number") * 2 / 3 / EACH_KIB).min(MANY);
+    println!("{many} cgroups{}", if many < MANY { ": with --memory 2048 there is room for all" } else { "" });
     let (cage, delegated) = (Cage::new(), Delegated::new());
     let honest = Unit::start("attacked-honest", "Restart=no", "", "true", 0);
     let agent = agent(&cage, "");

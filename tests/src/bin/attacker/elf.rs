@@ -18,6 +18,13 @@ const SYMBOLS: usize = CODE + FUNCTIONS * EACH;
 const SYMBOL: usize = 24;
 /// One more, which is empty, as the format wants it.
 const STRINGS: usize = SYMBOLS + (FUNCTIONS + 1) * SYMBOL;
+/// Types and flags of sections (elf(5)).
+const PROGRAM_DATA: u32 = 1;
+const SYMBOL_TABLE: u32 = 2;
+const STRING_TABLE: u32 = 3;
+const NOTE_DATA: u32 = 7;
+const ALLOCATED: u64 = 2;
+const EXECUTABLE: u64 = 4;
 const SECTION_NAMES: &[u8] = b"\0.text\0.symtab\0.strtab\0.shstrtab\0.note.gnu.build-id\0";
 
 /// The file, with names of `length` bytes. They share their bytes: each begins one later than the one before.
@@ -40,21 +47,26 @@ pub(crate) fn crashing(length: usize) -> Vec<u8> {
         let at = SECTION_NAMES.windows(wanted.len()).position(|bytes| bytes == wanted);
         at.expect("a section's name") as u32
     };
-    // Name, type, flags, address, offset, size, link, info, alignment, entry size (elf(5)).
-    let all: [(&[u8], u32, u64, u64, usize, usize, u32, u32, u64, u64); 6] = [
-        (b"\0", 0, 0, 0, 0, 0, 0, 0, 0, 0),
-        (b".text\0", 1, 6, BASE + CODE as u64, CODE, FUNCTIONS * EACH, 0, 0, 16, 0),
-        (b".symtab\0", 2, 0, 0, SYMBOLS, (FUNCTIONS + 1) * SYMBOL, 3, 1, 8, SYMBOL as u64),
-        (b".strtab\0", 3, 0, 0, STRINGS, strings, 0, 0, 1, 0),
-        (b".shstrtab\0", 3, 0, 0, section_names, SECTION_NAMES.len(), 0, 0, 1, 0),
-        (b".note.gnu.build-id\0", 7, 2, BASE + NOTE as u64, NOTE, NOTE_LENGTH, 0, 0, 4, 0),
-    ];
-    for (section, kind, flags, address, offset, size, link, info, alignment, entry) in all {
-        put32(&mut file, &[name(section), kind]);
-        put64(&mut file, &[flags, address, offset as u64, size as u64]);
-        put32(&mut file, &[link, info]);
-        put64(&mut file, &[alignment, entry]);
-    }
+    let section = |file: &mut Vec<u8>,
+                   section: &[u8],
+                   kind: u32,
+                   flags: u64,
+                   [offset, size]: [usize; 2],
+                   [link, info]: [u32; 2]| {
+        let address = if flags & ALLOCATED == 0 { 0 } else { BASE + offset as u64 };
+        let (alignment, entry) = if kind == SYMBOL_TABLE { (8, SYMBOL as u64) } else { (1, 0) };
+        put32(file, &[name(section), kind]);
+        put64(file, &[flags, address, offset as u64, size as u64]);
+        put32(file, &[link, info]);
+        put64(file, &[alignment, entry]);
+    };
+    // As elf(5) has them: name, type, flags, where and how long, link, info.
+    section(&mut file, b"\0", 0, 0, [0, 0], [0, 0]);
+    section(&mut file, b".text\0", PROGRAM_DATA, ALLOCATED | EXECUTABLE, [CODE, FUNCTIONS * EACH], [0, 0]);
+    section(&mut file, b".symtab\0", SYMBOL_TABLE, 0, [SYMBOLS, (FUNCTIONS + 1) * SYMBOL], [3, 1]);
+    section(&mut file, b".strtab\0", STRING_TABLE, 0, [STRINGS, strings], [0, 0]);
+    section(&mut file, b".shstrtab\0", STRING_TABLE, 0, [section_names, SECTION_NAMES.len()], [0, 0]);
+    section(&mut file, b".note.gnu.build-id\0", NOTE_DATA, ALLOCATED, [NOTE, NOTE_LENGTH], [0, 0]);
     file
 }
 

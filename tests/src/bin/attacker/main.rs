@@ -167,7 +167,8 @@ fn main() {
     }
     become_user(cli.uid);
     if let Some(name) = &cli.comm {
-        rustix::thread::set_name(&std::ffi::CString::new(name.as_str()).expect("no zero byte")).expect("a name can be set");
+        rustix::thread::set_name(&std::ffi::CString::new(name.as_str()).expect("no zero byte"))
+            .expect("a name can be set");
     }
     match cli.way {
         Way::Mappings { directory, count, pause } => reading::mappings(&directory, count, millis(pause)),
