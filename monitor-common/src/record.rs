@@ -67,6 +67,8 @@ pub const EXIT_SENDER: u32 = 4;
 pub const EXIT_WITHOUT_SIGNAL: u32 = 8;
 /// [`Exit`]: the process was forked and never executed a program (`PF_FORKNOEXEC`).
 pub const EXIT_NEVER_EXECUTED: u32 = 16;
+/// [`Exit`]: more processes of its service died in this second than have a place on the critical ring.
+pub const EXIT_IN_CROWD: u32 = 32;
 
 /// [`Sender`]: the signal was for the whole process; without it, for one thread.
 pub const SENT_TO_PROCESS: u32 = 1;

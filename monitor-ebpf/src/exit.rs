@@ -17,13 +17,14 @@ use aya_log_ebpf::debug;
 use monitor_common::{
     counter::EXIT_CLEAN,
     record::{
-        EXIT_NEVER_EXECUTED, EXIT_OOM_VICTIM, EXIT_SENDER, EXIT_WATCHED, EXIT_WITHOUT_SIGNAL, Exit, Header, KIND_EXIT,
-        Sender,
+        EXIT_IN_CROWD, EXIT_NEVER_EXECUTED, EXIT_OOM_VICTIM, EXIT_SENDER, EXIT_WATCHED, EXIT_WITHOUT_SIGNAL, Exit,
+        Header, KIND_EXIT, Sender,
     },
     status::{Outcome, SIGKILL},
 };
 
 use crate::{
+    crowd,
     maps::{Cpu, ENDED, REFUSED, SIGNALS, cpu},
     ring::Lane,
     task::{self, ABSENT, Kernel, field, known, offset},
@@ -131,6 +132,7 @@ fn ended(ctx: &BtfTracePointContext, cpu: *mut Cpu) {
     let lane = match (watched, outcome) {
         (_, Outcome::Oom) => Lane::Critical,
         (true, Outcome::Clean) => Lane::Routine,
+        (true, _) if crowd::is_beyond_share(task::cgroup_id(task)) => Lane::Bulk,
         (true, _) => Lane::Critical,
         (false, _) => Lane::Bulk,
     };
@@ -177,6 +179,9 @@ fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, 
     let mut flags = 0;
     if watched {
         flags |= EXIT_WATCHED;
+        if lane == Lane::Bulk {
+            flags |= EXIT_IN_CROWD;
+        }
     }
     if oom_victim {
         flags |= EXIT_OOM_VICTIM;
@@ -271,5 +276,5 @@ unsafe fn lane_of(exit: *const Exit) -> Lane {
         (core::ptr::read_volatile(&raw const (*exit).header.flags), core::ptr::read_volatile(&raw const (*exit).status))
     };
     let is_oom = Outcome::of(status, flags & EXIT_OOM_VICTIM != 0) == Outcome::Oom;
-    if is_oom || flags & EXIT_WATCHED != 0 { Lane::Critical } else { Lane::Bulk }
+    if is_oom || flags & (EXIT_WATCHED | EXIT_IN_CROWD) == EXIT_WATCHED { Lane::Critical } else { Lane::Bulk }
 }

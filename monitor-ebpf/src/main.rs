@@ -25,6 +25,7 @@ mod allocation;
 mod cgroup;
 #[cfg(target_arch = "bpf")]
 mod crash;
+mod crowd;
 #[cfg(target_arch = "bpf")]
 mod current;
 #[cfg(target_arch = "bpf")]

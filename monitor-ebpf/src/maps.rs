@@ -38,7 +38,7 @@ pub(crate) struct Cpu {
 
 const _: () = assert!(size_of::<Cpu>() == CPU_WORDS * 8, "what the agent reads");
 
-/// Watched cgroups by id; the value is the agent's own handle, copied to cgroups made inside with [`crate::cgroup::INHERITS`] set.
+/// Watched cgroups by id; the value is the same for all cgroups of a service, copied to cgroups made inside with [`crate::cgroup::INHERITS`] set.
 ///
 /// Whoever adds one begins another epoch after it, see [`crate::watched`].
 #[map]
@@ -47,6 +47,13 @@ pub(crate) static WATCHED: HashMap<u64, u32> = HashMap::with_max_entries(16384, 
 /// How many cgroups in [`WATCHED`] the programs have added, because they were made inside watched ones.
 #[map]
 pub(crate) static INHERITED: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Deaths of services in the present second, see [`crate::crowd`]. Services whose slot is the same share it.
+#[map]
+pub(crate) static CROWDS: Array<Window> = Array::with_max_entries(SERVICES, 0);
+
+/// Slots of [`CROWDS`]; a power of two.
+pub(crate) const SERVICES: u32 = 1024;
 
 /// The epoch, see [`crate::watched`]. A global and no map of its own, since every exit reads it: that takes no look-up. The agent
 /// finds it as the only one in the section of globals that begin as zero.

@@ -138,6 +138,8 @@ pub(crate) enum Sight {
         role: Option<Role>,
         /// It executed a program, the usual first word of a new incarnation.
         exec: bool,
+        /// Its parent is init, as that of a process whose own parent has ended.
+        orphan: bool,
         /// The hook, CLOCK_BOOTTIME nanoseconds.
         kernel_ns: u64,
     },
@@ -461,6 +463,7 @@ impl Observer {
             role,
             process: identity(&life.process),
             exec: life.header.flags & LIFE_EXEC != 0,
+            orphan: life.process.parent_tgid == INIT,
             kernel_ns: life.header.kernel_ns,
         })
     }

@@ -162,8 +162,8 @@ pub(crate) struct Steward {
     rules: Vec<Service>,
     roster: Roster,
     claims: Claims,
-    /// Cgroups that the kernel programs had no room to watch.
-    unwatched: BTreeSet<u64>,
+    /// Cgroups that the kernel programs had no room to watch, with the own cgroups of their services.
+    unwatched: BTreeSet<(u64, u64)>,
     policies: Shared<Policy>,
     words: (mpsc::Sender<Word>, mpsc::Receiver<Word>),
     tasks: JoinSet<()>,

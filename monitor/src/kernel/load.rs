@@ -391,6 +391,9 @@ pub(super) fn explain(error: anyhow::Error) -> anyhow::Error {
     error
 }
 
+/// Of the value of a watched cgroup, the part that tells services apart; the programs use the rest.
+const HANDLE: u32 = u32::MAX >> 1;
+
 impl Kernel {
     /// Sums the per-CPU counters; the index is a slot of [`monitor_common::counter`].
     pub(crate) fn counters(&self) -> Result<[u64; SLOTS as usize]> {
@@ -399,11 +402,12 @@ impl Kernel {
     }
 
     /// Watches a cgroup. Cgroups that are made inside it later are watched by the programs themselves, as long as those take no more than
-    /// half of the map.
+    /// half of the map. `own` is the service's own cgroup, in or below which this one is: all cgroups of a service share what it
+    /// may take of the critical ring.
     ///
     /// # Errors
     /// When the map is full (16,384 cgroups) or gone.
-    pub(crate) fn watch(&self, cgroup: u64) -> Result<()> {
+    pub(crate) fn watch(&self, cgroup: u64, own: u64) -> Result<()> {
         let Watched { cgroups, epoch } = &mut *self.lock();
         // The programs count those that they have added themselves; what is written over one would be counted for ever.
         if cgroups.get(&cgroup, 0).is_ok() {
@@ -411,7 +415,7 @@ impl Kernel {
         }
         // The epoch after the cgroup: the programs rely on it.
         let mut watch = || {
-            cgroups.insert(cgroup, 1, 0)?;
+            cgroups.insert(cgroup, own as u32 & HANDLE, 0)?;
             epoch.set(0, counter::epoch(clock::boot_ns(), Author::Agent), 0)
         };
         watch().with_context(|| format!("cannot watch the cgroup with id {cgroup}"))
@@ -593,13 +597,13 @@ mod tests {
         let id = |path: &str| hierarchy.id_of(path).expect("it can be looked at").expect("it is there");
 
         assert!(!reported(&mut rings, &hierarchy, &inside("a")));
-        kernel.watch(id(&inside("a"))).expect("room");
+        kernel.watch(id(&inside("a")), 1).expect("room");
         assert!(reported(&mut rings, &hierarchy, &inside("a")));
         kernel.unwatch(id(&inside("a")));
         assert!(!reported(&mut rings, &hierarchy, &inside("a")));
 
         // A new one in a watched one may be where another was that is remembered.
-        kernel.watch(id(&inside("watched"))).expect("room");
+        kernel.watch(id(&inside("watched")), 1).expect("room");
         for round in 0..10 {
             let (other, child) = (inside("b"), inside(&format!("watched/{round}")));
             hierarchy.create(&other).expect("a cgroup");

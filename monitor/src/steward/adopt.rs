@@ -72,11 +72,17 @@ impl Steward {
         for (service, supervisor) in &commands {
             // A cgroup is a thing that the observing modes must not make.
             let id = if self.mode == Mode::Act { supervisor.prepare().map(Some) } else { supervisor.cgroup_id() };
-            if let Err(error) = id.and_then(|id| id.map_or(Ok(()), |id| self.kernel.watch(id))) {
+            if let Err(error) = id.and_then(|id| id.map_or(Ok(()), |id| self.kernel.watch(id, id))) {
                 failures.push(format!("{service}: {error:#}"));
             }
         }
+        let own: HashMap<_, _> =
+            commands.iter().filter_map(|(service, one)| Some((service, one.cgroup_id().ok()??))).collect();
         for (id, place) in self.observer.scan()? {
+            // What was there before the programs watched its service.
+            if let (false, Some(&own)) = (place.is_root(), own.get(&place.service)) {
+                self.watch(id, own, &place);
+            }
             self.appeared(id, &place);
         }
         let mut confirmed = HashMap::new();
@@ -260,7 +266,12 @@ impl Steward {
     /// A cgroup was made, or met. What its path claims its owner has to confirm, unless that was done for this path.
     pub(super) fn appeared(&mut self, id: u64, place: &Place) {
         if self.roster.at(place).is_some() {
-            self.watch(id, place);
+            if place.is_root() {
+                self.watch(id, id, place);
+            } else {
+                // The programs watch what is made inside a watched cgroup.
+                self.keep_cgroup(id, place);
+            }
         } else if !place.is_root() {
             self.claims.add_below(id, place);
         } else if self.is_asked_about(place) {
@@ -326,12 +337,13 @@ impl Steward {
             Origin::Unit(_) | Origin::Cgroup => std::iter::once((claim.id, claim.place)).chain(claim.below).collect(),
         };
         for (id, place) in places {
-            self.adopt(id, &place, main);
+            self.adopt((id, claim.id), &place, main);
         }
     }
 
-    /// Watches a confirmed cgroup when a rule wants it; `main` is the main process that its owner names.
-    fn adopt(&mut self, id: u64, place: &Place, main: Option<Identity>) {
+    /// Watches a confirmed cgroup when a rule wants it, with the id of the service's own one; `main` is the main process that the owner
+    /// names.
+    fn adopt(&mut self, (id, own): (u64, u64), place: &Place, main: Option<Identity>) {
         let service = &place.service;
         // By an earlier agent, and not yet by this one.
         let is_known = self.left.contains_key(&**service);
@@ -362,7 +374,7 @@ impl Steward {
         if place.is_root() {
             self.roster.moved(service, &place.path);
         }
-        self.watch(id, place);
+        self.watch(id, own, place);
         if !place.is_root() {
             return;
         }
@@ -375,15 +387,20 @@ impl Steward {
         }
     }
 
-    /// Has the kernel programs watch a cgroup of a service.
-    fn watch(&mut self, id: u64, place: &Place) {
+    /// Writes down for a next agent whose a cgroup is.
+    fn keep_cgroup(&mut self, id: u64, place: &Place) {
         if self.roster.get_mut(&place.service).is_some_and(|managed| managed.keeps(place)) {
             self.draft.settling.cgroups.insert(id, (Arc::clone(&place.path), Arc::clone(&place.service)));
         }
-        if let Err(error) = self.kernel.watch(id) {
+    }
+
+    /// Has the kernel programs watch a cgroup of the service whose own cgroup has the id `own`.
+    fn watch(&mut self, id: u64, own: u64, place: &Place) {
+        self.keep_cgroup(id, place);
+        if let Err(error) = self.kernel.watch(id, own) {
             let is_first = self.unwatched.is_empty();
             if self.unwatched.len() < UNWATCHED {
-                self.unwatched.insert(id);
+                self.unwatched.insert((id, own));
             }
             if is_first {
                 tracing::error!(service = %Clean(&place.service), "its deaths may be lost in a storm, until there is room: {error:#}");
@@ -394,7 +411,7 @@ impl Steward {
     /// Tries once more to watch what there was no room for.
     pub(super) fn watch_again(&mut self) {
         let (kernel, observer) = (&self.kernel, &self.observer);
-        self.unwatched.retain(|&id| observer.known_place(id).is_some() && kernel.watch(id).is_err());
+        self.unwatched.retain(|&(id, own)| observer.known_place(id).is_some() && kernel.watch(id, own).is_err());
     }
 }
 

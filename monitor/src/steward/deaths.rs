@@ -81,13 +81,14 @@ impl Steward {
                 return marked.kill_sent;
             }
             // A worker that executes something is no new incarnation.
-            Some(Sight::Alive { place, process, role: Some(Role::Main), exec: true, kernel_ns }) => {
+            Some(Sight::Alive { place, process, role: Some(Role::Main), exec: true, orphan, kernel_ns }) => {
                 // While no agent ran, it may have come and gone.
                 if self.took_over_ns.is_some_and(|took_over| kernel_ns < took_over) && !process::is_alive(process) {
                     return false;
                 }
-                // Defib starts a command service in its own cgroup; what runs below that is a worker.
-                let may_be_main = |managed: &Managed| managed.owner != Owner::Defib || place.is_root();
+                // A command service begins in its own cgroup, as a child of whoever starts it: what runs below that, or has lost its
+                // parent, is a worker.
+                let may_be_main = |managed: &Managed| managed.owner != Owner::Defib || place.is_root() && !orphan;
                 if self.roster.at(&place).is_some_and(may_be_main) {
                     self.introduce(&place.service, process, kernel_ns);
                 }
@@ -138,10 +139,15 @@ impl Steward {
         managed.is_some_and(|managed| match managed.process() {
             Some(process) => process.matches(death.process),
             // One that ended well before it was known for the main process prepared something.
-            None => {
-                let is_known = managed.supervisor.main_pid().is_none();
-                death.role == Some(Role::Main) && (is_known || death.status != 0)
-            }
+            None if death.role != Some(Role::Main) => false,
+            None => match managed.owner {
+                // Its start is not answered yet, or an earlier agent has started it. What else looks like it are orphans.
+                Owner::Defib => {
+                    let is_ours = death.evidence.exit.process.parent_tgid == std::process::id();
+                    is_ours || self.took_over_ns.is_some_and(|took_over| death.kernel_ns < took_over)
+                }
+                Owner::Systemd | Owner::Engine(_) => death.status != 0,
+            },
         })
     }
 
