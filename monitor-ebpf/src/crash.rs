@@ -52,7 +52,7 @@ pub(crate) fn site(
         return;
     }
     // The ring that its exit will be on, so that it comes first.
-    let lane = if watched && !crowd::is_beyond_share(cgroup) { Lane::Critical } else { Lane::Bulk };
+    let lane = if watched && !crowd::is_beyond_share(cgroup, crowd::SITE) { Lane::Critical } else { Lane::Bulk };
     let kernel_ns = task::now_ns();
     let blocked = field!(task, task_blocked: u64, else 0) >> (signal - 1) & 1 != 0;
     let flags = flags | if watched { SITE_WATCHED } else { 0 } | if blocked { SITE_BLOCKED } else { 0 };

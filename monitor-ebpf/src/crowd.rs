@@ -1,5 +1,5 @@
 //! Deaths of one service in a crowd. A service decides how many processes it has and when they die; the critical ring has room for
-//! some two thousand deaths. So each service has a share of it for each second, and what dies beyond that goes to the bulk ring,
+//! some thousands of deaths. So each service has a share of it for each second, and what dies beyond that goes to the bulk ring,
 //! where it cannot take the room of another service's death.
 
 use monitor_common::counter::SPREAD;
@@ -15,9 +15,13 @@ const WINDOW_NS: u64 = 1_000_000_000;
 /// Deaths of a service in that time that are on the critical ring.
 const SHARE: u64 = 256;
 
-/// True when the service that a watched cgroup belongs to has used up its share. Counts one death.
+/// A death, and a crash site, which is four times as large.
+pub(crate) const DEATH: u64 = 1;
+pub(crate) const SITE: u64 = 4;
+
+/// True when the service that a watched cgroup belongs to has used up its share. Counts `weight` deaths.
 #[inline(always)]
-pub(crate) fn is_beyond_share(cgroup: u64) -> bool {
+pub(crate) fn is_beyond_share(cgroup: u64, weight: u64) -> bool {
     // SAFETY: copied out at once.
     let Some(handle) = unsafe { WATCHED.get(cgroup) }.copied() else { return false };
     let service = u64::from(handle & !INHERITS);
@@ -31,7 +35,7 @@ pub(crate) fn is_beyond_share(cgroup: u64) -> bool {
             (*window).begin_ns = now;
             (*window).taken = 0;
         }
-        (*window).taken += 1;
+        (*window).taken += weight;
         (*window).taken > SHARE
     }
 }

@@ -132,7 +132,7 @@ fn ended(ctx: &BtfTracePointContext, cpu: *mut Cpu) {
     let lane = match (watched, outcome) {
         (_, Outcome::Oom) => Lane::Critical,
         (true, Outcome::Clean) => Lane::Routine,
-        (true, _) if crowd::is_beyond_share(task::cgroup_id(task)) => Lane::Bulk,
+        (true, _) if crowd::is_beyond_share(task::cgroup_id(task), crowd::DEATH) => Lane::Bulk,
         (true, _) => Lane::Critical,
         (false, _) => Lane::Bulk,
     };

@@ -10,9 +10,10 @@ use monitor_common::{
     stack::{self, CrashStack},
 };
 
-/// OOM marks, OOM deaths, and everything about watched services.
+/// OOM marks, OOM deaths, and everything about watched services. A record's room is given back when what it led to is on the disk,
+/// which takes a second where that is busy; until then there is room for some seven thousand deaths.
 #[map]
-pub(crate) static CRITICAL: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
+pub(crate) static CRITICAL: RingBuf = RingBuf::with_byte_size(2 * 1024 * 1024, 0);
 
 /// Other abnormal deaths. A storm of them fills this ring and leaves the critical one alone.
 #[map]

@@ -97,7 +97,7 @@ pub(crate) enum Ended {
 /// When start-up fails, or a part that nothing works without.
 pub(crate) async fn run(options: Options<'_>, shutdown: impl Future<Output = After>) -> Result<Ended> {
     let Options { config, btf, timeline, log_lines_lost, reloads, inherited } = options;
-    let listener = web::bind(config.http.listen).await?;
+    let listener = web::bind(config.http.listen)?;
     let address = listener.local_addr().context("the HTTP listener has no address")?;
     let (registry, board) = (Registry::new(), Arc::new(Board::new()));
     let hosts = Hosts::of_this_host(&config.http.hosts);

@@ -39,6 +39,7 @@ pub(crate) use self::{
     metrics::WebMetrics,
 };
 use crate::{
+    host::listener,
     metrics::Table,
     pool::{self, Board},
 };
@@ -110,8 +111,8 @@ pub(crate) struct Web {
 ///
 /// # Errors
 /// When the address cannot be had.
-pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener> {
+    listener::listen(address).with_context(|| {
         format!(
             "cannot listen on {address} (is another agent running? choose another address with --listen or [http] listen)"
         )

@@ -13,6 +13,7 @@ pub(crate) mod guarded;
 pub(crate) mod inherited;
 pub(crate) mod kmsg;
 pub(crate) mod last_words;
+pub(crate) mod listener;
 pub(crate) mod manager;
 pub(crate) mod memory;
 pub(crate) mod peer;
