@@ -13,7 +13,7 @@ use monitor_common::counter;
 use crate::maps::{AWAKE, BULK, CRITICAL, count};
 
 /// Bytes of the critical ring from which on routine records leave the rest to deaths.
-const ROUTINE_CEILING: u64 = 256 * 1024;
+const ROUTINE_CEILING: u64 = 1024 * 1024;
 
 /// Where a record goes and how much it matters.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(crate) enum Lane {
     Urgent,
     /// OOM deaths and abnormal deaths of watched services.
     Critical,
-    /// Clean exits, execs, forks and cgroups of watched services: they stand back when an eighth of the critical ring is full.
+    /// Clean exits, execs, forks and cgroups of watched services: they stand back when the critical ring is half full.
     Routine,
     /// Abnormal deaths that nobody watches.
     Bulk,

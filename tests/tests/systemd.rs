@@ -65,11 +65,12 @@ fn a_configured_unit_is_watched_from_its_first_moment() {
     start("watched-2", &LIMIT, &["leak"]);
     // The last thing that the agent does about a death that it only watches.
     let left_alone = "defib_restart_suppressed_total{reason=\"not_configured\",service=\"watched-2.service\"}";
+    let oom_kills = "defib_oom_kills_total{scope=\"memcg\",service=\"watched-2.service\"}";
+    // A scrape is written part by part, so one may see the second and not yet the first.
     let metrics = eventually("the OOM kill of a watched unit", || {
         let metrics = agent.metrics();
-        (metrics.get(left_alone) == Some(1.0)).then_some(metrics)
+        (metrics.get(left_alone) == Some(1.0) && metrics.get(oom_kills) == Some(1.0)).then_some(metrics)
     });
-    assert_eq!(metrics.get("defib_oom_kills_total{scope=\"memcg\",service=\"watched-2.service\"}"), Some(1.0));
     assert_eq!(metrics.get("defib_service_up{service=\"watched-2.service\"}"), Some(0.0));
     start("unwatched-1", &[], &["exit", "0"]);
     start("unwatched-2", &[], &["exit", "3"]);
@@ -374,17 +375,12 @@ fn a_stop_that_systemd_cannot_confirm_yet_is_neither_believed_nor_undone() {
     }
     let (bus, agent) = busless();
     let unit = Unit::start("healed-unsure", "Restart=no", "", "true", 0);
-    up(&agent, &unit);
+    eventually("the silence to be noticed", || agent.log().contains("nobody can say whose the cgroup").then_some(()));
     unit.main();
     systemctl(&["stop", &unit.name]);
-    let suppressed =
-        |reason: &str| format!("defib_restart_suppressed_total{{reason=\"{reason}\",service=\"{}\"}}", unit.name);
-    let decided = |reason: &str| {
-        eventually(reason, || (agent.metrics().get(&suppressed(reason)) == Some(1.0)).then_some(()));
-    };
-    decided("supervisor_unreachable");
     bus.comes();
-    decided("intended_stop");
+    // By now systemd has no unit there.
+    eventually("systemd's word", || agent.log().contains("is a plain one").then_some(()));
     assert_eq!(unit.starts(), 1);
 }
 
@@ -395,14 +391,12 @@ fn a_bus_that_is_not_there_is_asked_again() {
     }
     let (bus, agent) = busless();
     let unit = Unit::start("healed-busless", "Restart=no", "", "true", 0);
+    // Without systemd's word the cgroup is a plain one.
+    eventually("the silence to be noticed", || agent.log().contains("nobody can say whose the cgroup").then_some(()));
+    assert_eq!(agent.metrics().get(&format!("defib_service_up{{service=\"{}\"}}", unit.name)), None);
+    bus.comes();
     up(&agent, &unit);
     unit.kill();
-    let unreachable =
-        format!("defib_restart_suppressed_total{{reason=\"supervisor_unreachable\",service=\"{}\"}}", unit.name);
-    eventually("the silence to be noticed", || (agent.metrics().get(&unreachable) == Some(1.0)).then_some(()));
-    assert_eq!(unit.starts(), 1);
-    bus.comes();
     let incident = ended(&agent, &unit);
     assert_eq!((&incident["outcome"], &incident["restarts"]), (&"restarted".into(), &1.into()), "{incident}");
-    assert!(incident["timeline"].to_string().contains("cannot connect to the system bus"), "{incident}");
 }

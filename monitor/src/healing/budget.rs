@@ -54,7 +54,7 @@ impl Ledger {
 /// The restarts that all services of a host share.
 ///
 /// Services that flap must not spend what the others need: half of the budget is kept for services that were not restarted
-/// within its window.
+/// twice within its window.
 #[derive(Clone, Debug)]
 pub(crate) struct HostLedger {
     budget: Budget,
@@ -62,6 +62,8 @@ pub(crate) struct HostLedger {
     spent: VecDeque<(i64, u64)>,
 }
 
+/// Restarts within the window from which on a service flaps.
+const FLAPS: usize = 2;
 /// A budget smaller than this has no half to keep.
 const SHARED_FROM: usize = 4;
 
@@ -81,7 +83,7 @@ impl HostLedger {
         if count == 0 {
             return Some(now_ns.saturating_add(window));
         }
-        let flaps = self.spent.iter().any(|&(_, spender)| spender == service);
+        let flaps = self.spent.iter().filter(|&&(_, spender)| spender == service).count() >= FLAPS;
         let most = if flaps && count >= SHARED_FROM { count - count / 2 } else { count };
         let over = (self.spent.len() + 1).checked_sub(most).filter(|&over| over > 0)?;
         self.spent.get(over - 1).and_then(|&(spent, _)| freed(spent, window))
@@ -151,6 +153,16 @@ mod tests {
         assert_eq!(host.blocked_until(500, 40), Some(100), "when the first was spent, and the window");
         assert_eq!(host.blocked_until(1, 40), Some(130), "when no more than four of the others count");
         assert_eq!(host.blocked_until(1, 130), None);
+    }
+
+    #[test]
+    fn services_that_were_restarted_once_may_be_once_more() {
+        let mut host = HostLedger::new(Budget { count: 10, window: Duration::from_nanos(100) });
+        for (now, service) in [1, 2, 3, 4, 5, 1, 2, 3, 4, 5].into_iter().enumerate() {
+            assert_eq!(host.blocked_until(service, now as u64), None, "{now}");
+            host.spend(service, now as u64);
+        }
+        assert_eq!(host.blocked_until(6, 10), Some(100));
     }
 
     #[test]

@@ -531,8 +531,7 @@ impl Engine {
                 until_ns,
                 "host_budget",
                 "host budget",
-                "the host's restarts are spent, or those of them that a service may have which was restarted lately"
-                    .to_owned(),
+                "the host's restarts are spent, or the half of them that services which flap may have".to_owned(),
             );
         }
         self.restart(why, host, now_ns)

@@ -23,6 +23,9 @@ use crate::{
     timeline::What,
 };
 
+/// The process that gets those whose parent has ended.
+const INIT: u32 = 1;
+
 impl Steward {
     pub(super) fn event(&mut self, event: &Event) {
         // An earlier agent may have settled it.
@@ -141,10 +144,12 @@ impl Steward {
             // One that ended well before it was known for the main process prepared something.
             None if death.role != Some(Role::Main) => false,
             None => match managed.owner {
-                // Its start is not answered yet, or an earlier agent has started it. What else looks like it are orphans.
+                // Its start is not answered yet, or another program has started it. What is below its cgroup, or has lost its parent
+                // while this agent watched, is a worker of an earlier incarnation.
                 Owner::Defib => {
-                    let is_ours = death.evidence.exit.process.parent_tgid == std::process::id();
-                    is_ours || self.took_over_ns.is_some_and(|took_over| death.kernel_ns < took_over)
+                    let is_orphan = death.evidence.exit.process.parent_tgid == INIT;
+                    let is_in_own = death.place.as_ref().is_some_and(Place::is_root);
+                    is_in_own && !is_orphan || self.took_over_ns.is_some_and(|took_over| death.kernel_ns < took_over)
                 }
                 Owner::Systemd | Owner::Engine(_) => death.status != 0,
             },

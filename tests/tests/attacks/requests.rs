@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tests::{
     attacker::{Attacker, attack},
     defib::get,
-    live,
+    eventually, live,
 };
 
 use crate::scene::Scene;
@@ -21,6 +21,7 @@ fn half_sent_requests_keep_no_check_waiting() {
     let mut scene = Scene::new(1, "");
     let address = scene.agent.address();
     let at = address.to_string();
+    eventually("it to be in its pool", || get(address, "/pool/web").filter(|(status, _)| *status == 200));
     let _half = Attacker::start(&[], &["connections", &at, "1000"]);
     let _slow = Attacker::start(&[], &["connections", &at, "100", "--unread", "/metrics"]);
     let mut worst = Duration::ZERO;

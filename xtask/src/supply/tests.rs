@@ -82,7 +82,8 @@ fn every_test_that_holds_a_claim_exists() {
         gather(&workspace::root().join(package), &mut sources);
     }
     for name in names {
-        assert!(sources.contains(&format!("fn {name}()")), "there is no test {name}");
+        // One that tries many values takes them as arguments.
+        assert!(sources.contains(&format!("fn {name}(")), "there is no test {name}");
     }
 }
 
