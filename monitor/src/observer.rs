@@ -41,8 +41,8 @@ const COUNTED: usize = 4096;
 const ORPHANS_LIVE_NS: u64 = 10_000_000_000;
 /// How long a memory limit that was read is taken for what it is: 1 s.
 const LIMIT_HOLDS_NS: u64 = 1_000_000_000;
-/// Its pid.
-const INIT: u32 = 1;
+/// The process that becomes the parent of processes whose own parent has ended.
+pub(crate) const INIT: u32 = 1;
 /// A limit of this many bytes is none (PAGE_COUNTER_MAX, linux/page_counter.h).
 const UNLIMITED_BYTES: u64 = i64::MAX.cast_unsigned();
 

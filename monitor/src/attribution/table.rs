@@ -76,11 +76,6 @@ impl Part {
         self.living.get(&id).or_else(|| self.removed.get(&id))
     }
 
-    fn insert(&mut self, id: u64, place: Place) {
-        self.living.remove(&id);
-        self.living.insert(id, place);
-    }
-
     fn remove(&mut self, id: u64) {
         if let Some(place) = self.living.remove(&id) {
             self.removed.insert(id, place);
@@ -153,7 +148,7 @@ impl Table {
         let place = self.describe(path);
         self.roots.living.remove(&id);
         self.nested.living.remove(&id);
-        self.part(&place).insert(id, place.clone());
+        self.part(&place).living.insert(id, place.clone());
         place
     }
 

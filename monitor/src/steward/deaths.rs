@@ -16,15 +16,12 @@ use crate::{
     },
     incident,
     kernel::Event,
-    observer::{Death, Sight},
+    observer::{Death, INIT, Sight},
     pool::Input as PoolInput,
     roster::{Managed, Owner},
     text::Clean,
     timeline::What,
 };
-
-/// The process that gets those whose parent has ended.
-const INIT: u32 = 1;
 
 impl Steward {
     pub(super) fn event(&mut self, event: &Event) {
