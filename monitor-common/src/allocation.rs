@@ -6,12 +6,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// Bytes of stack that come with a sample, from its pointer upwards: some fifty frames of usual size.
-pub const STACK: usize = PIECES * PIECE;
-/// It is read in pieces of so many bytes, until one is not there.
-pub const PIECE: usize = 512;
-/// So many of them.
-pub const PIECES: usize = 16;
+use crate::stack::{STACK, UserStack};
 
 /// A [`Sample`].
 pub const KIND_SAMPLE: u32 = 1;
@@ -55,7 +50,7 @@ pub struct Sample {
     /// The frame pointer then.
     pub bp: u64,
     /// The stack from `sp` on.
-    pub stack: [[u8; PIECE]; PIECES],
+    pub stack: UserStack,
 }
 
 /// Memory of a sample that is its owner's no longer.

@@ -14,6 +14,8 @@ pub const STACK: usize = PIECES * PIECE;
 pub const PIECE: usize = 512;
 /// So many of them.
 pub const PIECES: usize = 16;
+/// The bytes; samples of allocations carry them too.
+pub type UserStack = [[u8; PIECE]; PIECES];
 /// Slots for the processes of watched services, and as many for all others: a storm of crashes that nobody watches takes no stack from
 /// a service. A power of two.
 pub const SLOTS: u32 = 16;
@@ -51,7 +53,7 @@ pub struct CrashStack {
     /// Bytes of `stack` that were read.
     pub stack_len: u32,
     /// The stack from `sp` on.
-    pub stack: [[u8; PIECE]; PIECES],
+    pub stack: UserStack,
     /// The same as `kernel_ns` when all is written.
     pub sealed_ns: u64,
 }

@@ -24,10 +24,10 @@ use aya_ebpf::{
 };
 use monitor_common::allocation::{
     CALLS, Gone, HITS, KIND_GONE, KIND_MAPPED, KIND_SAMPLE, KIND_UNMAPPED, Kind, MAPPING_HITS, MAPPINGS, NO_RING,
-    NO_ROOM, PIECE, SAMPLED, SLOTS, STACK, Sample, role,
+    NO_ROOM, SAMPLED, SLOTS, Sample, role,
 };
 
-use crate::task;
+use crate::{stack, task};
 
 /// Samples and what became of them. The agent proper loads these maps with next to no room.
 #[map]
@@ -459,15 +459,7 @@ unsafe fn describe(ctx: &ProbeContext, sample: *mut Sample, kind: u32, address: 
         (*sample).caller = back;
         (*sample).sp = sp;
         (*sample).bp = bp;
-        let stack = (&raw mut (*sample).stack).cast::<u8>();
-        let mut read = 0;
-        while read < STACK {
-            if bpf_probe_read_user(stack.add(read).cast(), PIECE as u32, (sp + read as u64) as *const _) != 0 {
-                break;
-            }
-            read += PIECE;
-        }
-        (*sample).stack_len = read as u32;
+        (*sample).stack_len = stack::copy_from(sp, &raw mut (*sample).stack);
     }
 }
 

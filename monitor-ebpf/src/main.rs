@@ -25,6 +25,7 @@ mod allocation;
 mod cgroup;
 #[cfg(target_arch = "bpf")]
 mod crash;
+#[cfg(target_arch = "bpf")]
 mod crowd;
 #[cfg(target_arch = "bpf")]
 mod current;

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use monitor_common::{
     record::{FRAMES, NO_STACK},
-    stack::{CrashStack, PIECE, SLOTS, STACK},
+    stack::{CrashStack, PIECE, SLOTS, STACK, UserStack},
 };
 
 use crate::{
@@ -51,19 +51,31 @@ pub(crate) fn copy(ctx: &BtfTracePointContext, identity: Identity, kernel_ns: u6
         (*stack).tgid = identity.tgid as u32;
         (*stack).tid = aya_ebpf::helpers::bpf_get_current_pid_tgid() as u32;
         program(stack);
-        let to = (&raw mut (*stack).stack).cast::<u8>();
-        let mut read = 0;
-        while read < STACK {
-            if bpf_probe_read_user(to.add(read).cast(), PIECE as u32, (sp + read as u64) as *const _) != 0 {
-                break;
-            }
-            read += PIECE;
-        }
-        (*stack).stack_len = read as u32;
+        (*stack).stack_len = copy_from(sp, &raw mut (*stack).stack);
         core::ptr::write_volatile(&raw mut (*stack).kernel_ns, kernel_ns);
         core::ptr::write_volatile(&raw mut (*stack).sealed_ns, kernel_ns);
     }
     slot
+}
+
+/// Copies the user stack of the current thread from its pointer upwards, until a piece cannot be read; the bytes copied.
+///
+/// # Safety
+/// `to` must be writable.
+#[inline(always)]
+pub(crate) unsafe fn copy_from(sp: u64, to: *mut UserStack) -> u32 {
+    let mut read = 0;
+    while read < STACK {
+        // SAFETY: a piece ends within the array, and the helper writes no more than it is told.
+        let status = unsafe {
+            bpf_probe_read_user(to.cast::<u8>().add(read).cast(), PIECE as u32, (sp + read as u64) as *const _)
+        };
+        if status != 0 {
+            break;
+        }
+        read += PIECE;
+    }
+    read as u32
 }
 
 /// The slot that was written the longest ago, of the half for watched services or of the other.

@@ -85,7 +85,8 @@ fn a_crowd_that_a_service_leaves_behind_holds_up_no_other_restart() {
         eventually("health", || is_healthy(&agent, name));
     }
     for cgroup in [&one, &two, &quick] {
-        kill(sleeper(cgroup).expect("it lives"));
+        // The service is healthy from its first process on; that is a shell until it sleeps.
+        kill(eventually("its main process to sleep", || sleeper(cgroup)));
     }
     let outages = ["one", "two", "quick"].map(|name| (name, outage(&agent, name)));
     println!("outages with {count} left-over workers, and without: {outages:?} ms");
