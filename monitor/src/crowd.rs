@@ -1,5 +1,5 @@
-//! Places that whoever comes from outside shares, pure. When all are taken, a new one gets the place of a peer that has more than
-//! its share: so who fills all places loses them to the others, one for each that comes, and stands in nobody's way but its own.
+//! Shares a fixed number of places fairly among peers; pure. When all are taken, a new member gets a place of the peer
+//! that has the most. So a peer that fills all places loses one to each newcomer and keeps nobody else out.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -7,13 +7,13 @@ use std::{
     time::Duration,
 };
 
-/// So many places, held by members of peers `P`; `T` is by what a member is told that it has lost its place.
+/// A fixed number of places, held by members of peers `P`. The token `T` tells a member that it has lost its place.
 #[derive(Debug)]
 pub(crate) struct Crowd<P, T> {
     room: usize,
-    /// A member that has its place for less time than this is not taken for slow.
+    /// A member is slow once it has held its place for this long.
     patience: Duration,
-    /// The next member's number: numbers grow, so the least one of a peer is that of its oldest member.
+    /// The next member's number. Numbers grow, so a peer's oldest member has its lowest number.
     next: u64,
     members: HashMap<u64, Member<P, T>>,
     peers: HashMap<P, BTreeSet<u64>>,
@@ -29,20 +29,20 @@ struct Member<P, T> {
 /// A place that was given.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Entered<T> {
-    /// By which it is given back.
+    /// Number to give the place back with.
     pub(crate) number: u64,
-    /// Who has lost it.
+    /// The member that lost its place for this one.
     pub(crate) evicted: Option<T>,
 }
 
 impl<P: Copy + Eq + Hash, T> Crowd<P, T> {
-    /// All places are free.
+    /// A crowd of `room` free places.
     pub(crate) fn new(room: usize, patience: Duration) -> Self {
         Self { room, patience, next: 0, members: HashMap::new(), peers: HashMap::new() }
     }
 
-    /// A place for one more of `peer`, at `now` on any clock that goes forward; `None` when there is none to be had: then all
-    /// others have no more than this peer, and none of its own is slow.
+    /// Gives `peer` one more place, at `now` on any monotonic clock. `None` when no other peer has more than this one
+    /// would have and the member to evict is not slow yet.
     pub(crate) fn enter(&mut self, peer: P, token: T, now: Duration) -> Option<Entered<T>> {
         let evicted = if self.members.len() < self.room { None } else { Some(self.leave(self.victim(peer, now)?)?) };
         let number = self.next;
@@ -52,7 +52,7 @@ impl<P: Copy + Eq + Hash, T> Crowd<P, T> {
         Some(Entered { number, evicted })
     }
 
-    /// Gives a place back; one that is lost is nothing.
+    /// Gives a place back; does nothing when it was already lost.
     pub(crate) fn leave(&mut self, number: u64) -> Option<T> {
         let Member { peer, token, .. } = self.members.remove(&number)?;
         if let Some(numbers) = self.peers.get_mut(&peer) {
@@ -76,20 +76,22 @@ impl<P: Copy + Eq + Hash, T> Crowd<P, T> {
         self.members.len()
     }
 
-    /// Whose place one more of `peer` may have.
+    /// The member whose place a new member of `peer` may take.
     fn victim(&self, peer: P, now: Duration) -> Option<u64> {
         let own = self.peers.get(&peer);
         let (most, of_fullest) = self.fullest()?;
         if most > own.map_or(0, BTreeSet::len) + 1 {
             return Some(of_fullest);
         }
-        // Nobody has more than this one would have: its own oldest, or with none the oldest of somebody else.
+        // No peer has more than this one would have: take its own oldest member, or if it has none, another peer's
+        // oldest.
         let oldest = own.and_then(BTreeSet::first).copied().unwrap_or(of_fullest);
         let since = self.members.get(&oldest)?.since;
         (now.saturating_sub(since) >= self.patience).then_some(oldest)
     }
 
-    /// How many the peer with the most has, and its oldest; of several, the one whose oldest is the oldest.
+    /// The size of the peer with the most members, and its oldest member. Among equal peers, the one with the oldest
+    /// member.
     fn fullest(&self) -> Option<(usize, u64)> {
         let each = self.peers.values().filter_map(|numbers| Some((numbers.len(), *numbers.first()?)));
         each.max_by_key(|&(count, oldest)| (count, std::cmp::Reverse(oldest)))

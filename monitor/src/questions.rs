@@ -1,9 +1,9 @@
-//! How many questions are put to others: to the journal, systemd, container engines, and to the process that reads symbols. Pure,
+//! Limits how many questions go to the journal, systemd, container engines, and the process that reads symbols. Pure,
 //! time is an argument.
 //!
-//! Whoever makes processes fail decides how many deaths there are. So each kind of question has a queue of its own with a
-//! bound, one is under way for each service at a time, and a service that asks too often is refused. What is refused is counted
-//! by kind, and said in the evidence. A main process has a share of its own, which its workers cannot use up.
+//! A service decides how many of its processes fail. So each kind of question has its own bounded queue, each service
+//! has one question of a kind under way at a time, and a service that asks too often is refused. Refusals are counted
+//! by kind and appear in the evidence. A main process has its own share, which its workers cannot use up.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::recent::Recent;
 pub(crate) enum Kind {
     /// The file in which the agent itself keeps a service's output.
     Output,
-    /// systemd's journal, through a program of its own for each question.
+    /// systemd's journal; each question starts a program.
     Journal,
     /// systemd.
     Systemd,
@@ -25,7 +25,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub(crate) const ALL: [Self; 5] = [Self::Output, Self::Journal, Self::Systemd, Self::Engine, Self::Symbols];
 
     /// The metrics' label.
@@ -39,8 +39,8 @@ impl Kind {
         }
     }
 
-    /// Questions that are asked at a time: a journal's reader is a process that may read gigabytes, one that reads symbols takes a
-    /// processor for seconds; systemd and engines take connections.
+    /// Questions asked at a time: a journal reader may read gigabytes, a reader of symbols takes a processor for
+    /// seconds; systemd and engines take connections.
     pub(crate) fn at_once(self) -> usize {
         match self {
             Self::Symbols => 1,
@@ -49,7 +49,7 @@ impl Kind {
         }
     }
 
-    /// Questions that wait for their turn: verdicts wait 100 ms, so one that is further behind would come too late.
+    /// Questions that may wait for their turn: verdicts wait 100 ms, so a longer queue would answer too late.
     fn waiting(self) -> usize {
         match self {
             Self::Symbols | Self::Journal => 16,
@@ -59,36 +59,36 @@ impl Kind {
     }
 }
 
-/// Questions of one service that may come at once.
+/// Questions that one asker may ask at once.
 const BURST: u32 = 5;
-/// After this it may ask once more: 10 s.
+/// Time after which an asker may ask once more, nanoseconds: 10 s.
 const REFILL_NS: u64 = 10_000_000_000;
-/// Services whose questions are remembered.
+/// Askers that are remembered.
 const REMEMBERED: usize = 4096;
 
-/// A question that was let through.
+/// Who asks: the key of a share.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Asker {
     /// Who is asked.
     pub(crate) kind: Kind,
-    /// About which service.
+    /// The service that it is about.
     pub(crate) service: Arc<str>,
-    /// About its main process.
+    /// True when it is about the service's main process.
     pub(crate) is_main: bool,
 }
 
-/// What one asker has asked of late.
+/// What one asker may still ask.
 #[derive(Clone, Copy, Debug)]
 struct Share {
     /// Questions that it may ask at once.
     left: u32,
-    /// Up to when that is counted.
+    /// When `left` was last refilled, nanoseconds.
     counted_ns: u64,
-    /// One of it is under way.
+    /// True while one of its questions is under way.
     is_asking: bool,
 }
 
-/// Which questions are under way, and which came of late.
+/// Questions under way, and the shares of recent askers.
 #[derive(Debug)]
 pub(crate) struct Questions {
     shares: Recent<Asker, Share>,
@@ -104,7 +104,7 @@ impl Default for Questions {
 }
 
 impl Questions {
-    /// Lets a question through, or counts it as dropped. One that is let through is over with [`Self::answered`].
+    /// True when the question may be asked; then [`Self::answered`] must follow. Otherwise it is counted as dropped.
     pub(crate) fn admit(&mut self, asker: &Asker, now_ns: u64) -> bool {
         let kind = asker.kind as usize;
         let mut share =
@@ -125,7 +125,7 @@ impl Questions {
         is_admitted
     }
 
-    /// The answer has come, or will not.
+    /// A question is over, with or without an answer.
     pub(crate) fn answered(&mut self, asker: &Asker) {
         let under_way = &mut self.under_way[asker.kind as usize];
         *under_way = under_way.saturating_sub(1);

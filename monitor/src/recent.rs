@@ -63,7 +63,7 @@ impl<K: Clone + Eq + Hash, V> Recent<K, V> {
         self.entries.get(key).map(|(_, value)| value)
     }
 
-    /// A key as it is kept, and its value.
+    /// The stored key and its value.
     pub(crate) fn get_key_value<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<(&K, &V)>
     where
         K: Borrow<Q>,
@@ -84,7 +84,7 @@ impl<K: Clone + Eq + Hash, V> Recent<K, V> {
         self.entries.iter().map(|(key, (_, value))| (key, value))
     }
 
-    /// All entries, in no order, to be changed.
+    /// All entries, mutable, in no order.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
         self.entries.iter_mut().map(|(key, (_, value))| (key, value))
     }
@@ -94,7 +94,7 @@ impl<K: Clone + Eq + Hash, V> Recent<K, V> {
         self.entries.len()
     }
 
-    /// Up to `most` keys, the oldest first; they count as the newest from now on, so that all have their turn.
+    /// Up to `most` keys, oldest first. They count as newest afterwards, so that repeated calls reach every key.
     pub(crate) fn turn(&mut self, most: usize) -> Vec<K> {
         let mut taken = Vec::new();
         for _ in 0..self.order.len() {

@@ -15,7 +15,7 @@ use crate::{
     supervisor::Supervisor,
 };
 
-/// Who starts a service, and confirms which cgroup is its own.
+/// Who starts a service and confirms its own cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// systemd: a unit.
@@ -26,7 +26,7 @@ pub(crate) enum Owner {
     Defib,
 }
 
-/// Cgroups below a service's own whose names are kept for a next agent.
+/// Cgroups below a service's own that are stored for the next agent.
 const NESTED_KEPT: u32 = 8;
 
 /// A service that Defib looks after.
@@ -36,17 +36,18 @@ pub(crate) struct Managed {
     pub(crate) owner: Owner,
     /// How its health is proven.
     pub(crate) health: Health,
-    /// How its owner is asked.
+    /// Asks the owner.
     pub(crate) supervisor: Arc<dyn Supervisor>,
-    /// Path of its own cgroup, as its owner has confirmed it; empty when that is not known.
+    /// Path of its own cgroup, as confirmed by its owner; empty when not known.
     pub(crate) cgroup: Arc<str>,
-    /// Cgroups below its own that were kept for a next agent.
+    /// Cgroups below its own that were stored for the next agent.
     nested_kept: u32,
     /// Its memory in the last minutes.
     pub(crate) recorder: Recorder,
     /// Its memory over its incarnations.
     pub(crate) follower: Follower,
-    /// Since when nothing of it lives or is under way, CLOCK_BOOTTIME nanoseconds, as far as that was looked at.
+    /// When [`Roster::idle`] first saw it without a process and without an action under way, CLOCK_BOOTTIME
+    /// nanoseconds.
     idle_since_ns: Option<u64>,
     /// Tells what the store has of its engine; `None`: nothing.
     kept: Option<u64>,
@@ -76,12 +77,12 @@ impl Managed {
         }
     }
 
-    /// True when this place is in the service: in its own cgroup or below that.
+    /// True when this place is in the service's own cgroup or below it.
     pub(crate) fn has(&self, place: &Place) -> bool {
         !self.cgroup.is_empty() && self.cgroup.trim_matches('/') == place.root().trim_matches('/')
     }
 
-    /// True when the owner of the service may own what is at this place.
+    /// True when the service's owner can own the cgroup at this place.
     pub(crate) fn may_own(&self, place: &Place) -> bool {
         match (self.owner, &*place.origin) {
             (Owner::Systemd, Origin::Unit(_)) | (Owner::Engine(None), Origin::Container { .. }) => true,
@@ -90,7 +91,7 @@ impl Managed {
         }
     }
 
-    /// Whether a cgroup of the service is to be known to a next agent: its own, and a few below that.
+    /// Whether a cgroup of the service is to be stored for the next agent: its own, and a few below.
     pub(crate) fn keeps(&mut self, place: &Place) -> bool {
         if place.is_root() {
             self.nested_kept = 0;
@@ -142,25 +143,25 @@ impl Roster {
         self.services.get(name).map(Box::as_ref)
     }
 
-    /// The service of that name, to be changed.
+    /// The service of that name, mutable.
     pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Managed> {
         self.services.get_mut(name).map(Box::as_mut)
     }
 
-    /// The service that this place is in.
+    /// The service that contains this place.
     pub(crate) fn at(&self, place: &Place) -> Option<&Managed> {
         self.get(&place.service).filter(|managed| managed.has(place))
     }
 
-    /// Notes where a service lives, as its owner has confirmed it.
+    /// Sets a service's own cgroup, as its owner has confirmed it.
     pub(crate) fn moved(&mut self, name: &str, cgroup: &Arc<str>) {
         if let Some(managed) = self.services.get_mut(name) {
             managed.cgroup = Arc::clone(cgroup);
         }
     }
 
-    /// Services of owners that may have forgotten them: nothing lives or is under way, for `after_ns` so far. At most `most`; each
-    /// is named again after that time.
+    /// Up to `most` services that had no process and no action under way for `after_ns`: their owners may have
+    /// forgotten them. Each is returned again after that time.
     pub(crate) fn idle(&mut self, now_ns: u64, after_ns: u64, most: usize) -> Vec<Arc<str>> {
         let mut idle = Vec::new();
         for (name, managed) in &mut self.services {

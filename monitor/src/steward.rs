@@ -4,20 +4,20 @@
 //! comes back as an input. They end with the steward.
 //!
 //! * [`adopt`]: which services there are
-//! * [`claims`]: cgroups whose owners are still to confirm them
-//! * [`asking`]: what others are asked
+//! * [`claims`]: cgroups that their owners have not confirmed yet
+//! * [`asking`]: questions to the journal, systemd and container engines
 //! * [`deaths`]: what records say of them
-//! * [`forget`]: those that have gone for good
+//! * [`forget`]: services that their owner no longer knows
 //! * [`healing`]: what their engines decide
 //! * [`reconcile`]: what is believed, held against what is
 //! * [`growth`]: their memory
-//! * [`looking`]: for their main processes
+//! * [`looking`]: looks for the next main process of a command service
 //! * [`pictures`]: what was in their memory
 //! * [`operators`]: what operators ask and tell
 //! * [`planned`]: their planned restarts
-//! * [`suspects`]: those that leak are traced
+//! * [`suspects`]: traces of services that leak
 //! * [`pool`]: where services stand in their pools
-//! * [`turns`]: how long it takes for all that
+//! * [`turns`]: reports of slow turns
 
 mod adopt;
 mod asking;
@@ -102,15 +102,15 @@ const UNWRITTEN: u64 = 16 * 1024;
 enum Word {
     /// A supervisor's or a probe's answer, or a life that was found.
     Input(Arc<str>, Input),
-    /// What the owner says of the cgroup at this path.
+    /// The owner's answer about the cgroup at this path.
     Owner(Arc<str>, Answer),
     /// The owner does not know the service any more.
     Gone(Arc<str>),
-    /// Cgroups that have gone without word of it.
+    /// Cgroups that have gone without a removal record.
     Vanished(Vec<u64>),
     /// Somebody's answer about a death.
     Replied(Asker, Identity, Reply),
-    /// What systemd had in mind with a unit.
+    /// systemd's plan for a unit.
     Meant(String, Reply),
     /// The main process of a service, as its owner names it.
     Main(Arc<str>, Option<Identity>),
@@ -199,15 +199,15 @@ pub(crate) struct Steward {
     pictures: Pictures,
     asking: Asking,
     looking: Looking,
-    /// Proofs of health, and plans that supervisors are asked for, of each service: what newer ones replace is called off.
+    /// Running proofs of health and questions for plans, by service; a newer one aborts the older.
     probes: HashMap<Arc<str>, AbortHandle>,
     plans: HashMap<Arc<str>, AbortHandle>,
-    /// What is believed is held against what is.
+    /// The running check of state against the host.
     reconciling: Option<AbortHandle>,
     turns: Turns,
 }
 
-/// What a turn of the steward is about.
+/// The input of one turn of the steward.
 enum Came {
     Events(usize),
     Line(OomLine),
@@ -216,7 +216,7 @@ enum Came {
     Command(Command),
     Measurement,
     Audit,
-    /// A deadline, a beat, the end of a task: what is due is looked at after each input.
+    /// A deadline, a beat, or the end of a task; due work is done after every input.
     Nothing,
 }
 
@@ -421,7 +421,7 @@ impl Steward {
         self.write_down();
     }
 
-    /// A turn about something has taken this long, during which nothing else was handled.
+    /// Records that a turn about `about` has taken `time`.
     fn took(&mut self, time: Duration, about: &str) {
         self.metrics.own().turn(time);
         if let Some(unsaid) = self.turns.took(time, clock::boot_ns()) {
@@ -494,7 +494,7 @@ impl Steward {
     fn word(&mut self, word: Word) {
         match word {
             Word::Input(service, input) => {
-                // A handle keeps the room of its task.
+                // Drops the handle: it keeps the memory of the ended task.
                 match input {
                     Input::Planned { .. } => drop(self.plans.remove(&service)),
                     Input::Probed { .. } => drop(self.probes.remove(&service)),

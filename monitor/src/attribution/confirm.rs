@@ -1,5 +1,5 @@
-//! The owner's word on a cgroup: systemd says which unit a path belongs to, a container engine says where a container's
-//! process lives. What a path claims is acted on only after that.
+//! Asks a cgroup's owner whether its path's claim is true: systemd names the unit at a path, a container engine names
+//! the container's main process. Defib acts on a claim only after that.
 
 use std::sync::Arc;
 
@@ -11,23 +11,23 @@ use crate::host::{
     systemd::{self, Systemd},
 };
 
-/// What the owner of a cgroup says.
+/// The owner's answer about a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// The path is that unit's or container's own cgroup.
     Confirmed {
         /// The name by which the owner knows the service.
         service: Arc<str>,
-        /// The main process that the owner names, when it has one and that lives.
+        /// The main process that the owner names; `None` when it names none that lives.
         main: Option<Identity>,
     },
-    /// It is not; the reason.
+    /// The path is not that cgroup; the reason.
     Denied(String),
     /// The owner did not answer, or cannot be asked; the reason.
     Silent(String),
 }
 
-/// Asks the owner of the cgroup at `place`, which is the own cgroup of what it claims to be.
+/// Asks the owner about the cgroup at `place`, which claims to be a unit's or container's own cgroup.
 pub(crate) async fn confirm(place: &Place, systemd: &Systemd, hierarchy: &Hierarchy) -> Answer {
     let answer = match &*place.origin {
         Origin::Unit(unit) => systemd.placed(unit, &place.path).await.map(|placed| of_unit(unit, &place.path, placed)),
@@ -60,7 +60,7 @@ fn of_container(engine: &str, path: &str, found: Option<Container>, lives_in: Op
     let is_within =
         |lives_in: &str| lives_in.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     match lives_in {
-        // It is being made, or has just ended: the engine makes the cgroup before the process.
+        // The container is starting, or has just ended: the engine makes the cgroup before the process.
         None => Answer::Confirmed { service: container.name.into(), main: None },
         Some(lives_in) if is_within(lives_in) => {
             Answer::Confirmed { service: container.name.into(), main: living(container.pid) }

@@ -2,7 +2,7 @@
 //!
 //! * [`origin`]: what a cgroup's path claims (pure)
 //! * [`table`]: cgroup id → path and service, kept over a cgroup's removal until late records have passed
-//! * [`mod@confirm`]: what the owner, systemd or a container engine, says of that claim
+//! * [`mod@confirm`]: asks the owner (systemd or a container engine) about that claim
 
 mod confirm;
 mod origin;

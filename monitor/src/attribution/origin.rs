@@ -1,15 +1,15 @@
-//! What the path of a cgroup says about who runs there. A path is a claim: the owner confirms it before Defib acts on it
+//! What a cgroup's path claims about the service that runs there. The owner confirms the claim before Defib acts on it
 //! ([`confirm`](super::confirm)).
 //!
-//! systemd puts units into slices and slices into slices, so a unit of the host stands below slices only. Container engines
-//! name cgroups after ids, below a slice or below a cgroup of their own. Everything further down belongs to that unit or
-//! container, whatever it is called: users make cgroups of any name below their own manager (v2 delegation), and so do
-//! containers below their own cgroup. A cgroup that is neither is a plain one.
+//! systemd puts units and slices into slices, so only slices stand above a unit of the host. Container engines name
+//! cgroups after container ids, below a slice or below the engine's own cgroup. Everything further down belongs to that
+//! unit or container, whatever its name: users make cgroups of any name below their own manager (v2 delegation), and
+//! containers below their own cgroup. Any other cgroup is a plain one.
 
 /// The container engines whose cgroups are known, as their cgroup names spell them.
 const ENGINES: &[(&str, &str)] =
     &[("docker-", "docker"), ("libpod-", "podman"), ("cri-containerd-", "containerd"), ("crio-", "cri-o")];
-/// Cgroups at the root that an engine makes itself (cgroupfs driver). Below one, 64-digit names are container ids.
+/// Top-level cgroups that an engine makes itself (cgroupfs driver). Below one, 64-digit names are container ids.
 const PARENTS: &[(&str, &str)] = &[("docker", "docker"), ("libpod_parent", "podman"), ("kubepods", "containerd")];
 
 /// Who runs in a cgroup, as its path claims.
@@ -35,8 +35,9 @@ impl Origin {
         Self::claim(path).0
     }
 
-    /// Reads a path below the root of a hierarchy: the claim, and the part of the path that is the unit's or container's own
-    /// cgroup. For a plain cgroup that part ends behind the first name that is no slice: only root makes cgroups there.
+    /// Reads a path below the root of a hierarchy. Returns the claim and the path of the unit's or container's own
+    /// cgroup. For a plain cgroup that path ends after the first name that is not a slice: only root makes cgroups
+    /// there.
     pub(crate) fn claim(path: &str) -> (Self, &str) {
         let mut engine = None;
         for (name, upto) in names(path) {
@@ -57,7 +58,7 @@ impl Origin {
         (Self::Cgroup, path)
     }
 
-    /// True for a unit that is a user's service manager, with everything that its user runs.
+    /// True for a user's service manager, which contains everything that the user runs.
     pub(crate) fn is_user_manager(&self) -> bool {
         matches!(self, Self::Unit(name) if name.starts_with("user@") && name.ends_with(".service"))
     }
@@ -74,7 +75,7 @@ fn names(path: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// `engine`: whose own cgroup stands above, if one does.
+/// `engine`: the engine whose own cgroup stands above, if there is one.
 fn container(name: &str, engine: Option<&'static str>) -> Option<Origin> {
     let bare = name.strip_suffix(".scope").unwrap_or(name);
     for (prefix, engine) in ENGINES {
@@ -95,7 +96,7 @@ fn is_slice(name: &str) -> bool {
     name.strip_suffix(".slice").is_some_and(|stem| !stem.is_empty())
 }
 
-/// Slices only group others.
+/// Slices are not services: they only group units.
 fn is_unit(name: &str) -> bool {
     [".service", ".scope"].iter().any(|kind| name.strip_suffix(kind).is_some_and(|stem| !stem.is_empty()))
 }

@@ -1,9 +1,9 @@
 //! Cgroup id → path and service. Filled by one walk at start, kept by the programs' create and remove records.
 //!
-//! A removed cgroup stays known for a while: deaths on the other ring may be read after its removal. The table is bounded,
-//! in two parts: the own cgroups of units, containers, command services and those at the top, which only root makes, and
-//! everything below them, which users may make in any number. So a user's cgroups push out users' cgroups. What was pushed
-//! out is looked up again by its id when it is needed.
+//! A removed cgroup stays known for a while: deaths on the other ring may be read after its removal. The table has two
+//! bounded parts: own cgroups (of units, containers, command services, and those at the top), which only root makes,
+//! and the cgroups below them, which users make in any number. So users' cgroups evict only users' cgroups. An evicted
+//! cgroup is looked up again by its id when needed.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,9 +14,9 @@ use crate::recent::Recent;
 const ROOTS: usize = 49_152;
 /// Cgroups below them known at a time.
 const NESTED: usize = 16_384;
-/// Removed cgroups that stay known, of either part.
+/// Removed cgroups that stay known in each part.
 const REMEMBERED: usize = 1024;
-/// Bytes of a nested cgroup's path that is kept. Of one with a longer path (up to 4,096 bytes) the unit or container is kept.
+/// Longest path of a nested cgroup that is kept, bytes. A longer one (up to 4,096) is cut to its unit or container.
 const PATH_MAX: usize = 255;
 /// Containers whose names are known.
 const NAMED: usize = 16_384;
@@ -32,12 +32,12 @@ pub(crate) struct Place {
     pub(crate) origin: Arc<Origin>,
     /// Bytes of the path up to the end of the own cgroup of that unit, container or command service.
     root_len: u16,
-    /// Below that own cgroup.
+    /// True below that own cgroup.
     nested: bool,
 }
 
 impl Place {
-    /// False for a container that its engine has not confirmed: it is called by its id meanwhile.
+    /// False for a container that its engine has not confirmed: until then its id is its name.
     pub(crate) fn is_named(&self) -> bool {
         match &*self.origin {
             Origin::Container { engine, id } => *self.service != *by_id(engine, id),
@@ -60,7 +60,7 @@ fn by_id(engine: &str, id: &str) -> String {
     format!("{engine}:{}", id.get(..12).unwrap_or(id))
 }
 
-/// Cgroups of one kind, those that exist and those that were removed lately.
+/// One part of the table: cgroups that exist, and those removed recently.
 #[derive(Debug)]
 struct Part {
     living: Recent<u64, Place>,
@@ -102,7 +102,7 @@ pub(crate) struct Table {
     commands: HashMap<Arc<str>, Arc<str>>,
     /// Containers by their cgroups.
     containers: Recent<Arc<str>, Arc<str>>,
-    /// Names on the longest path that has a name here: no longer part of a path has to be looked at for one.
+    /// Components of the deepest named path; lookups try no deeper prefix.
     deepest: usize,
     /// Of all cgroups that are neither of a unit nor of a container.
     plain: Arc<Origin>,
@@ -122,15 +122,14 @@ impl Default for Table {
 }
 
 impl Table {
-    /// Calls the cgroup `path` of a command service, and everything below it, by the service's name. Before anything is known
-    /// there.
+    /// Names the cgroup `path` of a command service, and everything below it. Call it before any cgroup there is known.
     pub(crate) fn name_command(&mut self, path: &str, service: &Arc<str>) {
         let root: Arc<str> = format!("/{}", path.trim_matches('/')).into();
         self.deepest = self.deepest.max(depth(&root));
         self.commands.insert(root, Arc::clone(service));
     }
 
-    /// Calls a container, and everything in it, by its name; what is known there already.
+    /// Names a container's cgroup and everything below it; returns the known cgroups there.
     pub(crate) fn name_container(&mut self, root: &Arc<str>, service: &Arc<str>) -> Vec<(u64, Place)> {
         let is_below =
             |path: &str| path.strip_prefix(&**root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
@@ -143,7 +142,7 @@ impl Table {
         renamed
     }
 
-    /// Notes a cgroup, under its present path if it was known by another.
+    /// Adds a cgroup, or changes the path of a known one.
     pub(crate) fn insert(&mut self, id: u64, path: &str) -> Place {
         let place = self.describe(path);
         self.roots.living.remove(&id);
@@ -152,9 +151,9 @@ impl Table {
         place
     }
 
-    /// Notes that a cgroup has another path, and all below it with it (cgroup v1); returns those that were known.
+    /// Changes the path of a renamed cgroup (v1) and of all known ones below it; returns them.
     ///
-    /// A name that an engine gave to the old path stays there: what it said was of that path.
+    /// A name that an engine gave stays with the old path: the engine confirmed only that one.
     pub(crate) fn rename(&mut self, id: u64, path: &str) -> Vec<(u64, Place)> {
         let Some(old) = self.get(id).map(|place| Arc::clone(&place.path)) else { return Vec::new() };
         let moved = |(&id, place): (&u64, &Place)| {
@@ -170,7 +169,7 @@ impl Table {
         if place.nested { &mut self.nested } else { &mut self.roots }
     }
 
-    /// Notes that a cgroup was removed; it stays known until others push it out.
+    /// Marks a cgroup as removed; it stays known until later removals evict it.
     pub(crate) fn remove(&mut self, id: u64) {
         self.roots.remove(id);
         self.nested.remove(id);
@@ -195,7 +194,8 @@ impl Table {
         [&self.roots, &self.nested].map(|part| part.living.len() + part.removed.len()).iter().sum()
     }
 
-    /// Up to `most` cgroups of each part, to be held against what exists: word of a removal can be lost. All have their turn.
+    /// Up to `most` cgroups of each part, to check whether they still exist: removal records can be lost. Takes all in
+    /// turn.
     pub(crate) fn turn(&mut self, most: usize) -> Vec<(u64, Arc<str>)> {
         let mut taken = Vec::new();
         for part in [&mut self.roots, &mut self.nested] {
@@ -209,7 +209,7 @@ impl Table {
     /// What a path means here.
     pub(crate) fn describe(&self, path: &str) -> Place {
         if let Some((root, service, origin)) = self.given(path) {
-            // Ten thousand services, and as many copies of a path that is here already, are a megabyte.
+            // Shares the path that is stored already: copies for ten thousand services would take a megabyte.
             let own = if *path == **root { Some(root) } else { None };
             return self.place(path, root.len(), own, Arc::clone(service), origin);
         }
@@ -230,7 +230,7 @@ impl Table {
         Place { path, service, origin, root_len: u16::try_from(root_len).unwrap_or(u16::MAX), nested }
     }
 
-    /// The nearest cgroup at or above `path` that was given a name, the name, and what it is.
+    /// The nearest named cgroup at or above `path`: its path, name and origin.
     fn given(&self, path: &str) -> Option<(&Arc<str>, &Arc<str>, Origin)> {
         let ends = path.char_indices().skip(1).filter(|(_, letter)| *letter == '/').map(|(end, _)| end);
         let parts: Vec<&str> = ends.take(self.deepest).chain([path.len()]).filter_map(|end| path.get(..end)).collect();

@@ -115,7 +115,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
                             let (enquiry, replies) = (enquiry.clone(), replies_in.clone());
                             tokio::spawn(async move {
                                 let reply = enquiry.ask(question, None, turn).await;
-                                // Nobody receives only when the watcher ends.
+                                // The send fails only when the watcher ends.
                                 replies.send((process, reply)).await.ok();
                             });
                         }
@@ -143,7 +143,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
                 tokio::spawn(async move {
                     death.name_site().await;
                     drop(turn);
-                    // Nobody receives only when the watcher ends.
+                    // The send fails only when the watcher ends.
                     named.send(death).await.ok();
                 });
             } else if !view.show(&death)? {
@@ -168,7 +168,7 @@ fn ask(
     let (place, hierarchy, names) = (place.clone(), hierarchy.clone(), names.clone());
     tokio::spawn(async move {
         if let Answer::Confirmed { service, .. } = confirm(&place, &Systemd::default(), &hierarchy).await {
-            // Nobody receives only when the watcher ends.
+            // The send fails only when the watcher ends.
             names.send((place.path, service)).await.ok();
         }
         drop(turn);

@@ -1,10 +1,10 @@
-//! The one reader of files under `/proc` and `/sys` and of files that others write: bounded in bytes, entries and time.
+//! The only reader of `/proc`, `/sys` and files that others write. Every read is bounded in bytes, entries and time.
 //!
-//! Other people decide how long such a file is: a command line has 64 GiB if its process says so, a directory as many entries
-//! as somebody made. So every read names the most that it takes, and what comes back says whether that was all
-//! ([`Bounded`]): the caller refuses what was cut, or goes on with its beginning. `clippy.toml` forbids the unbounded ways.
+//! Others decide how long such a file is: a process can show a command line of 64 GiB, a user can fill a directory. So
+//! every read names its bound and returns whether the data was cut ([`Bounded`]); the caller refuses cut data, or uses
+//! the beginning. `clippy.toml` forbids unbounded reads.
 //!
-//! Nothing here may run on the task that owns the agent's state, but for files of a page that the kernel itself writes.
+//! None of this may run on the task that owns the agent's state, except for files of one page that the kernel writes.
 
 use std::{
     fs::{DirEntry, File, OpenOptions},
@@ -17,33 +17,33 @@ use std::{
 use rustix::fs::OFlags;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// Files of a few figures that the kernel writes within a page (seq_file and kernfs, `PAGE_SIZE`); arm64 has pages of 64 KiB, and
-/// none of these files fills even a small one.
+/// Bytes read of a file with a few figures, which the kernel writes within a page (seq_file and kernfs, `PAGE_SIZE`).
+/// arm64 has pages of 64 KiB, but none of these files fills even a small one.
 pub(crate) const FIGURES: usize = 4096;
 
-/// First piece that is asked for; later ones grow up to [`PIECE_MAX`].
+/// Bytes of the first read; later reads grow up to [`PIECE_MAX`].
 const PIECE: usize = 4096;
 const PIECE_MAX: usize = 256 * 1024;
 
-/// What was read within bounds.
+/// Data that was read within bounds.
 #[must_use = "whether it was cut decides what it may be used for"]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Bounded<T> {
-    /// All that there is.
+    /// All the data.
     Whole(T),
     /// The beginning; there is more.
     Cut(T),
 }
 
 impl<T> Bounded<T> {
-    /// What was read, be it all or the beginning: for callers to which the beginning is as good.
+    /// The data, cut or not: for callers that can use the beginning.
     pub(crate) fn beginning(self) -> T {
         match self {
             Self::Whole(value) | Self::Cut(value) => value,
         }
     }
 
-    /// What was read if it is all that there is.
+    /// The data if it was not cut.
     pub(crate) fn all(self) -> Option<T> {
         match self {
             Self::Whole(value) => Some(value),
@@ -61,7 +61,7 @@ impl<T> Bounded<T> {
         if is_cut { Self::Cut(value) } else { Self::Whole(value) }
     }
 
-    /// The same of another value.
+    /// Changes the data and keeps whether it was cut.
     pub(crate) fn map<U>(self, change: impl FnOnce(T) -> U) -> Bounded<U> {
         match self {
             Self::Whole(value) => Bounded::Whole(change(value)),
@@ -86,7 +86,7 @@ impl Bounded<Vec<u8>> {
     }
 }
 
-/// The first `most` bytes of a regular file, which those of `/proc` and `/sys` are.
+/// The first `most` bytes of a regular file (those of `/proc` and `/sys` are regular).
 ///
 /// # Errors
 /// When it cannot be read, or is a pipe, a device or a directory.
@@ -94,7 +94,7 @@ pub(crate) fn read(path: impl AsRef<Path>, most: usize) -> io::Result<Bounded<Ve
     take(&mut open(path.as_ref(), OFlags::empty())?, most, None)
 }
 
-/// A file of at most `most` bytes as text; what is no UTF-8 in it is replaced, since others choose names that stand in it.
+/// A file of at most `most` bytes as text. Invalid UTF-8 is replaced: others choose the names in it.
 ///
 /// # Errors
 /// Those of [`read`], and `FileTooLarge`.
@@ -110,7 +110,7 @@ pub(crate) fn beginning(path: impl AsRef<Path>, most: usize) -> io::Result<Strin
     read(path, most).map(Bounded::beginning).map(lossy)
 }
 
-/// The last `most` bytes of a regular file that somebody else writes; a link in its place is not followed.
+/// The last `most` bytes of a regular file that others write. Symbolic links are not followed.
 ///
 /// # Errors
 /// Those of [`read`], and `ELOOP` for a link.
@@ -118,13 +118,13 @@ pub(crate) fn tail(path: impl AsRef<Path>, most: usize) -> io::Result<Bounded<Ve
     let mut file = open(path.as_ref(), OFlags::NOFOLLOW)?;
     let skipped = file.metadata()?.len().saturating_sub(most as u64);
     file.seek(SeekFrom::Start(skipped))?;
-    // What is added meanwhile is left out.
+    // Bytes added meanwhile are left out.
     let end = take(&mut file, most, None)?.beginning();
     Ok(Bounded::new(end, skipped > 0))
 }
 
-/// The first `most` bytes that come, until `until` at the latest. That moment is looked at between two pieces: a read that
-/// blocks by itself is ended by nothing.
+/// The first `most` bytes that come before `until`. The time is checked between two reads; nothing ends a read that
+/// blocks.
 ///
 /// # Errors
 /// When one of the reads fails.
@@ -137,7 +137,7 @@ pub(crate) fn take(from: &mut impl Read, most: usize, until: Option<Instant>) ->
             bytes.truncate(most);
             return Ok(Bounded::Cut(bytes));
         }
-        // One more than is wanted tells whether there is more.
+        // One more byte than wanted tells whether there is more.
         bytes.resize(begin + piece.min(most + 1 - begin), 0);
         match from.read(&mut bytes[begin..]) {
             Ok(0) => {
@@ -156,7 +156,7 @@ pub(crate) fn take(from: &mut impl Read, most: usize, until: Option<Instant>) ->
     }
 }
 
-/// The first `most` bytes that come from a peer or a child. Whoever waits for them bounds the time.
+/// The first `most` bytes from a peer or a child. The caller bounds the time.
 ///
 /// # Errors
 /// When one of the reads fails.
@@ -169,8 +169,8 @@ pub(crate) async fn receive(from: &mut (impl AsyncRead + Unpin), most: usize) ->
     Ok(Bounded::new(bytes, is_cut))
 }
 
-/// Calls `visit` for the first `most` entries of a directory, until `until` at the latest. Those that vanish meanwhile are
-/// left out.
+/// Calls `visit` for the first `most` entries of a directory, until `until`. Entries that vanish meanwhile are left
+/// out.
 ///
 /// # Errors
 /// When it cannot be opened.
@@ -182,7 +182,7 @@ pub(crate) fn visit(
     mut visit: impl FnMut(&DirEntry),
 ) -> io::Result<Bounded<()>> {
     for (number, entry) in std::fs::read_dir(directory)?.enumerate() {
-        // A look at the clock for each would cost as much as the entry.
+        // Reading the clock for each entry would double the cost.
         let is_late = || number % 64 == 63 && until.is_some_and(|until| Instant::now() >= until);
         if number >= most || is_late() {
             return Ok(Bounded::Cut(()));
@@ -204,7 +204,7 @@ pub(crate) fn entries(directory: impl AsRef<Path>, most: usize) -> io::Result<Bo
     Ok(seen.map(|()| found))
 }
 
-/// Where a link leads.
+/// The target of a symbolic link.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -213,7 +213,7 @@ pub(crate) fn link(path: impl AsRef<Path>) -> io::Result<PathBuf> {
     std::fs::read_link(path)
 }
 
-/// Opens a regular file. A pipe or a device that was put in its place is not waited for.
+/// Opens a regular file. Does not wait for a pipe or a device in its place.
 fn open(path: &Path, flags: OFlags) -> io::Result<File> {
     let flags = (flags | OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
@@ -227,7 +227,7 @@ fn lossy(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// Takes any bytes for a file, and their first two for the most that is read of it.
+/// Reads any bytes as a file; the first two are the bound.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let Some((most, mut file)) = bytes.split_first_chunk::<2>() else { return };

@@ -17,13 +17,13 @@ use super::{
     process::{self, Identity},
 };
 
-/// A row for each controller of `/proc/cgroups`: some fifteen of 20 bytes.
+/// Bytes read of `/proc/cgroups`: some fifteen rows of 20 bytes, one for each controller.
 const CONTROLLERS: usize = 16 * 1024;
-/// Of `/proc/self/mounts`, where every mount of a container is a row of up to a page. Cgroup file systems are mounted at boot and
-/// stand near the begin.
+/// Bytes read of `/proc/self/mounts`, where each mount is a row of up to a page. Cgroup file systems are mounted at
+/// boot and stand near the beginning.
 pub(super) const MOUNTS: usize = 4 * 1024 * 1024;
-/// Levels below the root that are looked at for a limit: whoever may make cgroups can nest some two thousand, and each costs a
-/// look. What a host's owner sets is near the root.
+/// Levels below the root that are searched for a limit. A user can nest some two thousand cgroups, and each costs a
+/// read; limits set by a host's owner are near the root.
 const LEVELS: usize = 64;
 
 /// Which generation a hierarchy is.
@@ -35,7 +35,7 @@ pub(crate) enum Version {
     V2,
 }
 
-/// Bytes read of `/proc/PID/cgroup`: a line of at most a path (PATH_MAX, 4,096) for each of some fifteen hierarchies.
+/// Bytes read of `/proc/PID/cgroup`: one path (at most PATH_MAX, 4,096) for each of some fifteen hierarchies.
 const MEMBERSHIPS: usize = 64 * 1024;
 
 /// A mounted hierarchy.
@@ -130,7 +130,7 @@ impl Hierarchy {
         self.membership(&bounded::text(format!("/proc/{pid}/cgroup"), MEMBERSHIPS).ok()?)
     }
 
-    /// A line for each hierarchy: `id:controllers:path` (cgroups(7)).
+    /// `text` has a line for each hierarchy: `id:controllers:path` (cgroups(7)).
     fn membership(&self, text: &str) -> Option<String> {
         let path = text.lines().find_map(|line| {
             let (id, rest) = line.split_once(':')?;
@@ -139,8 +139,8 @@ impl Hierarchy {
         path.map(|(_, path)| path.to_owned())
     }
 
-    /// Calls `visit(id, path)` for every cgroup, those nearer to the root first; paths begin with a slash. Says whether there
-    /// are more than are looked at ([`cgroup_walk::HOST`]).
+    /// Calls `visit(id, path)` for every cgroup, those nearer to the root first; paths begin with a slash. Returns
+    /// whether the walk was cut ([`cgroup_walk::HOST`]).
     ///
     /// # Errors
     /// When the root cannot be listed. Cgroups that vanish meanwhile are left out.
@@ -158,10 +158,10 @@ impl Hierarchy {
         cgroup_walk::members(&self.directory(path), MEMBERS)
     }
 
-    /// The process that a service began with: of those whose parent lives outside the cgroup, the oldest. Takes some 10 µs for
-    /// each process of the cgroup: never on a task.
+    /// The process that a service began with: the oldest of those whose parent is outside the cgroup. Takes some 10 µs
+    /// for each process of the cgroup, so never call it on an async task.
     pub(crate) fn main_process(&self, path: &str) -> Result<Option<Identity>> {
-        // Of more, the kernel names first those that came first.
+        // If the list was cut, it still has the oldest: the kernel lists them first.
         let members: HashSet<u32> = self.processes(path)?.beginning().into_iter().collect();
         let outside =
             members.iter().filter_map(|&pid| process::descent(pid)).filter(|(parent, _)| !members.contains(parent));
@@ -242,7 +242,7 @@ impl Hierarchy {
     }
 }
 
-/// A path and those above it, the root last. Of one that lies deeper than [`LEVELS`], only the levels near the root.
+/// A path and its ancestors, the root last. Of a path deeper than [`LEVELS`], only the levels near the root.
 pub(super) fn ancestry(path: &str) -> impl Iterator<Item = &str> {
     let path = path.trim_end_matches('/');
     let near = path.match_indices('/').nth(LEVELS).map_or(path, |(slash, _)| &path[..slash]);

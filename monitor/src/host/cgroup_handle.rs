@@ -1,7 +1,7 @@
-//! From the id of a cgroup to its path, without a walk over all cgroups.
+//! Finds a cgroup's path by its id without a walk over all cgroups.
 //!
-//! The kernel's cgroup file systems export file handles (kernfs, since 5.5): a handle is the id, and opening one gives the
-//! directory. Opening takes `CAP_DAC_READ_SEARCH`; without it a bounded part of the hierarchy is searched.
+//! Cgroup file systems export file handles (kernfs, since 5.5): the handle is the id, and opening it gives the
+//! directory. Opening needs `CAP_DAC_READ_SEARCH`; without it a bounded part of the hierarchy is searched.
 
 use std::{
     fs::File,
@@ -23,9 +23,9 @@ use super::{
 
 /// `FILEID_KERNFS` (include/linux/exportfs.h): the handle is a 64-bit kernfs id.
 const FILEID_KERNFS: i32 = 0xfe;
-/// What one search without handles may look at: it runs on the task that owns the agent's state.
+/// Bounds of one search without handles, which runs on the task that owns the agent's state.
 const SEARCHED: Bounds = Bounds { cgroups: 4096, processes: 0, time: Duration::from_millis(20) };
-/// Between two searches without handles, CLOCK_BOOTTIME nanoseconds: 10 s.
+/// Least time between two searches without handles, CLOCK_BOOTTIME nanoseconds: 10 s.
 const SEARCH_INTERVAL_NS: u64 = 10_000_000_000;
 
 /// `struct file_handle` with room for a kernfs id.
@@ -40,14 +40,14 @@ struct Handle {
 #[derive(Debug)]
 pub(crate) struct Handles {
     mount: PathBuf,
-    /// `None`: ids cannot be opened here.
+    /// The mount; `None` where ids cannot be opened.
     opened: Option<File>,
     /// When the hierarchy was searched last; `None`: never.
     searched_ns: Option<u64>,
 }
 
 impl Handles {
-    /// For the hierarchy that is mounted here.
+    /// For the hierarchy mounted at `mount`.
     pub(crate) fn new(mount: &Path) -> Self {
         let opened = File::open(mount).ok().filter(|file| !matches!(open(file, root_id(file)), Err(Refused::Here)));
         Self { mount: mount.to_owned(), opened, searched_ns: None }
@@ -68,7 +68,7 @@ impl Handles {
         }
     }
 
-    /// Where an open directory is, below the mount.
+    /// Path of an open directory below the mount.
     fn below(&self, directory: &OwnedFd) -> Option<String> {
         let path = bounded::link(format!("/proc/self/fd/{}", directory.as_raw_fd())).ok()?;
         let path = path.to_string_lossy();
@@ -80,7 +80,7 @@ impl Handles {
 
 /// Why a handle was not opened.
 enum Refused {
-    /// No handle can be opened here: no right, or a kernel without them.
+    /// No handle can be opened here: no capability, or a kernel without handles.
     Here,
     /// There is no such cgroup.
     Gone,
@@ -93,7 +93,8 @@ fn root_id(mount: &File) -> u64 {
 fn open(mount: &File, id: u64) -> Result<OwnedFd, Refused> {
     let mut handle = Handle { bytes: 8, kind: FILEID_KERNFS, id: id.to_ne_bytes() };
     let flags = (OFlags::PATH | OFlags::CLOEXEC).bits().cast_signed();
-    // SAFETY: the handle is a whole `struct file_handle` with as many bytes behind its head as it says; the call writes none.
+    // SAFETY: the handle is a whole `struct file_handle` with as many bytes after its header as it says; the call
+    // writes none.
     let number = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), flags) };
     if number < 0 {
         let error = io::Error::last_os_error();
@@ -108,7 +109,7 @@ fn open(mount: &File, id: u64) -> Result<OwnedFd, Refused> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Looks through the cgroups near the root: units and containers are there, users' own cgroups below them.
+/// Searches from the root: units and containers are near it, users' own cgroups below them.
 fn search(mount: &Path, id: u64, bounds: Bounds) -> Option<String> {
     let mut found = None;
     let walked = cgroup_walk::walk(mount, bounds, |cgroup| {
@@ -116,7 +117,7 @@ fn search(mount: &Path, id: u64, bounds: Bounds) -> Option<String> {
             found = Some(cgroup.path());
         }
     });
-    // Whether others were left out changes nothing about the one that was found.
+    // A cut walk may still have found it.
     walked.is_ok().then_some(found)?
 }
 
@@ -152,7 +153,7 @@ mod tests {
         assert_eq!(handles.path_of(id, 5 + SEARCH_INTERVAL_NS).as_deref(), Some("/a"));
     }
 
-    /// With the host's own hierarchy: root opens each cgroup by its id; without the right, the search finds it.
+    /// On the host's own hierarchy: root opens each cgroup by its id; without the capability, the search finds it.
     #[test]
     fn a_cgroup_of_this_host_is_found_by_its_id() {
         let Ok(hierarchy) = Hierarchy::detect() else { return };

@@ -8,7 +8,8 @@ use super::{
     process,
 };
 
-/// `memory.stat` has some sixty rows in either version: 2 to 6 KiB; the kernel gives it a page, which has 64 KiB on some machines.
+/// Bytes read of `memory.stat`: some sixty rows in either version, 2 to 6 KiB. The kernel gives it one page, 64 KiB on
+/// some machines.
 const STAT: usize = 64 * 1024;
 
 /// Where v1 begins to mean "no limit": it says `PAGE_COUNTER_MAX` pages, just below 2^63 bytes.
@@ -54,7 +55,7 @@ impl Hierarchy {
     }
 
     fn of_processes(&self, path: &str) -> Option<u64> {
-        // A sum over some of them would be none.
+        // No sum over a cut list.
         let members = self.members(path).ok().and_then(Bounded::all)?;
         let held: u64 = members.into_iter().filter_map(process::memory_held).sum();
         (held > 0).then_some(held)

@@ -1,5 +1,5 @@
-//! Walks over cgroups and the processes in them, within bounds: whoever may make cgroups and processes decides how many there
-//! are. What comes back says whether there are more ([`Bounded`]).
+//! Bounded walks over cgroups and their processes, since users decide how many there are. The result says whether the
+//! walk was cut ([`Bounded`]).
 
 use std::{
     collections::VecDeque,
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::bounded::{self, Bounded};
 
-/// How much a walk looks at.
+/// The most that a walk visits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     /// Cgroups.
@@ -25,24 +25,23 @@ pub(crate) struct Bounds {
     pub(crate) time: Duration,
 }
 
-/// All cgroups of a host. The kernel has no limit on their number (`cgroup.max.descendants` is one that hardly anybody sets);
-/// this is twice what fills the agent's table, and some seconds of work.
+/// All cgroups of a host. The kernel does not limit their number (`cgroup.max.descendants` is hardly ever set); this is
+/// twice what fills the agent's table, and some seconds of work.
 pub(crate) const HOST: Bounds = Bounds { cgroups: 131_072, processes: 0, time: Duration::from_secs(5) };
 
 /// The processes of one service. systemd allows a unit 15 % of the host's, by default at most some ten thousand
 /// (`DefaultTasksMax=`, systemd-system.conf(5)).
 pub(crate) const MEMBERS: Bounds = Bounds { cgroups: 16_384, processes: 65_536, time: Duration::from_secs(2) };
 
-/// Entries of a cgroup's directory that are no cgroups: some sixty files for all controllers, in v1 with ten for each size of huge
-/// pages.
+/// Most files in a cgroup's directory: some sixty for all controllers, in v1 ten more for each size of huge pages.
 const FILES: usize = 512;
-/// Characters of a process id (`pid_max` is 4,194,304 at most, proc_sys_kernel(5)) with its line's end.
+/// Bytes of a pid (`pid_max` is 4,194,304 at most, proc_sys_kernel(5)) and its line feed.
 const PID: usize = 8;
 
 /// A cgroup that a walk meets.
 #[derive(Debug)]
 pub(crate) struct Met<'a> {
-    /// Inode number of its directory, which is the kernel's id of it.
+    /// Inode number of its directory, which is the kernel's cgroup id.
     pub(crate) id: u64,
     /// Its directory.
     pub(crate) directory: &'a Path,
@@ -50,15 +49,15 @@ pub(crate) struct Met<'a> {
 }
 
 impl Met<'_> {
-    /// Its path below the top, with a slash before it. What is no UTF-8 in it is replaced.
+    /// Its path below the top, with a leading slash. Invalid UTF-8 is replaced.
     pub(crate) fn path(&self) -> String {
         let below = self.directory.strip_prefix(self.top).unwrap_or(Path::new(""));
         format!("/{}", below.to_string_lossy())
     }
 }
 
-/// Calls `visit` for the cgroup of the directory `top` and for those below it, the nearer ones first: a crowd that somebody makes
-/// in a corner of their own hides nothing that lies nearer to the root.
+/// Calls `visit` for the cgroup of the directory `top` and for those below it, nearer ones first: many cgroups that a
+/// user makes deep down hide none that is nearer to the root.
 ///
 /// # Errors
 /// When `top` cannot be listed. Cgroups that vanish meanwhile are left out.
@@ -91,14 +90,14 @@ pub(crate) fn walk(top: &Path, bounds: Bounds, mut visit: impl FnMut(&Met<'_>)) 
                 return Err(error).with_context(|| format!("cannot list {}", directory.display()));
             }
             Err(error) if is_gone(&error) => {}
-            // Deeper than a path can say, for one: what lies below is not seen.
+            // For example deeper than a path can be long: what is below is not seen.
             Err(_) => is_cut = true,
         }
     }
     Ok(Bounded::new((), is_cut))
 }
 
-/// The processes of the cgroup with this directory, in whichever hierarchy it is, and of those below it; none when it does not
+/// The processes of the cgroup with this directory, in any hierarchy, and of those below it; none when it does not
 /// exist.
 ///
 /// # Errors
@@ -121,7 +120,7 @@ pub(crate) fn members(directory: &Path, bounds: Bounds) -> Result<Bounded<Vec<u3
     match (walked, failed) {
         (Ok(walked), None) => Ok(Bounded::new(found, is_cut || walked.is_cut())),
         (Ok(_), Some(error)) => Err(error),
-        // It went meanwhile.
+        // Removed meanwhile.
         (Err(_), _) if !directory.exists() => Ok(Bounded::Whole(Vec::new())),
         (Err(error), _) => Err(error),
     }
@@ -136,13 +135,13 @@ pub(crate) fn processes(directory: &Path, most: usize) -> Result<Bounded<Vec<u32
     match bounded::read(&file, most.saturating_mul(PID)) {
         Ok(text) => Ok(parse(text, most)),
         Err(error) if is_gone(&error) => Ok(Bounded::Whole(Vec::new())),
-        // A threaded cgroup of v2: the one above it that is not threaded lists its processes.
+        // A threaded cgroup of v2: its nearest ancestor that is not threaded lists the processes.
         Err(error) if Errno::from_io_error(&error) == Some(Errno::OPNOTSUPP) => Ok(Bounded::Whole(Vec::new())),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
     }
 }
 
-/// Of a list that was cut, the last line may be a part of a number.
+/// The last line of a cut list may be part of a number, so it is dropped.
 fn parse(text: Bounded<Vec<u8>>, most: usize) -> Bounded<Vec<u32>> {
     let is_cut = text.is_cut();
     let text = text.beginning();
@@ -154,12 +153,12 @@ fn parse(text: Bounded<Vec<u8>>, most: usize) -> Bounded<Vec<u32>> {
     Bounded::new(pids, is_cut)
 }
 
-/// It has been removed, also between open and read.
+/// True when the cgroup was removed, also between open and read.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(error) == Some(Errno::NODEV)
 }
 
-/// Takes any bytes for `cgroup.procs`.
+/// Parses any bytes as `cgroup.procs`.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     for most in [1, 100] {

@@ -1,5 +1,5 @@
-//! Children of the agent that this process was before it began again (SIGHUP): services that live on, and helpers that were ended with
-//! that agent. Nobody else waits for them, so without this each stays a zombie, and its pid is taken, for as long as the agent lives.
+//! Reaps children from before this process executed itself again (SIGHUP): services that live on, and helpers that were
+//! ended with the old agent. Otherwise each would stay a zombie and keep its pid for as long as the agent lives.
 
 use std::{io, path::Path};
 
@@ -11,24 +11,24 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{bounded, process};
 
-/// Bytes of the list of children: more than all pids that there can be (4,194,304, proc_sys_kernel(5)).
+/// Bytes read of the list of children: enough for all possible pids (4,194,304, proc_sys_kernel(5)).
 const LIST: usize = 64 << 20;
-/// Entries of `/proc`: as many processes as there can be, and some.
+/// Entries of `/proc` that are read: all possible processes, and some.
 const PROCESSES: usize = 4_194_304 + 1024;
 
-/// The children that there are. To be called before this program has any of its own, while it has one thread: exec(2) has left
-/// all of them to that.
+/// All present children. Call it before this program starts any itself, while it has one thread: after exec(2) that
+/// thread has them all.
 pub(crate) fn left() -> Vec<Pid> {
     listed("/proc/thread-self/children").unwrap_or_else(|_| found())
 }
 
-/// As the kernel lists them (proc_tid_children(5)); not every kernel does (CONFIG_PROC_CHILDREN).
+/// Reads the kernel's list of children (proc_tid_children(5)), which needs CONFIG_PROC_CHILDREN.
 fn listed(path: &str) -> io::Result<Vec<Pid>> {
     let text = bounded::text(path, LIST)?;
     Ok(text.split_ascii_whitespace().filter_map(pid).collect())
 }
 
-/// Those whose parent this process is.
+/// Searches `/proc` for processes whose parent is this process.
 fn found() -> Vec<Pid> {
     let own = std::process::id();
     let ours = |tgid: u32| process::descent(tgid).is_some_and(|(parent, _)| parent == own);
@@ -38,7 +38,7 @@ fn found() -> Vec<Pid> {
         let tgid = name.to_str().filter(|name| name.parse().is_ok_and(ours));
         found.extend(tgid.and_then(pid));
     });
-    // What is not found stays a zombie, and does no other harm.
+    // A child that is not found stays a zombie and does no other harm.
     seen.map_or_else(|_| Vec::new(), |_| found)
 }
 
@@ -46,10 +46,10 @@ fn pid(text: &str) -> Option<Pid> {
     text.parse().ok().and_then(Pid::from_raw)
 }
 
-/// Waits for each by its pid, and for no other: the pid of a child is no other process's before it was waited for, and what this
-/// program starts itself it waits for itself.
+/// Waits for each child by its pid, and for no other. A child's pid is not reused until it was waited for; other code
+/// waits for children that this program starts.
 pub(crate) async fn reap(mut left: Vec<Pid>) {
-    // Before the first look, so that no end falls between the two.
+    // Registered before the first check, so that no exit is missed between the two.
     let mut ends = match signal(SignalKind::child()) {
         Ok(ends) => ends,
         Err(error) => return tracing::warn!("children of the agent before stay zombies: {error}"),
@@ -62,7 +62,7 @@ pub(crate) async fn reap(mut left: Vec<Pid>) {
     }
 }
 
-/// False once it was waited for, or if it is no child.
+/// False once it was waited for, or when it is not a child.
 fn is_running(pid: Pid) -> bool {
     matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None) | Err(Errno::INTR))
 }
@@ -92,7 +92,7 @@ mod tests {
     fn children_are_found_with_the_kernel_s_list_and_without() {
         let mut child = Command::new("sleep").arg("1000").spawn().expect("sleep starts");
         let pid = Pid::from_raw(child.id() as i32).expect("a pid");
-        // The thread of this test has made it.
+        // This test's thread is the parent.
         match listed("/proc/thread-self/children") {
             Ok(all) => assert!(all.contains(&pid), "{all:?}"),
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::NotFound),

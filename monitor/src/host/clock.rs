@@ -33,7 +33,7 @@ pub(crate) fn wall(at_ns: u64) -> Timestamp {
     wall_of(i64::try_from(at_ns).unwrap_or(i64::MAX))
 }
 
-/// The same for a moment that may be before this boot, and is negative then.
+/// The same for a moment that may be before this boot (then it is negative).
 pub(crate) fn wall_of(at_ns: i64) -> Timestamp {
     let (now, boot) = (Timestamp::now(), i64::try_from(boot_ns()).unwrap_or(i64::MAX));
     let span = Duration::from_nanos(boot.abs_diff(at_ns));

@@ -63,12 +63,11 @@ pub(crate) struct Container {
     pub(crate) started_at: String,
     /// When its last run ended, likewise.
     pub(crate) finished_at: String,
-    /// Who made it and replaces it by another one when it ends: `Docker Swarm` or `Kubernetes`. By its labels.
+    /// The orchestrator that made it and replaces it when it ends, by its labels: `Docker Swarm` or `Kubernetes`.
     pub(crate) orchestrator: Option<&'static str>,
 }
 
-/// Labels that orchestrators put on each container that they make (moby, daemon/cluster; kubelet and
-/// cri-dockerd).
+/// Labels that orchestrators put on each of their containers (moby, daemon/cluster; kubelet and cri-dockerd).
 const ORCHESTRATORS: [(&str, &str); 3] = [
     ("com.docker.swarm.task.id", "Docker Swarm"),
     ("io.kubernetes.pod.uid", "Kubernetes"),
@@ -76,7 +75,7 @@ const ORCHESTRATORS: [(&str, &str); 3] = [
 ];
 
 impl Container {
-    /// Refuses a container that is an orchestrator's to replace.
+    /// Refuses a container that an orchestrator replaces.
     ///
     /// # Errors
     /// With the orchestrator's name.
@@ -105,14 +104,14 @@ pub(crate) async fn name(engine: &str, id: &str) -> Result<Option<String>> {
     Ok(Some(container.name))
 }
 
-/// What an engine says of a container by its full id; `None` when it knows no such container. Asked again while the engine is silent.
+/// Asks an engine for a container by its full id; `None` when it knows no such container. Asks again while the engine
+/// is silent.
 ///
-/// # Errors
-/// When the engine does not answer for half a minute, or has no such way to ask (containerd, CRI-O).
+/// # Errors When the engine does not answer for half a minute, or cannot be asked this way (containerd, CRI-O).
 pub(crate) async fn known(engine: &str, id: &str) -> Result<Option<Container>> {
     for _ in 1..ASKED {
         let container = known_at_once(engine, id).await;
-        // What the engine refuses to tell will not come.
+        // A refusal will not change: do not ask again.
         if !container.as_ref().is_err_and(is_silence) {
             return container;
         }
@@ -123,11 +122,11 @@ pub(crate) async fn known(engine: &str, id: &str) -> Result<Option<Container>> {
 
 async fn known_at_once(engine: &str, id: &str) -> Result<Option<Container>> {
     match state(engine, id).await {
-        // Podman needs no service of its own to run containers, so nobody may listen; its list tells the name alone.
+        // Podman runs containers without a service, so its API may be absent. Its list on disk has only the name.
         Ok(None) | Err(_) if engine == "podman" => {
             Ok(Some(Container { name: podman_name(id).await?, ..Container::default() }))
         }
-        // Between two runs it tells nothing but that.
+        // Between two runs Podman's API says only that it is stopped.
         Ok(Some(Container { status, .. })) if engine == "podman" && status == STOPPED => {
             Ok(Some(Container { name: podman_name(id).await?, status, ..Container::default() }))
         }

@@ -1,20 +1,20 @@
-//! Processors that this host may have, those included that can be added while it runs.
+//! Counts the processors that this host may have, including those that can be added while it runs.
 
 use super::bounded;
 
-/// Where the kernel lists them.
+/// The kernel's list of them.
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
-/// Room for that list: a range, mostly.
+/// Bytes read of that list, which is mostly one range.
 const LIST: usize = 4096;
 
-/// How many; where the kernel does not say, those that run now.
+/// The number of possible processors; where the kernel does not list them, of those that run now.
 pub(crate) fn possible() -> u32 {
     let text = bounded::text(POSSIBLE, LIST);
     let running = || std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
     text.ok().and_then(|text| count(&text)).unwrap_or_else(running)
 }
 
-/// Numbers and ranges of them, with commas between (cpu list format, cpuset(7)).
+/// Counts numbers and ranges, separated by commas (list format, cpuset(7)).
 fn count(list: &str) -> Option<u32> {
     let mut count = 0_u32;
     for part in list.trim().split(',') {

@@ -50,10 +50,9 @@ const LINES: usize = 60;
 
 /// The end of a service's output, at most 8 KiB.
 ///
-/// # Errors
-/// When whoever keeps it does not give it.
+/// # Errors When the output cannot be read.
 ///
-/// `turn` is dropped when nothing that was started for the answer runs any more, which may be later than the answer.
+/// `turn` is dropped once every program started for the answer has ended, which may be after the answer.
 pub(crate) async fn read(source: &Source, turn: impl Send + 'static) -> Result<String> {
     match source {
         Source::File(path) => {
@@ -76,8 +75,8 @@ fn tail(path: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&end.beginning()).into_owned())
 }
 
-/// How long the journal's reader may take. Verdicts wait for a tenth of it ([`crate::diagnosis`]); an incident's record takes what
-/// comes later.
+/// Longest run of the journal's reader. Verdicts wait for a tenth of it ([`crate::diagnosis`]); later lines go into the
+/// incident's record.
 const JOURNAL: Duration = Duration::from_secs(1);
 
 /// Asks the journal through its own reader: its files have no other stable interface than a C library.
@@ -92,8 +91,8 @@ async fn journal(unit: &str, tgid: u32, turn: impl Send + 'static) -> Result<Str
     Ok(String::from_utf8_lossy(&end).into_owned())
 }
 
-/// The first [`TAIL`] bytes that a program writes, within `patience`. The program is ended after that and reaped, and only then is
-/// `turn` given back: one that cannot be ended, as in the read of a disk that hangs, keeps its turn.
+/// The first [`TAIL`] bytes that a program writes within `patience`. Then the program is killed and reaped, and only
+/// then `turn` is given back: a program that cannot be killed, for example in a read from a hung disk, keeps its turn.
 async fn first_of(mut command: Command, patience: Duration, turn: impl Send + 'static) -> Result<Vec<u8>> {
     let mut child = command
         .stdin(Stdio::null())

@@ -1,17 +1,16 @@
-//! Listening sockets that a crowd of connections does not fill at once.
+//! Listening sockets with a backlog that holds a burst of connections.
 
 use std::{io, net::SocketAddr};
 
 use tokio::net::{TcpListener, TcpSocket};
 
-/// Connections that the kernel keeps until they are taken, the most that it allows by default (`net.core.somaxconn`, 4,096 from Linux
-/// 5.4 on). One that finds no room is tried again by the client's kernel after a second.
+/// Connections that the kernel queues until they are accepted: its default maximum (`net.core.somaxconn`, 4,096 from
+/// Linux 5.4 on). The client's kernel retries one that finds no room after a second.
 const BACKLOG: u32 = 4096;
 
 /// Listens on an address.
 ///
-/// # Errors
-/// When the address cannot be had.
+/// # Errors When the address cannot be bound.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A connection of an agent that has ended may still be in TIME_WAIT.

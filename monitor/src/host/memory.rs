@@ -20,7 +20,7 @@ const OOM_SCORE_ADJ: i32 = -900;
 /// The most there is (proc_pid_oom_score_adj(5)).
 const FIRST: i32 = 1000;
 const OOM_SCORE_ADJ_FILE: &str = "/proc/self/oom_score_adj";
-/// Our own mappings, of some 700 bytes each: a few hundred. The program's own come first.
+/// Bytes read of our own `smaps`: a few hundred mappings of some 700 bytes each. The program's own come first.
 const SMAPS: usize = 8 * 1024 * 1024;
 
 /// All memory of the host, bytes.

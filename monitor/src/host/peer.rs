@@ -1,7 +1,8 @@
-//! Who is at the other end of a TCP connection: the user, when it is a process of this host, else the network.
+//! Finds who is at the other end of a TCP connection: the user of a process on this host, otherwise the network.
 //!
-//! All users of a host share 127.0.0.1, so an address alone lets one of them use up what another is meant to have. The kernel says
-//! whose a socket is (sock_diag(7), `NETLINK_SOCK_DIAG`): one exact look-up, answered in the call that asks.
+//! All users of a host share 127.0.0.1, so with limits by address one user could use up the share of another. The
+//! kernel names the user of a socket (sock_diag(7), `NETLINK_SOCK_DIAG`): one exact look-up, answered in the call that
+//! asks.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -10,16 +11,16 @@ use std::{
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
 
-/// Who shares places as one.
+/// A client for the sharing of places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Peer {
     /// A user of this host.
     User(u32),
-    /// An address; of IPv6 the first 64 bits, since the rest is the peer's to choose.
+    /// An address; of IPv6 the first 64 bits, since a peer can choose the rest.
     Network(IpAddr),
 }
 
-/// Asks the kernel; without its answer, an address is all that is known.
+/// Asks the kernel; without its answer, a peer is known by its address only.
 #[derive(Debug)]
 pub(crate) struct Peers {
     netlink: Option<OwnedFd>,
@@ -39,7 +40,7 @@ const QUESTION: usize = HEADER + 56;
 const UID: usize = HEADER + 4 + 48 + 12;
 
 impl Peers {
-    /// Opens the way to the kernel's answers, where the sandbox leaves one.
+    /// Opens the netlink socket, if the sandbox allows it.
     pub(crate) fn new() -> Self {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let opened = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(netlink::SOCK_DIAG));
@@ -49,7 +50,7 @@ impl Peers {
         Self { netlink }
     }
 
-    /// Who has connected from `remote` to `local`.
+    /// The peer that has connected from `remote` to `local`.
     pub(crate) fn of(&self, local: SocketAddr, remote: SocketAddr) -> Peer {
         let (here, there) = (local.ip().to_canonical(), remote.ip().to_canonical());
         let user = if there.is_loopback() || here == there {
@@ -65,7 +66,7 @@ impl Peers {
         let netlink = self.netlink.as_ref()?;
         send(netlink, &question(own, other), SendFlags::empty()).ok()?;
         let mut answer = [0; 512];
-        // The answer is there when the question is sent; what is not about it is of an earlier one that was not taken.
+        // The answer is ready when the send returns. Other messages answer an earlier question and are skipped.
         while let Ok((length, _)) = recv(netlink, &mut answer, RecvFlags::DONTWAIT) {
             if let Some(user) = answer.get(..length).and_then(|answer| told(answer, own.1, other.1)) {
                 return Some(user);
@@ -102,7 +103,7 @@ fn question(own: (IpAddr, u16), other: (IpAddr, u16)) -> [u8; QUESTION] {
     put(&REQUEST.to_ne_bytes());
     put(&[0; 8]);
     put(&[if own.0.is_ipv4() { INET } else { INET6 }, TCP, 0, 0]);
-    // In whatever state it is.
+    // Any state of the socket.
     put(&u32::MAX.to_ne_bytes());
     put(&own.1.to_be_bytes());
     put(&other.1.to_be_bytes());
@@ -114,7 +115,7 @@ fn question(own: (IpAddr, u16), other: (IpAddr, u16)) -> [u8; QUESTION] {
     all
 }
 
-/// The user in an answer about the socket with these ports; none when it is an error, or about another.
+/// The user in an answer about the socket with these ports; `None` for an error or another socket.
 fn told(answer: &[u8], own: u16, other: u16) -> Option<u32> {
     let field = |at: usize| answer.get(at..at + 2)?.try_into().ok();
     let is_answer = u16::from_ne_bytes(field(4)?) == BY_FAMILY;
@@ -132,7 +133,7 @@ mod tests {
     #[test]
     fn a_process_of_this_host_is_known_by_its_user() {
         for address in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
-            // Not every machine speaks IPv6.
+            // Not every machine has IPv6.
             let Ok(listener) = TcpListener::bind(address) else { continue };
             let to = match listener.local_addr().expect("bound") {
                 address if address.ip().is_unspecified() => SocketAddr::from(([127, 0, 0, 1], address.port())),
@@ -146,7 +147,7 @@ mod tests {
             if peers.netlink.is_some() {
                 assert_eq!(peers.of(local, remote), Peer::User(own), "{address}");
             }
-            // Without an answer all that is known is the address.
+            // Without an answer only the address is known.
             let blind = Peers { netlink: None };
             assert_eq!(blind.of(local, remote), Peer::Network(network(to.ip())), "{address}");
             drop(client);

@@ -1,7 +1,7 @@
-//! Processes and threads that cgroups have refused (`pids.max`): a count that is compared with what it was.
+//! Counts processes and threads that cgroups refused (`pids.max`) since the last read.
 //!
-//! The pids controller may be in a hierarchy of its own (cgroup v1), where services have the same paths. Its count of refusals
-//! (`max` of `pids.events`, 4.8 and newer) is of the cgroup that refused, and from 6.11 on of those above it too.
+//! The pids controller may have its own hierarchy (cgroup v1), with the same paths for services. The kernel counts a
+//! refusal (`max` of `pids.events`, 4.8 and newer) at the cgroup that refused, and from 6.11 on also at those above.
 
 use std::path::{Path, PathBuf};
 
@@ -10,45 +10,45 @@ use crate::recent::Recent;
 
 /// Cgroups whose count is remembered.
 const COUNTED: usize = 4096;
-/// Room for `pids.events`: a line or two.
+/// Bytes read of `pids.events`: a line or two.
 const EVENTS: usize = 256;
-/// Each cgroup is looked at once in this time, however many die there: 1 s.
+/// A cgroup is read at most once in this time, however many processes die there; nanoseconds: 1 s.
 const PAUSE_NS: u64 = 1_000_000_000;
 
-/// Processes and threads that a cgroup refused since it was last looked at.
+/// Processes and threads that a cgroup refused since the last read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PidsRefused {
     /// How many.
     pub(crate) count: u64,
-    /// How long ago the last look was, nanoseconds: the refusals are no older.
+    /// Time since the last read, nanoseconds: the refusals are no older.
     pub(crate) within_ns: u64,
 }
 
-/// What cgroups had refused at the last look, by their ids in the hierarchy where services are watched.
+/// The counts at the last read, by cgroup id in the hierarchy where services are watched.
 #[derive(Debug)]
 pub(crate) struct PidsLimits {
-    /// Where the controller is mounted; `None`: nowhere.
+    /// Mount point of the controller; `None` when it is not mounted.
     mount: Option<PathBuf>,
     counts: Recent<u64, Look>,
 }
 
-/// The last look at a cgroup.
+/// The last read of a cgroup.
 #[derive(Clone, Copy, Debug)]
 struct Look {
-    /// What it had refused since it was made; `None` when that cannot be read.
+    /// Refusals since the cgroup was made; `None` when they cannot be read.
     count: Option<u64>,
-    /// When.
+    /// Time of the read, or of the cgroup's creation.
     at_ns: u64,
-    /// Nobody has looked: it was made then.
+    /// True when it was not read yet, and `at_ns` is its creation.
     is_new: bool,
-    /// What it had refused since the look before.
+    /// Refusals between the last two reads.
     refused: Option<PidsRefused>,
 }
 
 impl PidsLimits {
     /// Knows no cgroup yet.
     pub(crate) fn new() -> Self {
-        // Without them nothing is known of refusals.
+        // Without the mounts, refusals are not known.
         let mounts = bounded::beginning("/proc/self/mounts", MOUNTS).unwrap_or_default();
         Self::at(mount(&mounts))
     }
@@ -57,12 +57,12 @@ impl PidsLimits {
         Self { mount, counts: Recent::new(COUNTED) }
     }
 
-    /// A cgroup was made, and has refused nothing yet.
+    /// Notes a new cgroup, which has refused nothing yet.
     pub(crate) fn made(&mut self, cgroup: u64, now_ns: u64) {
         self.counts.insert(cgroup, Look { count: Some(0), at_ns: now_ns, is_new: true, refused: None });
     }
 
-    /// What a cgroup has refused since the last look; `None`: nothing, or it was not looked at before.
+    /// Refusals of a cgroup since the last read; `None` when there were none, or it was not read before.
     pub(crate) fn look(&mut self, cgroup: u64, path: &str, now_ns: u64) -> Option<PidsRefused> {
         let before = self.counts.get(&cgroup).copied();
         if let Some(Look { at_ns, is_new: false, refused, .. }) = before
@@ -83,7 +83,7 @@ impl PidsLimits {
     }
 }
 
-/// Where the pids controller is: in a hierarchy of v1, else in that of v2.
+/// Mount point of the pids controller: a hierarchy of v1, else that of v2.
 fn mount(mounts: &str) -> Option<PathBuf> {
     let lines = || mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let of = |fits: &dyn Fn(&str, &str) -> bool| {

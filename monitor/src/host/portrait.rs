@@ -70,7 +70,7 @@ pub(crate) fn largest_of(hierarchy: &Hierarchy, cgroup: &str) -> Option<Identity
 }
 
 fn members(hierarchy: &Hierarchy, cgroup: &str) -> Vec<u32> {
-    // One that has gone has none. Of a crowd that is cut, the largest is looked for among those that came first.
+    // A removed cgroup has no processes. Of a cut list, the largest is searched among the oldest processes.
     hierarchy.members(cgroup).map(Bounded::beginning).unwrap_or_default()
 }
 
@@ -178,7 +178,7 @@ fn open_files(directory: &std::path::Path, until: Instant) -> Option<u64> {
     match fs::metadata(&directory).ok()?.len() {
         0 => {
             let mut count = 0;
-            // Of more than these, so many at least.
+            // When there are more, this is a lower bound.
             let _all = bounded::visit(&directory, FILES, Some(until), |_| count += 1).ok()?;
             Some(count)
         }

@@ -54,7 +54,7 @@ pub(crate) fn is_alive(process: Identity) -> bool {
         .is_ok_and(|stat| started(process.tgid, &stat).is_some_and(|now| now.matches(process)) && !has_ended(&stat))
 }
 
-/// The process that an owner names by this pid, when it lives; 0 names none.
+/// The process with this pid as an owner names it; `None` when it does not live, or for 0.
 ///
 /// # Errors
 /// When it cannot be looked at.
@@ -110,12 +110,13 @@ pub(crate) fn memory_held(tgid: u32) -> Option<u64> {
     Some(parts.into_iter().sum::<u64>().saturating_mul(1024))
 }
 
-/// True while a core of the process is written, which may take a minute; it does nothing else any more. False where that cannot be told.
+/// True while the kernel writes a core dump of the process, which may take a minute; it runs no more. False when not
+/// known.
 pub(crate) fn dumps_core(tgid: u32) -> bool {
     status(tgid).is_ok_and(|status| is_dumped(&status))
 }
 
-/// A name may have any bytes but a line's end, which the kernel escapes.
+/// A process name may contain any bytes except a line feed, which the kernel escapes.
 fn is_dumped(status: &str) -> bool {
     status.lines().any(|line| line.strip_prefix("CoreDumping:").is_some_and(|flag| flag.trim() == "1"))
 }
@@ -129,7 +130,8 @@ pub(crate) fn processor_seconds(tgid: u32) -> Option<f64> {
     Some((ticks(11)? + ticks(12)?) as f64 * TICK_NS as f64 / 1e9)
 }
 
-/// `/proc/PID/status` is some 1.5 KiB, and 11 bytes more for each supplementary group (65,536 at most, credentials(7)).
+/// Bytes read of `/proc/PID/status`: some 1.5 KiB, and 11 for each supplementary group (65,536 at most,
+/// credentials(7)).
 const STATUS: usize = 1024 * 1024;
 
 /// The text of `/proc/PID/status` (proc_pid_status(5)).
@@ -140,20 +142,20 @@ pub(crate) fn status(tgid: u32) -> io::Result<String> {
     bounded::text(format!("/proc/{tgid}/status"), STATUS)
 }
 
-/// Bytes of a command line that tell it from others. execve(2) takes up to a quarter of the stack's limit, 2 MiB; a process makes
-/// its own as long as it likes (`PR_SET_MM_MAP`).
+/// Bytes of a command line that identify it. execve(2) takes up to a quarter of the stack's limit, 2 MiB; a process can
+/// make its own any length (`PR_SET_MM_MAP`).
 const ARGUMENTS: usize = 64 * 1024;
 
 /// A number that is the same for processes of the same program file with the same arguments; `None` when it has gone, or has
 /// no arguments yet because it is just becoming that program. A file that was replaced, as a deploy does, is another one.
 pub(crate) fn build(tgid: u32) -> Option<u64> {
-    // What is known here is enough: a server that keeps the file and does not answer must not hold us up.
+    // Cached attributes are enough: a network file server that does not answer must not block us.
     let what = StatxFlags::BASIC_STATS;
     let file = statx(CWD, format!("/proc/{tgid}/exe"), AtFlags::STATX_DONT_SYNC, what).ok()?;
     let file = (file.stx_dev_major, file.stx_dev_minor, file.stx_ino, file.stx_size, file.stx_mtime);
     let (arguments, length) = match bounded::read(format!("/proc/{tgid}/cmdline"), ARGUMENTS).ok()? {
         Bounded::Whole(arguments) => (arguments, None),
-        // By where it begins and ends (fields 48 and 49).
+        // Its full length, from fields 48 and 49.
         Bounded::Cut(arguments) => (arguments, stat(tgid).ok().and_then(|stat| arguments_length(&stat))),
     };
     if arguments.is_empty() {
@@ -165,7 +167,7 @@ pub(crate) fn build(tgid: u32) -> Option<u64> {
     Some(hasher.finish())
 }
 
-/// Name of the file that a process runs; `None` when it has gone, or the file has.
+/// Name of the file that a process runs; `None` when the process or the file has gone.
 pub(crate) fn program(tgid: u32) -> Option<String> {
     let path = bounded::link(format!("/proc/{tgid}/exe")).ok()?;
     let name = path.file_name()?.to_str()?;
@@ -173,7 +175,7 @@ pub(crate) fn program(tgid: u32) -> Option<String> {
     Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
 }
 
-/// Fields 48 and 49 of proc_pid_stat(5): between them lies the command line.
+/// Length of the command line, from its start and end addresses: fields 48 and 49 of proc_pid_stat(5).
 fn arguments_length(stat: &[u8]) -> Option<u64> {
     let fields = fields(stat)?;
     let at = |number: usize| fields.get(number)?.parse::<u64>().ok();

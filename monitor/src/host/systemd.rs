@@ -20,7 +20,7 @@ const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
 const JOB: &str = "org.freedesktop.systemd1.Job";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
-/// How systemd says that it knows no such unit (bus-common-errors.h).
+/// systemd's D-Bus error for an unknown unit (bus-common-errors.h).
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 /// How systemd writes a time without end.
 const FOR_EVER: u64 = u64::MAX;
@@ -136,12 +136,12 @@ pub(crate) struct Progress {
 /// Whether a cgroup is a unit's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Placed {
-    /// It is.
+    /// The cgroup is the unit's own.
     Here {
         /// `MainPID` of a service; 0: none.
         main_pid: u32,
     },
-    /// The cgroup is another unit's, or none's.
+    /// The cgroup belongs to another unit or to none.
     Elsewhere,
 }
 
@@ -243,7 +243,7 @@ impl Systemd {
         self.ask(async |bus| bus.placed(unit, path).await).await
     }
 
-    /// Whether systemd has a unit in memory: one that is up, failed, or named by others that are.
+    /// Whether systemd has a unit loaded: it is up, has failed, or a loaded unit refers to it.
     ///
     /// # Errors
     /// When the bus or systemd does not answer.
@@ -420,7 +420,7 @@ impl Bus {
         if owner != unit_path(unit)? {
             return Ok(Placed::Elsewhere);
         }
-        // Only services have one.
+        // Only services have a main process.
         let main_pid = if unit.ends_with(".service") { self.main_pid(unit).await? } else { 0 };
         Ok(Placed::Here { main_pid })
     }

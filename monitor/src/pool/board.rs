@@ -96,7 +96,7 @@ impl Board {
         inner.services.insert(Arc::clone(service), Entry { name: name.cloned(), standing: None });
     }
 
-    /// A service is not looked after any more.
+    /// Forgets a service that is no longer managed.
     pub(crate) fn remove(&self, service: &str) {
         let mut inner = self.write();
         let Some(Entry { name: Some(name), .. }) = inner.services.remove(service) else { return };

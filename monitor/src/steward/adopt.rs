@@ -29,7 +29,7 @@ use crate::{
     timeline::What,
 };
 
-/// Owners have this long to confirm what exists before the agent is ready without their answers.
+/// At start, owners have this long to confirm existing cgroups; then the agent is ready without their answers.
 const OWNERS_ANSWER: Duration = Duration::from_secs(5);
 /// Cgroups that wait for room to be watched.
 const UNWATCHED: usize = 4096;
@@ -79,7 +79,7 @@ impl Steward {
         let own: HashMap<_, _> =
             commands.iter().filter_map(|(service, one)| Some((service, one.cgroup_id().ok()??))).collect();
         for (id, place) in self.observer.scan()? {
-            // What was there before the programs watched its service.
+            // A cgroup that existed before the programs watched its service.
             if let (false, Some(&own)) = (place.is_root(), own.get(&place.service)) {
                 self.watch(id, own, &place);
             }
@@ -126,7 +126,8 @@ impl Steward {
         Ok(())
     }
 
-    /// Goes on with services that an earlier agent knew and that have no cgroup now. `confirmed`: the own cgroups that they had.
+    /// Continues with services that an earlier agent knew and that have no cgroup now. `confirmed`: their own cgroups
+    /// then.
     fn meet_the_dead(&mut self, confirmed: &HashMap<String, Arc<str>>) {
         let names: Vec<Arc<str>> = self.left.keys().map(|name| name.as_str().into()).collect();
         for service in names {
@@ -190,7 +191,7 @@ impl Steward {
         let (words, service) = (self.words.0.clone(), Arc::clone(service));
         self.tasks.spawn(async move {
             sleep(RECORD_OF_DEATH).await;
-            // Nobody receives only when the agent stops.
+            // The send fails only when the agent stops.
             words.send(Word::Lost(service, believed, now)).await.ok();
         });
     }
@@ -257,19 +258,19 @@ impl Steward {
         self.tasks.spawn(async move {
             let _turn = turns.acquire_owned().await.ok();
             if let Ok(unit) = systemd.unit(&service).await {
-                // Nobody receives only when the agent stops.
+                // The send fails only when the agent stops.
                 words.send(Word::Covered(service, unit.gap().is_none())).await.ok();
             }
         });
     }
 
-    /// A cgroup was made, or met. What its path claims its owner has to confirm, unless that was done for this path.
+    /// A cgroup was made, or found. Its owner must confirm what the path claims, unless it has done so for this path.
     pub(super) fn appeared(&mut self, id: u64, place: &Place) {
         if self.roster.at(place).is_some() {
             if place.is_root() {
                 self.watch(id, id, place);
             } else {
-                // The programs watch what is made inside a watched cgroup.
+                // The programs watch cgroups that are made inside a watched one.
                 self.keep_cgroup(id, place);
             }
         } else if !place.is_root() {
@@ -279,7 +280,8 @@ impl Steward {
         }
     }
 
-    /// Containers are, since their names are the engine's to give; units are when a rule wants them.
+    /// Whether an owner is asked: for a container always, since only the engine knows its name; for a unit when a rule
+    /// wants it.
     fn is_asked_about(&self, place: &Place) -> bool {
         match &*place.origin {
             Origin::Container { .. } => true,
@@ -297,13 +299,14 @@ impl Steward {
             let (words, systemd, hierarchy) = (self.words.0.clone(), self.systemd.clone(), Arc::clone(hierarchy));
             self.tasks.spawn(async move {
                 let answer = confirm(&place, &systemd, &hierarchy).await;
-                // Nobody receives only when the agent stops.
+                // The send fails only when the agent stops.
                 words.send(Word::Owner(place.path, answer)).await.ok();
             });
         }
     }
 
-    /// Waits until the owners of what exists have answered, but not for long: most services are known when the agent is ready.
+    /// Waits a bounded time for owners to answer about existing cgroups, so that the agent is ready with most services
+    /// known.
     async fn hear_owners(&mut self) {
         let end = Instant::now() + OWNERS_ANSWER;
         self.ask_owners(clock::boot_ns());
@@ -314,7 +317,7 @@ impl Steward {
         }
     }
 
-    /// An owner has said whether the cgroup at this path is what it claims to be.
+    /// An owner has answered whether the cgroup at this path is what it claims to be.
     pub(super) fn owner_answered(&mut self, path: &Arc<str>, answer: Answer, now: u64) {
         let (service, main) = match answer {
             Answer::Confirmed { service, main } => (service, main),
@@ -341,8 +344,8 @@ impl Steward {
         }
     }
 
-    /// Watches a confirmed cgroup when a rule wants it, with the id of the service's own one; `main` is the main process that the owner
-    /// names.
+    /// Watches a confirmed cgroup when a rule wants it. `own` is the id of the service's own cgroup, `main` the main
+    /// process that the owner names.
     fn adopt(&mut self, (id, own): (u64, u64), place: &Place, main: Option<Identity>) {
         let service = &place.service;
         // By an earlier agent, and not yet by this one.
@@ -382,19 +385,19 @@ impl Steward {
             self.meet(service, main);
         }
         if let Some(process) = main {
-            // Its owner has just said so.
+            // The owner has just named this main process.
             self.step(service, Input::Alive(process), clock::boot_ns());
         }
     }
 
-    /// Writes down for a next agent whose a cgroup is.
+    /// Stores which service a cgroup belongs to, for the next agent.
     fn keep_cgroup(&mut self, id: u64, place: &Place) {
         if self.roster.get_mut(&place.service).is_some_and(|managed| managed.keeps(place)) {
             self.draft.settling.cgroups.insert(id, (Arc::clone(&place.path), Arc::clone(&place.service)));
         }
     }
 
-    /// Has the kernel programs watch a cgroup of the service whose own cgroup has the id `own`.
+    /// Makes the kernel programs watch a cgroup of a service; `own` is the id of the service's own cgroup.
     fn watch(&mut self, id: u64, own: u64, place: &Place) {
         self.keep_cgroup(id, place);
         if let Err(error) = self.kernel.watch(id, own) {
@@ -408,14 +411,14 @@ impl Steward {
         }
     }
 
-    /// Tries once more to watch what there was no room for.
+    /// Tries again to watch the cgroups that found no room.
     pub(super) fn watch_again(&mut self) {
         let (kernel, observer) = (&self.kernel, &self.observer);
         self.unwatched.retain(|&(id, own)| observer.known_place(id).is_some() && kernel.watch(id, own).is_err());
     }
 }
 
-/// Scopes are made by whoever runs in them, and a user's manager with all its units is the user's.
+/// False for scopes, which systemd cannot start, and for a user's manager, which belongs to its user.
 fn can_be_started(service: &str, target: &Target) -> bool {
     !matches!(target, Target::Unit(_)) || service.ends_with(".service") && !service.starts_with("user@")
 }

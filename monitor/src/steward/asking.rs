@@ -1,5 +1,5 @@
-//! Questions to others that come of what happens to services. Each goes through the queue of its kind ([`Questions`]); what any number
-//! of events of a service asks for is asked once at a time.
+//! Asks others (journal, systemd, engines) about events of services. Each question goes through the queue of its kind
+//! ([`Questions`]); of one service, each is asked once at a time.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,23 +27,23 @@ use crate::{
     timeline::What,
 };
 
-/// A question that has no turn after this will not be of use any more; nor will an answer.
+/// A question that waited longer than this is dropped, and so is a later answer: the verdict no longer waits.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// An owner that does not name a main process within this is taken for one that cannot be asked.
+/// An owner that names no main process within this time counts as one that cannot be asked.
 const MAIN_PATIENCE: Duration = Duration::from_secs(5);
-/// Between two questions about the main process of one service: its processes decide how often there is reason to ask.
+/// Pause between two questions about one service's main process: its processes decide how often a question arises.
 const MAIN_PAUSE: Duration = Duration::from_millis(100);
-/// Deaths of one unit that wait for systemd's word on it.
+/// Deaths of one unit that wait for systemd's answer.
 const CROWD: usize = 1024;
 
 /// What is asked at present.
 pub(super) struct Asking {
     questions: Questions,
-    /// Turns by kind.
+    /// Questions of each kind that may be asked at a time.
     turns: [Arc<Semaphore>; Kind::ALL.len()],
     /// Units that systemd is asked about.
     rounds: HashMap<String, Round>,
-    /// Services whose owner is asked for their main process, with a process that looks like it and came after the question.
+    /// Services whose owner is asked for their main process; with each, a candidate that appeared after the question.
     mains: HashMap<Arc<str>, Option<Identity>>,
     /// Incarnations whose death should be reported by now.
     pub(super) expected: HashSet<(Arc<str>, Identity)>,
@@ -54,7 +54,7 @@ pub(super) struct Asking {
 struct Round {
     /// Deaths for which it is asked.
     asked: Vec<Identity>,
-    /// Deaths that came after the question: for these systemd is asked once more.
+    /// Deaths that came after the question; systemd is asked again about these.
     next: Vec<Identity>,
 }
 
@@ -71,14 +71,14 @@ impl Default for Asking {
 }
 
 impl Asking {
-    /// The turns of a kind, for what has a bound of its own on how many wait.
+    /// The semaphore of a kind, for callers that bound their queue themselves.
     pub(super) fn turns(&self, kind: Kind) -> Arc<Semaphore> {
         Arc::clone(&self.turns[kind as usize])
     }
 }
 
 impl Steward {
-    /// Asks somebody else about a death; the verdict waits for the answer, not for long.
+    /// Asks the question about a death; the verdict waits a bounded time for the answer.
     pub(super) fn ask(&mut self, process: Identity, question: Question) {
         match question {
             Question::Systemd { unit } => self.ask_systemd(unit, process),
@@ -99,7 +99,7 @@ impl Steward {
                         Ok(Ok(turn)) => enquiry.ask(question, output, turn).await,
                         Ok(Err(_)) | Err(_) => Reply::Refused,
                     };
-                    // Nobody receives only when the agent stops.
+                    // The send fails only when the agent stops.
                     words.send(Word::Replied(asker, process, reply)).await.ok();
                 });
             }
@@ -115,7 +115,7 @@ impl Steward {
         self.observer.reply(process, reply);
     }
 
-    /// A stop of a unit is as many deaths as it has processes, and one question.
+    /// Asks systemd once about a unit, however many of its processes a stop ends.
     fn ask_systemd(&mut self, unit: String, process: Identity) {
         let is_full = self.asking.rounds.len() >= UNITS;
         match self.asking.rounds.get_mut(&unit) {
@@ -139,12 +139,12 @@ impl Steward {
                 Ok(Ok(turn)) => enquiry.ask(question, None, turn).await,
                 Ok(Err(_)) | Err(_) => Reply::Refused,
             };
-            // Nobody receives only when the agent stops.
+            // The send fails only when the agent stops.
             words.send(Word::Meant(unit, reply)).await.ok();
         });
     }
 
-    /// systemd has told what it had in mind with a unit.
+    /// systemd has told its plan for a unit.
     pub(super) fn meant(&mut self, unit: String, reply: &Reply) {
         let Some(mut round) = self.asking.rounds.remove(&unit) else { return };
         if *reply == Reply::Refused {
@@ -173,8 +173,8 @@ impl Steward {
         self.metrics.own().questions_dropped(self.asking.questions.dropped());
     }
 
-    /// A process that looks like the main process of a service lives. Its owner knows which one is; one that cannot be asked is
-    /// believed to mean this one.
+    /// A process looks like the main process of a service. Asks the owner which one is; if the owner cannot be asked,
+    /// this one counts as the main process.
     pub(super) fn introduce(&mut self, service: &Arc<str>, process: Identity, now: u64) {
         let Some(managed) = self.roster.get(service) else { return };
         let supervisor = Arc::clone(&managed.supervisor);
@@ -204,7 +204,7 @@ impl Steward {
                 Ok(Ok(pid)) if pid != process.tgid => process::living(pid).ok().flatten(),
                 Ok(_) | Err(_) => Some(process),
             };
-            // Nobody receives only when the agent stops.
+            // The send fails only when the agent stops.
             words.send(Word::Main(service, main)).await.ok();
         });
     }
@@ -214,7 +214,7 @@ impl Steward {
         let newer = self.asking.mains.remove(service).flatten();
         let Some(known) = self.roster.get(service).map(|managed| managed.process()) else { return };
         let is_known = |process: Identity| known.is_some_and(|known| known.matches(process));
-        // The record of one that has died meanwhile may have been taken already.
+        // If it has died meanwhile, its record may have been handled already.
         if let Some(main) = main.filter(|&main| !is_known(main) && process::is_alive(main)) {
             self.step(service, Input::Alive(main), clock::boot_ns());
         }
@@ -225,7 +225,7 @@ impl Steward {
         }
     }
 
-    /// Finds the names of a crash site, beside everything else. A service that crashes too often has the site without names.
+    /// Names a crash site in a separate task. A service that crashes too often gets sites without names.
     pub(super) fn name_site(&mut self, service: &Arc<str>, death: &Death) {
         let Some(site) = death.cause.site() else { return };
         let asker = Asker { kind: Kind::Symbols, service: Arc::clone(service), is_main: true };
@@ -239,7 +239,7 @@ impl Steward {
                 death.name_site().await;
             }
             let site = death.cause.site().map(ToString::to_string).unwrap_or_default();
-            // Nobody receives only when the agent stops.
+            // The send fails only when the agent stops.
             words.send(Word::Sited(asker, site)).await.ok();
         });
     }

@@ -1,7 +1,7 @@
-//! Cgroups that claim to be a service's own, until the owner has confirmed that. Pure.
+//! Cgroups whose claim to be a service's own is not confirmed yet. Pure.
 //!
-//! Each is asked about once at a time, few at once; an owner that is silent is asked again later. What finds no room is
-//! counted.
+//! At most one question per cgroup and few in total are under way. A silent owner is asked again later. Claims that
+//! find no room are counted.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -10,21 +10,21 @@ use std::{
 
 use crate::attribution::Place;
 
-/// Claims that wait for their owners' word.
+/// Claims that wait for their owners' answer.
 const WAITING: usize = 32_768;
 /// Questions to owners under way at a time.
 const ASKED_AT_ONCE: usize = 16;
 /// Cgroups below one claim that wait with it.
 const BELOW: usize = 256;
-/// A silent owner is asked again after this time, doubling with each silence up to the longest; nanoseconds.
+/// A silent owner is asked again after this time, which doubles with each silence up to the longest; nanoseconds.
 const AGAIN_NS: u64 = 1_000_000_000;
 const AGAIN_MAX_NS: u64 = 60_000_000_000;
 
-/// See the module.
+/// Claims that wait: for their turn, for an answer, or for the next question to a silent owner.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     waiting: HashMap<Arc<str>, Claim>,
-    /// To be asked about next.
+    /// Paths to ask about next.
     queue: VecDeque<Arc<str>>,
     /// Silent owners' claims, by when they are asked about again, CLOCK_BOOTTIME nanoseconds.
     later: BTreeMap<(u64, Arc<str>), ()>,
@@ -46,7 +46,7 @@ pub(super) struct Claim {
 }
 
 impl Claims {
-    /// Takes a claim in. One for the same path takes the place of an older one: the cgroup was made anew.
+    /// Adds a claim. It replaces an older one for the same path: the cgroup was made anew.
     pub(super) fn add(&mut self, id: u64, place: &Place) {
         if let Some(claim) = self.waiting.get_mut(&place.path) {
             (claim.id, claim.place) = (id, place.clone());
@@ -61,7 +61,7 @@ impl Claims {
         self.queue.push_back(Arc::clone(&place.path));
     }
 
-    /// Has a cgroup wait with the claim that it is below of, if there is one.
+    /// Lets a cgroup wait with the claim above it, if there is one.
     pub(super) fn add_below(&mut self, id: u64, place: &Place) {
         if let Some(claim) = self.waiting.get_mut(place.root()) {
             if claim.below.len() < BELOW {
@@ -72,7 +72,7 @@ impl Claims {
         }
     }
 
-    /// What to ask about now; an answer must come for each.
+    /// Claims to ask about now; each must end in [`Self::answered`] or [`Self::silent`].
     pub(super) fn ask(&mut self, now_ns: u64) -> Vec<Place> {
         while let Some(entry) = self.later.first_entry() {
             if entry.key().0 > now_ns {
@@ -93,7 +93,7 @@ impl Claims {
         places
     }
 
-    /// The owner has answered; the claim.
+    /// Removes and returns the claim whose owner has answered.
     pub(super) fn answered(&mut self, path: &str) -> Option<Claim> {
         self.asked = self.asked.saturating_sub(1);
         self.waiting.remove(path)
@@ -115,12 +115,12 @@ impl Claims {
         self.later.first_key_value().map(|((at_ns, _), ())| *at_ns)
     }
 
-    /// True while an owner that may answer has not.
+    /// True while a question is under way or waits for its turn.
     pub(super) fn is_waiting(&self) -> bool {
         self.asked > 0 || !self.queue.is_empty()
     }
 
-    /// True when the cgroup of that path waits for its owner's word.
+    /// True while the cgroup at this path waits for its owner's answer.
     pub(super) fn has(&self, path: &str) -> bool {
         self.waiting.contains_key(path)
     }

@@ -86,8 +86,8 @@ impl Steward {
                 if self.took_over_ns.is_some_and(|took_over| kernel_ns < took_over) && !process::is_alive(process) {
                     return false;
                 }
-                // A command service begins in its own cgroup, as a child of whoever starts it: what runs below that, or has lost its
-                // parent, is a worker.
+                // A command service's main process starts in the service's own cgroup, as a child of its starter. A
+                // process below that cgroup, or one that has lost its parent, is a worker.
                 let may_be_main = |managed: &Managed| managed.owner != Owner::Defib || place.is_root() && !orphan;
                 if self.roster.at(&place).is_some_and(may_be_main) {
                     self.introduce(&place.service, process, kernel_ns);
@@ -101,14 +101,15 @@ impl Steward {
         false
     }
 
-    /// A death is decided. That of a command service's main process is taken after a look for the next one; other owners name it.
+    /// Handles a decided death. For a command service's main process it first looks for the next one; other owners name
+    /// theirs.
     pub(super) fn died(&mut self, death: Death) {
         let Some((place, managed)) = death.place.as_ref().and_then(|place| Some((place, self.roster.at(place)?)))
         else {
             return self.account(&death);
         };
         let (service, owner) = (Arc::clone(&place.service), managed.owner);
-        // Whether it was the main one may rest on those that wait.
+        // Deaths that still wait may decide whether this process was the main one.
         let waits = self.looking.is_at(&service) && death.role != Some(Role::Worker);
         match (waits || self.is_main(&death), owner) {
             (true, Owner::Defib) => self.look(&service, Box::new(death)),
@@ -117,7 +118,7 @@ impl Steward {
         }
     }
 
-    /// Counts a death, and settles its record: with what came of it.
+    /// Counts a death and settles its record.
     fn account(&mut self, death: &Death) {
         let kill = self.metrics.died(death);
         self.draft.settling.oom_kills.extend(kill);
@@ -141,8 +142,8 @@ impl Steward {
             // One that ended well before it was known for the main process prepared something.
             None if death.role != Some(Role::Main) => false,
             None => match managed.owner {
-                // Its start is not answered yet, or another program has started it. What is below its cgroup, or has lost its parent
-                // while this agent watched, is a worker of an earlier incarnation.
+                // Its start is not answered yet, or another program has started it. A process below its cgroup, or one
+                // that lost its parent while this agent watched, is a worker of an earlier incarnation.
                 Owner::Defib => {
                     let is_orphan = death.evidence.exit.process.parent_tgid == INIT;
                     let is_in_own = death.place.as_ref().is_some_and(Place::is_root);
@@ -158,7 +159,7 @@ impl Steward {
         self.account(death);
         let Some(place) = &death.place else { return };
         let worker = format_args!("a worker ({}, pid {})", death.comm, death.process.tgid);
-        // Not an outage; that one was killed for want of memory is worth a line all the same, and a record.
+        // Not an outage, but a memory kill or a crash still gets a log line and a record.
         match &death.cause {
             Cause::OomKill(_) | Cause::UserspaceOomKill { .. } | Cause::AppOomProbable { .. } | Cause::Crash { .. } => {
                 let text = format!("{worker}: {}", death.cause);
@@ -175,7 +176,7 @@ impl Steward {
         }
     }
 
-    /// The main process of a service died; `found` looks like its next one.
+    /// The main process of a service died; `found` is the candidate for the next one.
     pub(super) fn main_died(&mut self, death: &Death, found: Option<Identity>) {
         self.account(death);
         let Some(place) = &death.place else { return };
@@ -215,7 +216,7 @@ impl Steward {
         let (words, service) = (self.words.0.clone(), Arc::clone(&place.service));
         self.tasks.spawn(async move {
             sleep(WORD_OF_DEATH).await;
-            // Nobody receives only when the agent stops.
+            // The send fails only when the agent stops.
             words.send(Word::Lost(service, process, kernel_ns)).await.ok();
         });
     }
@@ -223,7 +224,7 @@ impl Steward {
     /// That incarnation should be dead, and no record has said so.
     pub(super) fn lost(&mut self, service: &Arc<str>, process: Identity, at_ns: u64) {
         self.asking.expected.remove(&(Arc::clone(service), process));
-        // A death of it that waits for a look is no lost one.
+        // Its death waits for a look, so it is not lost.
         if self.looking.is_at(service) {
             return;
         }

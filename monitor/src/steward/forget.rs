@@ -1,7 +1,7 @@
-//! Services that have gone for good: their owner does not know them any more. Nothing of them is kept but their incidents.
+//! Forgets services that their owner no longer knows. Only their incidents are kept.
 //!
-//! Containers with a name of their own for each run, units with the address of a peer in their names and transient units
-//! would otherwise be known for ever.
+//! Otherwise containers with a new name for each run, units named after a peer's address, and transient units would
+//! stay known for ever.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use crate::{
     memory::{Follower, Pace},
 };
 
-/// The owner is asked when nothing of a service has lived or was under way for this long; 10 min.
+/// The owner is asked when a service had no process and no action under way for this long; 10 min.
 const IDLE_NS: u64 = 600 * 1_000_000_000;
-/// Services that are asked about in one look.
+/// Services asked about in one round.
 const ASKED: usize = 32;
 
 impl Steward {
-    /// Asks the owners of services of which nothing has lived for a while whether they still know them.
+    /// Asks the owners of services that were idle for a while whether they still know them.
     pub(super) fn look_for_the_gone(&mut self) {
         let now = clock::boot_ns();
         self.metrics.forget_quiet(now);
@@ -33,9 +33,9 @@ impl Steward {
         let words = self.words.0.clone();
         self.tasks.spawn(async move {
             for (supervisor, service) in supervisors {
-                // An owner that does not answer may know it.
+                // An owner that does not answer may still know the service.
                 if matches!(supervisor.knows().await, Ok(false)) {
-                    // Nobody receives only when the agent stops.
+                    // The send fails only when the agent stops.
                     words.send(Word::Gone(service)).await.ok();
                 }
             }

@@ -40,7 +40,7 @@ impl Steward {
                 let hierarchy = hierarchy.clone();
                 let measure = move || memory::measure(&hierarchy, slice);
                 let measured = tokio::task::spawn_blocking(measure).await.unwrap_or_default();
-                // Nobody receives only when the agent stops.
+                // The send fails only when the agent stops.
                 words.send(Word::Measured(measured)).await.ok();
                 if !targets.is_empty() {
                     sleep(pause).await;

@@ -80,7 +80,7 @@ impl Steward {
                     let plan = supervisor.plan(End { died_ns, ours }).await.map_err(|error| format!("{error:#}"));
                     Input::Planned { question, plan, exhausted: pressure::exhausted() }
                 });
-                // Its engine waits for the answer to its last question.
+                // The engine only waits for the answer to its last question.
                 if let Some(older) = self.plans.insert(Arc::clone(service), asked) {
                     older.abort();
                 }
@@ -162,10 +162,10 @@ impl Steward {
                     Word::Lost(service, process, now)
                 }
             };
-            // Nobody receives only when the agent stops.
+            // The send fails only when the agent stops.
             words.send(word).await.ok();
         });
-        // Of a service one incarnation at a time is to be proven healthy.
+        // Only one incarnation of a service is proven healthy at a time.
         if let Some(older) = self.probes.insert(of, begun) {
             older.abort();
         }
@@ -180,7 +180,7 @@ impl Steward {
         let (words, service) = (self.words.0.clone(), Arc::clone(service));
         self.tasks.spawn(async move {
             let input = work.await;
-            // Nobody receives only when the agent stops.
+            // The send fails only when the agent stops.
             words.send(Word::Input(service, input)).await.ok();
         })
     }

@@ -1,6 +1,6 @@
-//! Looks for the main process of a command service when that has died: as many reads of `/proc` as a cgroup has processes, so
-//! beside the steward. One at a time for each service; the deaths that wait for it wait in the order in which they came. (The
-//! owner of a unit or a container names the main process itself.)
+//! Looks for the next main process of a command service after the old one died. This reads `/proc` once for each
+//! process of the cgroup, so it runs beside the steward. Each service has one look at a time; its deaths wait in order.
+//! (The owner of a unit or a container names the main process itself.)
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,7 +14,7 @@ use crate::{host::process::Identity, observer::Death};
 
 /// Looks at a time, over all services.
 const AT_ONCE: usize = 16;
-/// Deaths that wait for looks at one service. Beyond, a death is taken without a look: the service's plan tells what lives.
+/// Deaths of one service that wait for a look. Further ones are handled without a look: the plan finds what lives.
 const WAITING: usize = 64;
 
 /// Looks that are under way.
@@ -37,7 +37,7 @@ impl Looking {
 }
 
 impl Steward {
-    /// Has the next main process of a service looked for after a death, after those that wait for that already.
+    /// Queues a death behind the service's waiting ones, and looks for the next main process.
     pub(super) fn look(&mut self, service: &Arc<str>, death: Box<Death>) {
         let queue = self.looking.services.entry(Arc::clone(service)).or_default();
         if queue.len() < WAITING {
@@ -52,14 +52,14 @@ impl Steward {
         }
     }
 
-    /// Begins with what waits first, if anything does.
+    /// Begins the look for the first waiting death, if there is one.
     fn next_look(&mut self, service: &Arc<str>) {
         loop {
             let Some(death) = self.looking.services.get(service).and_then(VecDeque::front) else {
                 self.looking.services.remove(service);
                 return;
             };
-            // By what is known now that those before it were told.
+            // The deaths before it may have changed which process is the main one.
             if !self.is_main(death) {
                 let death = self.looking.services.get_mut(service).and_then(VecDeque::pop_front);
                 death.into_iter().for_each(|death| self.worker_died(&death));
@@ -74,7 +74,7 @@ impl Steward {
                     let found = hierarchy?.main_process(&path?);
                     found.inspect_err(|error| tracing::warn!("cannot look for a main process: {error:#}")).ok()?
                 });
-                // Nobody receives only when the agent stops.
+                // The send fails only when the agent stops.
                 words.send(Word::Looked(service, found.await.ok().flatten())).await.ok();
             });
             return;

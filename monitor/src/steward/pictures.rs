@@ -122,7 +122,7 @@ impl Pictures {
         self.rules.insert(Arc::clone(service), self.shared.share(rules));
     }
 
-    /// A service is not looked after any more.
+    /// Forgets a service that is no longer managed.
     pub(super) fn remove(&mut self, service: &str) {
         self.rules.remove(service);
         self.slots.remove(service);
@@ -242,7 +242,7 @@ impl Steward {
         self.tasks.spawn(async move {
             let Ok(picture) = taken.await else { return };
             drop(turn);
-            // Nobody receives only when the agent stops.
+            // The send fails only when the agent stops.
             words.send(Word::Seen(Box::new(Seen { service, incarnation, what: Sight::Picture(picture) }))).await.ok();
         });
         true
@@ -278,7 +278,7 @@ impl Steward {
                 state_dir,
                 boot_id: clock::boot_id(),
             };
-            // Nobody receives only when the agent stops.
+            // The send fails only when the agent stops.
             let begun = async {
                 let what = What::BeforeOom(format!("memory is about to run out; {program} looks at it first"));
                 words.send(Word::Moment(Arc::clone(&service), clock::boot_ns(), what)).await.ok();

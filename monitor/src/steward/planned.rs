@@ -55,7 +55,7 @@ impl Planned {
         self.slots.insert(Arc::clone(service), Slot { renewals, pool, leave: None });
     }
 
-    /// A service is not looked after any more.
+    /// Forgets a service that is no longer managed.
     pub(super) fn remove(&mut self, service: &Arc<str>) {
         self.slots.remove(service);
         self.deadlines.retain(|(_, other)| other != service);
@@ -172,7 +172,7 @@ impl Steward {
                 let (service, words) = (Arc::clone(service), self.words.0.clone());
                 self.tasks.spawn(async move {
                     let answer = fleet.acquire(&pool, &service).await;
-                    // Nobody receives only when the agent stops.
+                    // The send fails only when the agent stops.
                     words.send(Word::Leave(service, ticket, answer)).await.ok();
                 });
             }

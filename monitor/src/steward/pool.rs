@@ -71,7 +71,7 @@ impl Pools {
         );
     }
 
-    /// A service is not looked after any more.
+    /// Forgets a service that is no longer managed.
     pub(super) fn remove(&mut self, service: &Arc<str>) {
         let Some(slot) = self.slots.remove(service) else { return };
         self.deadlines.retain(|(_, other)| other != service);
@@ -152,8 +152,8 @@ impl Steward {
         }
     }
 
-    /// A process got a signal that ends it. When it is the main one of a service, that one serves nobody any more, though its core dump
-    /// may take a minute.
+    /// A process got a fatal signal. A main process serves no more requests then, though its core dump may take a
+    /// minute.
     pub(super) fn pool_crashes(&mut self, site: &CrashSite, now: u64) {
         if site.header.flags & SITE_FATAL == 0 {
             return;
@@ -255,7 +255,7 @@ impl Steward {
                 let (words, service) = (self.words.0.clone(), Arc::clone(service));
                 self.tasks.spawn(async move {
                     let healthy = health::is_healthy(&health, process).await;
-                    // Nobody receives only when the agent stops.
+                    // The send fails only when the agent stops.
                     words.send(Word::Pool(service, pool::Input::Probed { ticket, healthy })).await.ok();
                 });
             }

@@ -14,7 +14,7 @@ use crate::{
     kernel::Origin,
 };
 
-/// Cgroups of each part of the table that one look holds against what exists.
+/// Cgroups of each part of the table that one round checks for existence.
 const CGROUPS_IN_TURN: usize = 512;
 
 impl Steward {
@@ -49,7 +49,7 @@ impl Steward {
                 None => {}
             }
         }
-        // On a host where this takes longer than it should, the next one is left out rather than run beside it.
+        // On a slow host the next round is skipped rather than run beside this one.
         if self.reconciling.as_ref().is_some_and(|round| !round.is_finished()) {
             return;
         }
@@ -68,7 +68,7 @@ impl Steward {
                 sleep(WORD_OF_DEATH).await;
             }
             for word in found {
-                // Nobody receives only when the agent stops.
+                // The send fails only when the agent stops.
                 words.send(word).await.ok();
             }
         });
@@ -95,7 +95,7 @@ impl Steward {
     }
 }
 
-/// Of these cgroups, those that have gone or whose paths have become others'.
+/// Those of these cgroups that no longer exist, or whose path now belongs to another cgroup.
 fn vanished(hierarchy: &Hierarchy, cgroups: Vec<(u64, Arc<str>)>) -> Vec<u64> {
     let exists = |(id, path): &(u64, Arc<str>)| !matches!(hierarchy.id_of(path), Ok(now) if now != Some(*id));
     cgroups.into_iter().filter(|cgroup| !exists(cgroup)).map(|(id, _)| id).collect()

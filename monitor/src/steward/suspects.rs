@@ -38,7 +38,7 @@ impl Traces {
         }
     }
 
-    /// A service is not looked after any more.
+    /// Forgets a service that is no longer managed.
     pub(super) fn remove(&mut self, service: &str) {
         self.suspects.forget(service);
     }
@@ -73,7 +73,7 @@ impl Steward {
             let duration = order.duration;
             let begins = async || {
                 let begins = Word::Moment(Arc::clone(&service), clock::boot_ns(), What::TraceBegins(duration));
-                // Nobody receives only when the agent stops.
+                // The send fails only when the agent stops.
                 words.send(begins).await.ok();
             };
             let result = trace::by_child(order, begins, stopped).await;

@@ -1,13 +1,13 @@
-//! How long a turn of the steward takes, from waking to waiting: nothing else is handled meanwhile.
+//! Reports slow turns of the steward. A turn lasts from waking to waiting; nothing else is handled meanwhile.
 
 use std::time::Duration;
 
-/// From here on a turn is slow: 250 ms. A verdict may wait 100 ms for evidence, and the service manager's watchdog seconds.
+/// A turn of 250 ms or more is slow: a verdict waits up to 100 ms for evidence, the service manager's watchdog seconds.
 pub(super) const SLOW: Duration = Duration::from_millis(250);
-/// Between two lines of the log about it.
+/// Least time between two log lines about slow turns, nanoseconds: 10 s.
 const QUIET_NS: u64 = 10_000_000_000;
 
-/// Tells slow turns, not too often.
+/// Limits how often slow turns are logged.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     said_ns: Option<u64>,
@@ -15,7 +15,8 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// A turn has taken this long. How many slow ones were not told since the last that was, when this one is to be told.
+    /// A turn has taken `time`. `Some` when it is to be logged: the number of slow turns left out since the last log
+    /// line.
     pub(super) fn took(&mut self, time: Duration, now_ns: u64) -> Option<u64> {
         if time < SLOW {
             return None;

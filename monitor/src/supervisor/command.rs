@@ -40,7 +40,7 @@ use crate::{
 
 /// Output kept of each service; beyond it the file is set aside once at the next start.
 const OUTPUT_MAX: u64 = 1024 * 1024;
-/// Bytes of an error that says why a program was not started: a line, with its path.
+/// Bytes read of the error that says why a program did not start: one line with the program's path.
 const REASON_MAX: usize = 64 * 1024;
 
 /// What a service manager tells the agent, and must not tell the agent's services.
@@ -187,7 +187,7 @@ fn open_output(output: &Path) -> Result<File> {
 impl Supervisor for CommandSupervisor {
     fn plan(&self, End { died_ns, .. }: End) -> Answer<'_, Plan> {
         Box::pin(async move {
-            // As many reads as it has processes.
+            // On a blocking thread: one read for each process of the service.
             let (hierarchy, cgroup) = (Arc::clone(&self.hierarchy), Arc::clone(&self.command.cgroup));
             let looked = spawn_blocking(move || hierarchy.main_process(&cgroup));
             Ok(match looked.await.context("cannot look for its main process")?? {

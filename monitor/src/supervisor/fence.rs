@@ -1,12 +1,12 @@
 //! Before a service is started again, nothing of its old incarnation may be left: two of them on one port, one data
 //! directory, one lock file are worse than none.
 //!
-//! A cgroup is killed as one: by its `cgroup.kill` (v2, Linux 5.14 and newer), which reaches processes that are being forked too;
-//! elsewhere by passes over its processes, each of which is named by a pidfd, found in the cgroup after that, and killed. Between
-//! two passes the kernel says when the cgroup is empty (`cgroup.events`, v2), or one list is read again (v1).
+//! `cgroup.kill` (v2, Linux 5.14 and newer) kills the whole cgroup at once, also processes that are being forked.
+//! Elsewhere passes kill the processes one by one: open a pidfd, check that the process is in the cgroup, kill it.
+//! Between two passes the kernel says when the cgroup is empty (`cgroup.events`, v2), or the list is read again (v1).
 //!
-//! All of it blocks, so it runs on a thread of its own: fences of several services do not wait for each other, and nobody else
-//! waits for any.
+//! A fence blocks, so it runs on its own thread: it delays neither the fences of other services nor the rest of the
+//! agent.
 
 use std::{
     fs::{File, OpenOptions},
@@ -33,14 +33,14 @@ use crate::host::{
 
 /// What is left of an old incarnation has this long to go.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two passes: 5 ms, twice as long each time, up to 100 ms. What was killed needs time to go.
+/// Pause between two passes: 5 ms, doubled each time, up to 100 ms. Killed processes need time to end.
 const PAUSE: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
-/// A cgroup that was killed as one is killed again after this, should others have been moved there.
+/// `cgroup.kill` is written again after this, in case processes were moved into the cgroup.
 const AGAIN: Duration = Duration::from_secs(1);
-/// One pass. Of more the rest is left to the next pass.
+/// Bounds of one pass; the next pass takes the rest.
 const PASS: Bounds = Bounds { cgroups: 65_536, processes: 65_536, time: Duration::from_secs(2) };
-/// Processes that are named by a pidfd at a time: an agent may have some thousand files open.
+/// Pidfds open at a time: the agent may have some thousand files open.
 const AT_ONCE: usize = 256;
 /// Processes that an error names.
 const NAMED: usize = 8;
@@ -49,10 +49,9 @@ const OWN_CGROUPS: usize = 64 * 1024;
 /// The first process of the host, or of the container that this agent runs in.
 const INIT: u32 = 1;
 
-/// Ends what is left in the cgroup `path` of `service`, and waits until it has gone.
+/// Kills all processes left in the cgroup `path` of `service`, and waits until they have ended.
 ///
-/// # Errors
-/// When something is left after ten seconds, or the cgroup holds others than the service.
+/// # Errors When processes are left after ten seconds, or the cgroup also holds processes that are not the service's.
 pub(super) async fn clear(hierarchy: &Hierarchy, path: &str, service: &str) -> Result<()> {
     let fence = Fence {
         directory: hierarchy.directory(path),
@@ -85,19 +84,19 @@ pub(super) async fn ask_to_end(process: Identity, patience: Duration) -> Result<
     Ok(())
 }
 
-/// A cgroup whose processes shall go.
+/// A cgroup whose processes are to be killed.
 #[derive(Debug)]
 struct Fence {
     directory: PathBuf,
     path: String,
     service: String,
-    /// Which hierarchy that is, and its number in `/proc/PID/cgroup`.
+    /// The hierarchy's version, and its number in `/proc/PID/cgroup`.
     hierarchy: (Version, u32),
 }
 
 impl Fence {
     fn clear(&self, until: Instant) -> Result<()> {
-        // Should the cgroup be somebody else's after all: whatever holds these two is no left-over.
+        // A cgroup that holds PID 1 or this agent is not a service's own: refuse it.
         let holds = |pid: u32| lives_in(pid, self.hierarchy.1, &self.path);
         let others = || {
             let (path, service) = (&self.path, &self.service);
@@ -111,7 +110,7 @@ impl Fence {
                 return Ok(());
             }
             let left = self.members()?;
-            // v2 has said above that somebody is there; a list that is cut or ends early is no proof that nobody is.
+            // On v2, `cgroup.events` has just said that processes remain; an empty list does not disprove it.
             if left == Bounded::Whole(Vec::new()) && events.as_ref().is_none_or(|events| !is_populated(events)) {
                 return Ok(());
             }
@@ -138,7 +137,7 @@ impl Fence {
         }
     }
 
-    /// v2: the file that says whether anybody lives in the cgroup or below; the kernel wakes whoever waits for a change of it.
+    /// v2: `cgroup.events`, which says whether the cgroup or one below it has processes; poll(2) reports its changes.
     fn events(&self) -> Option<File> {
         (self.hierarchy.0 == Version::V2).then(|| File::open(self.directory.join("cgroup.events")).ok()).flatten()
     }
@@ -147,14 +146,14 @@ impl Fence {
     fn members(&self) -> Result<Bounded<Vec<u32>>> {
         let members = cgroup_walk::members(&self.directory, PASS)?;
         Ok(members.map(|mut pids| {
-            // A zombie has ended; whoever shall reap it, it holds nothing. v2 lists none.
+            // A zombie has ended and holds no resources. v2 lists none.
             pids.retain(|&pid| self.hierarchy.0 == Version::V2 || !process::is_zombie(pid));
             pids
         }))
     }
 
-    /// True when the kernel kills all processes of the cgroup and of those below it. Kernels before 5.14 have no such file, v1
-    /// has none, and a threaded cgroup refuses.
+    /// Writes `cgroup.kill`; true when the kernel kills all processes of the cgroup and of those below it. Kernels
+    /// before 5.14 and v1 have no such file, and a threaded cgroup refuses.
     fn kill_as_one(&self) -> bool {
         let file = || OpenOptions::new().write(true).open(self.directory.join("cgroup.kill"));
         self.hierarchy.0 == Version::V2 && file().and_then(|mut file| file.write_all(b"1")).is_ok()
@@ -169,15 +168,15 @@ impl Fence {
             }
         });
         match (walked, failed) {
-            // Gone with its last process; of one that was cut the rest is for the next pass.
+            // The cgroup is gone, or the list was cut and the next pass takes the rest.
             (Err(_) | Ok(_), None) => Ok(()),
             (_, Some(error)) => Err(error),
         }
     }
 }
 
-/// Whether a process lives in the cgroup `path` of a hierarchy, or below it, by its own word. In a namespace of cgroups other than
-/// the mount's the paths are others, and only a list of the processes tells.
+/// Whether `/proc/PID/cgroup` names the cgroup `path` of a hierarchy or one below it. In a cgroup namespace other than
+/// the mount's the paths differ, and only the cgroup's list of processes tells.
 fn lives_in(pid: u32, hierarchy: u32, path: &str) -> bool {
     bounded::text(format!("/proc/{pid}/cgroup"), OWN_CGROUPS).is_ok_and(|text| names(&text, hierarchy, path))
 }
@@ -193,8 +192,8 @@ fn names(text: &str, hierarchy: u32, path: &str) -> bool {
     })
 }
 
-/// Kills the processes directly in one cgroup. The pidfds are opened first, so the process that is then found in the cgroup is the
-/// one that the signal reaches, however fast pids are used again.
+/// Kills the processes directly in one cgroup. Opens the pidfds first and checks membership after that, so the signal
+/// reaches the process that was checked, even when pids are reused fast.
 fn kill_those_in(directory: &Path) -> Result<()> {
     let pids = cgroup_walk::processes(directory, PASS.processes)?.beginning();
     for some in pids.chunks(AT_ONCE) {
@@ -219,8 +218,8 @@ fn kill_those_in(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a process lives in a cgroup or below it, by its `cgroup.events`, which is read from its beginning. One that has been
-/// removed has none.
+/// Whether a cgroup or one below it has processes, by its `cgroup.events`, read from the beginning. False for a removed
+/// cgroup.
 fn is_populated(mut events: &File) -> bool {
     if events.seek(SeekFrom::Start(0)).is_err() {
         return false;
@@ -229,11 +228,11 @@ fn is_populated(mut events: &File) -> bool {
     text.split(|&byte| byte == b'\n').any(|line| line == b"populated 1")
 }
 
-/// Waits for a change of a cgroup's `cgroup.events` since it was last read, no longer than `patience`.
+/// Waits until a cgroup's `cgroup.events` has changed since it was last read, no longer than `patience`.
 fn wait_for_change(events: &File, patience: Duration) {
     let mut polled = [PollFd::new(events, PollFlags::PRI)];
     let patience = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: patience.subsec_nanos().into() };
-    // Interrupted or refused: what is there is looked at again.
+    // If interrupted or refused, the caller reads the file again anyway.
     poll(&mut polled, Some(&patience)).ok();
 }
 

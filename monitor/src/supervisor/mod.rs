@@ -47,11 +47,11 @@ pub(crate) trait Supervisor: fmt::Debug + Send + Sync {
     /// with the owner's own words; what lives then is not known.
     fn renew(&self, old: Identity, permit: Permit) -> Answer<'_, Identity>;
 
-    /// The process id of its main process, 0 when there is none, by the owner's word. `None` when whatever is started there is the
-    /// main process; systemd also starts what prepares and ends a unit, and engines what `exec` adds to a container.
+    /// Asks the owner for the pid of the main process, 0 when there is none. `None` when the owner starts no other
+    /// process there; systemd also starts what prepares and ends a unit, and engines what `exec` adds to a container.
     fn main_pid(&self) -> Option<Answer<'_, u32>>;
 
-    /// Whether the owner still knows the service, living or not.
+    /// Whether the owner still knows the service, running or not.
     fn knows(&self) -> Answer<'_, bool>;
 
     /// The file in which it keeps what the service writes, if it does.

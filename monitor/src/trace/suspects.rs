@@ -44,7 +44,7 @@ impl Suspects {
         self.allowed.insert(Arc::clone(service));
     }
 
-    /// A service is not looked after any more.
+    /// Forgets a service that is no longer managed.
     pub(crate) fn forget(&mut self, service: &str) {
         self.allowed.remove(service);
         self.last.remove(service);

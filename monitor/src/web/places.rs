@@ -287,7 +287,7 @@ async fn compute(
         () = reply.closed() => return,
     };
     let Ok(response) = response;
-    // Nobody receives only when the connection has gone.
+    // The send fails only when the connection has gone.
     if response.body().size_hint().exact().is_some() {
         reply.send(response).ok();
         return;

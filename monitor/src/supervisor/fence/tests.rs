@@ -7,7 +7,7 @@ fn size() -> usize {
     std::env::var("DEFIB_CROWD").ok().and_then(|size| size.parse().ok()).unwrap_or(300)
 }
 
-/// As many processes as wanted, in a cgroup of their own and in one below it; none where no cgroup can be made.
+/// `count` processes in their own cgroup and in one below it; `None` where no cgroup can be made.
 struct Crowd {
     hierarchy: Hierarchy,
     path: String,
@@ -66,7 +66,7 @@ async fn all_of_a_cgroup_goes_and_nobody_else() {
     let begin = Instant::now();
     clear(&crowd.hierarchy, &crowd.path, "crowd").await.expect("nothing is left");
     println!("a fence over {} processes took {:?}", size() + 1, begin.elapsed());
-    // One that was not reaped yet is no member of anything.
+    // Zombies that were not reaped yet do not count as members.
     assert!(crowd.members().iter().all(|&pid| process::is_zombie(pid)));
     assert_eq!(other.members(), strangers);
     clear(&crowd.hierarchy, &crowd.path, "crowd").await.expect("there is nobody to kill");
