@@ -137,7 +137,7 @@ pub(crate) struct HttpConfig {
     pub(crate) listen: SocketAddr,
     /// TLS and passwords, in the format of the exporter-toolkit; without, everybody may come in, over plain HTTP.
     pub(crate) web_config: Option<PathBuf>,
-    /// Names of this host, beside its own, for which it is asked without a password and without TLS.
+    /// More names of this host that requests may use where there is neither a password nor TLS.
     #[serde(deserialize_with = "host_names")]
     pub(crate) hosts: Vec<String>,
 }
@@ -213,9 +213,9 @@ impl RawBackoff {
     }
 }
 
-/// Restarts in ten minutes: for a service, and for the host.
-/// Bytes of a configuration: ten thousand services with all of their settings.
+/// Most bytes of a configuration: ten thousand services with all of their settings.
 const SIZE_MAX: usize = 16 * 1024 * 1024;
+/// Restarts in ten minutes: for a service, and for the host.
 const PER_SERVICE: Budget = Budget { count: 5, window: Duration::from_secs(600) };
 const PER_HOST: Budget = Budget { count: 10, window: Duration::from_secs(600) };
 

@@ -38,8 +38,8 @@ impl Enquiry {
         self.systemd.connect().await.ok();
     }
 
-    /// Asks; `output` is the file that the agent itself keeps of the service, if it does. `turn` is dropped when nothing works on the
-    /// answer any more.
+    /// Asks; `output` is the file in which the agent keeps the service's output, if it does. `turn` is dropped when no
+    /// work on the answer is left.
     pub(crate) async fn ask(&self, question: Question, output: Option<PathBuf>, turn: impl Send + 'static) -> Reply {
         match question {
             Question::Systemd { unit } => {
@@ -56,7 +56,7 @@ impl Enquiry {
     }
 }
 
-/// Who is asked; `None` when nobody keeps what a service writes. `output` as for [`Enquiry::ask`].
+/// The kind of question; `None` when the service's output is kept nowhere. `output` as for [`Enquiry::ask`].
 pub(crate) fn kind(question: &Question, output: Option<&PathBuf>) -> Option<Kind> {
     match question {
         Question::Systemd { .. } => Some(Kind::Systemd),

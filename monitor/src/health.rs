@@ -50,8 +50,8 @@ pub(crate) async fn prove(health: &Health, process: Identity) -> Result<(), Unpr
             return Err(Unproven::Dead);
         }
         let result = match health {
-            // Its socket still takes connections.
-            _ if process::dumps_core(process.tgid) => Err(anyhow::anyhow!("it writes its core")),
+            // While the core is written, the socket still takes connections.
+            _ if process::dumps_core(process.tgid) => Err(anyhow::anyhow!("it is dumping core")),
             Health::Survival if begin.elapsed() >= SURVIVAL => Ok(()),
             Health::Survival => Err(anyhow::anyhow!("it has not lived for {} s", SURVIVAL.as_secs())),
             other => try_once(other).await,
@@ -71,7 +71,7 @@ pub(crate) async fn prove(health: &Health, process: Identity) -> Result<(), Unpr
 
 /// Whether it is healthy now; one that has no health check is when it has lived for long enough.
 pub(crate) async fn is_healthy(health: &Health, process: Identity) -> bool {
-    // The socket of one that writes its core still takes connections.
+    // The socket of a process that dumps its core still takes connections.
     if !process::is_alive(process) || process::dumps_core(process.tgid) {
         return false;
     }

@@ -49,18 +49,18 @@ pub(crate) struct Metrics {
     cap: usize,
 }
 
-/// A service with a label of its own.
+/// A service with its own label.
 struct Known {
     row: Arc<Row>,
-    /// Defib looks after it.
+    /// True when Defib manages it.
     is_managed: bool,
-    /// When something was last counted of it, CLOCK_BOOTTIME nanoseconds.
+    /// When one of its events was last counted, CLOCK_BOOTTIME nanoseconds.
     counted_ns: u64,
 }
 
-/// A service that Defib does not look after keeps its label this long after its last death; 6 h.
+/// A service that Defib does not manage keeps its label this long after its last death, nanoseconds: 6 h.
 const FORGOTTEN_NS: u64 = 6 * 3600 * 1_000_000_000;
-/// When labels are scarce, this long: two scrapes at the usual intervals, and more; 10 min.
+/// The same when labels are scarce: 10 min, more than two scrapes at the usual intervals.
 const SCARCE_NS: u64 = 600 * 1_000_000_000;
 
 fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C> {
@@ -129,7 +129,7 @@ impl Metrics {
         self.known.insert(Arc::clone(service), known);
     }
 
-    /// Takes the label of a service of which nothing was counted for a while; false when there is none.
+    /// Removes the label of a service without recent events; false when there is none.
     fn make_room(&mut self, now_ns: u64) -> bool {
         let others = self.known.iter().filter(|(_, known)| !known.is_managed);
         let quiet = others.min_by_key(|(_, known)| known.counted_ns);
@@ -146,7 +146,7 @@ impl Metrics {
         }
     }
 
-    /// Removes the series of services of which nothing was counted for long, but of those that Defib looks after.
+    /// Removes the series of services without events for long, except those that Defib manages.
     pub(crate) fn forget_quiet(&mut self, now_ns: u64) {
         let is_quiet = |known: &Known| !known.is_managed && now_ns.saturating_sub(known.counted_ns) >= FORGOTTEN_NS;
         for (_, known) in self.known.extract_if(|_, known| is_quiet(known)) {
@@ -323,7 +323,7 @@ impl Metrics {
     }
 }
 
-/// The values of `ring` for what the kernel skipped a preempted program for, in the order of [`Skipped`].
+/// Values of the label `ring` for events that preempted programs were skipped for, in the order of [`Skipped`].
 const PREEMPTED: [&str; 4] = ["preempted", "preempted_life", "preempted_cgroup", "preempted_evidence"];
 
 /// What the kernel counts, brought up to date before each scrape.
@@ -363,7 +363,7 @@ impl KernelMetrics {
             lost: counters(
                 registry,
                 "defib_events_lost_total",
-                "Records that found no room in a ring (critical, bulk), stood back for others (routine) or were malformed; what the kernel may have skipped a preempted program for, upper bounds: deaths (preempted), execs and forks (preempted_life), cgroups (preempted_cgroup), signals and other evidence (preempted_evidence).",
+                "Records that found no room in a ring (critical, bulk), gave way to others (routine) or were malformed; upper bounds of events for which the kernel skipped a preempted program: deaths (preempted), execs and forks (preempted_life), cgroups (preempted_cgroup), signals and other evidence (preempted_evidence).",
                 &["ring"],
             )?,
             run_seconds: register(registry, CounterVec::new(run_seconds, &["program"])?)?,

@@ -1,7 +1,7 @@
 //! From kernel events to deaths with a cause, a service and a role: what `watch` shows and the agent acts on.
 //!
-//! Owns the table of cgroups and the docket of undecided deaths; asks the cgroup file system for the path when the kernel
-//! names a cgroup that is not known yet. Never acts.
+//! Owns the table of cgroups and the docket of undecided deaths. Looks up the path of a cgroup that is not in the table
+//! by its id. Never acts.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ const COUNTED: usize = 4096;
 /// How long the workers of a failed main process are taken for what they are: 10 s. A supervisor ends what is left within
 /// seconds; what lives on is on its own.
 const ORPHANS_LIVE_NS: u64 = 10_000_000_000;
-/// How long a memory limit that was read is taken for what it is: 1 s.
+/// How long a memory limit is used before it is read again, nanoseconds: 1 s.
 const LIMIT_HOLDS_NS: u64 = 1_000_000_000;
 /// The process that becomes the parent of processes whose own parent has ended.
 pub(crate) const INIT: u32 = 1;
@@ -138,7 +138,7 @@ pub(crate) enum Sight {
         role: Option<Role>,
         /// It executed a program, the usual first word of a new incarnation.
         exec: bool,
-        /// Its parent is init, as that of a process whose own parent has ended.
+        /// True when its parent is init, as after the end of its own parent.
         orphan: bool,
         /// The hook, CLOCK_BOOTTIME nanoseconds.
         kernel_ns: u64,
@@ -166,7 +166,7 @@ pub(crate) enum Sight {
     },
 }
 
-/// Which crashing processes are worth a look.
+/// Which crashing processes are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Crashes {
     /// Those of watched services.
@@ -178,7 +178,7 @@ pub(crate) enum Crashes {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Observer {
-    /// Who looks at processes that are about to crash.
+    /// The threads that look at crashing processes, and which ones they look at.
     lookers: Option<(Lookers, Crashes)>,
     hierarchy: Option<Hierarchy>,
     table: Table,
@@ -190,9 +190,9 @@ pub(crate) struct Observer {
     /// The kernel's own counts of OOM kills at the last look: of the host, and of cgroups by id.
     host_kills: Option<u64>,
     cgroup_kills: Recent<u64, u64>,
-    /// The least memory limit above a cgroup, and when it was read.
+    /// The lowest memory limit at or above a cgroup, and when it was read.
     limits: Recent<u64, (u64, Option<u64>)>,
-    /// What their limits of processes and threads have refused.
+    /// Refusals by the cgroups' limits of processes and threads.
     pids: PidsLimits,
     /// When the main process of a service last ended badly, by the service's own cgroup.
     failed_ns: Recent<Arc<str>, u64>,
@@ -226,17 +226,17 @@ impl Observer {
         self.lookers = Some((lookers, which));
     }
 
-    /// Calls the cgroup of a command service, and everything below it, by the service's name. Before [`Self::scan`].
+    /// Names the cgroup of a command service, and everything below it. Call it before [`Self::scan`].
     pub(crate) fn name_command(&mut self, cgroup: &str, service: &Arc<str>) {
         self.table.name_command(cgroup, service);
     }
 
-    /// Calls a container, and everything in it, by its name; what is known there already.
+    /// Names a container's cgroup and everything below it; returns the known cgroups there.
     pub(crate) fn name_container(&mut self, root: &Arc<str>, service: &Arc<str>) -> Vec<(u64, Place)> {
         self.table.name_container(root, service)
     }
 
-    /// Reads the cgroups that exist, once, and returns them.
+    /// Adds the existing cgroups, by one walk, and returns them.
     pub(crate) fn scan(&mut self) -> Result<Vec<(u64, Place)>> {
         let Some(hierarchy) = &self.hierarchy else { return Ok(Vec::new()) };
         let mut found = Vec::new();
@@ -247,18 +247,18 @@ impl Observer {
         })?;
         if walked.is_cut() {
             tracing::warn!(
-                "not all cgroups were looked at, there are too many; the others are met when something happens in them"
+                "there are too many cgroups to read all at start; the others are added when something happens in them"
             );
         }
         Ok(found)
     }
 
-    /// Some of the known cgroups, to be held against what exists: word of a removal can be lost. All have their turn.
+    /// Some of the known cgroups, in turn, to check whether they still exist: removal records can be lost.
     pub(crate) fn turn(&mut self, most: usize) -> Vec<(u64, Arc<str>)> {
         self.table.turn(most)
     }
 
-    /// A cgroup has gone without word of it.
+    /// Removes a cgroup that has gone without a removal record.
     pub(crate) fn vanished(&mut self, id: u64) {
         self.table.remove(id);
     }
@@ -386,7 +386,7 @@ impl Observer {
         let memory_limit = match (&place, &self.hierarchy) {
             (Some(place), Some(hierarchy)) if watched && abnormal => {
                 let (id, now) = (exit.process.cgroup, exit.header.kernel_ns);
-                // A crowd of deaths in one cgroup is worth one look a second.
+                // Many deaths in one cgroup read its limit once a second.
                 match self.limits.get(&id) {
                     Some(&(at, limit)) if now.saturating_sub(at) < LIMIT_HOLDS_NS => limit,
                     _ => {
@@ -420,7 +420,7 @@ impl Observer {
     }
 
     fn senders(&self, exit: &Exit, place: Option<&Place>) -> Senders {
-        // Who happened to run when an interrupt raised the signal is no sender.
+        // The task that ran when an interrupt raised the signal is not its sender.
         let origin = |sender: &Sender| self.table.get(sender.cgroup).filter(|_| sender.is_named());
         let kind = |sender: &Sender| {
             if !sender.is_named() {
@@ -449,7 +449,7 @@ impl Observer {
         if let Some((lookers, which)) = &mut self.lookers
             && (*which == Crashes::All || site.header.flags & SITE_WATCHED != 0)
         {
-            // Now or never: the process is about to end.
+            // Now: the process is about to end.
             new.looked = lookers.look(site, &new.stack);
         }
         self.docket.site(process, new);
@@ -497,10 +497,10 @@ impl Observer {
         }
     }
 
-    /// Where a new cgroup is; `None` when its record has no path (lockdown) and it has gone.
+    /// The place of a new cgroup; `None` when its record has no path (lockdown) and it has gone.
     ///
-    /// A path that fills the record may be cut. Then the file system is asked, and should the cgroup have gone already it is taken
-    /// for the one above, which has the same owner.
+    /// A path that fills the record may be cut. Then the file system is asked. If the cgroup has gone already, its
+    /// parent stands for it, which has the same owner.
     fn created(&mut self, cgroup: &Cgroup, kernel_ns: u64) -> Option<Place> {
         if let Some(path) = whole_path(cgroup) {
             return Some(self.table.insert(cgroup.id, &path));
@@ -582,7 +582,7 @@ impl Observer {
         Some(place)
     }
 
-    /// Asks the file system for a cgroup that is not known; `None` when it has gone.
+    /// Looks up an unknown cgroup in the file system; `None` when it has gone.
     fn look_up(&mut self, id: u64, now_ns: u64) -> Option<Place> {
         let path = self.handles.as_mut()?.path_of(id, now_ns)?;
         Some(self.table.insert(id, &path))
@@ -596,8 +596,7 @@ fn whole_path(cgroup: &Cgroup) -> Option<String> {
     is_whole.then(|| String::from_utf8_lossy(path).into_owned())
 }
 
-/// Remembers when something last happened in a unit, container or command service, by its own cgroup: users can name any
-/// number of cgroups below theirs.
+/// Stores the time of an event by the service's own cgroup: users can make any number of cgroups below it.
 fn note_latest(times: &mut Recent<Arc<str>, u64>, place: &Place, kernel_ns: u64) {
     times.remove(place.root());
     let root = if place.is_root() { Arc::clone(&place.path) } else { place.root().into() };
@@ -692,7 +691,7 @@ mod tests {
         let mut observer = observer();
         let mut exit = Exit { process: worker(MAIN, UNIT), status: 15, ..Exit::zeroed() };
         exit.header = Header { flags: EXIT_SENDER, kernel_ns: 50, ..Header::zeroed() };
-        // PID 1 would make it a stop.
+        // If PID 1 counted as the sender, this would be a stop.
         exit.sender = Sender { signal: 15, si_code: -2, tgid: INIT, cgroup: 1, ..Sender::NONE };
         assert!(see(&mut observer, Record::Exit(exit)).is_none(), "systemd is not asked about it");
         let deaths = observer.deaths(u64::MAX);

@@ -227,10 +227,10 @@ impl Came {
             Self::Events(_) => "records of the kernel",
             Self::Line(_) => "a line of the kernel's log",
             Self::Word(word) => word.name(),
-            Self::Views => "what load balancers see",
+            Self::Views => "the pool states that load balancers see",
             Self::Command(_) => "a command of an operator",
             Self::Measurement => "the start of a round of measurements",
-            Self::Audit => "the look at what is believed",
+            Self::Audit => "the check of state against the host",
             Self::Nothing => "a deadline",
         }
     }
@@ -241,14 +241,14 @@ impl Word {
     fn name(&self) -> &'static str {
         match self {
             Self::Input(..) => "the answer of a supervisor or a probe",
-            Self::Owner(..) => "the word of a cgroup's owner",
+            Self::Owner(..) => "the answer of a cgroup's owner",
             Self::Gone(_) => "a service that has gone",
             Self::Vanished(_) => "cgroups that have gone",
             Self::Replied(..) | Self::Meant(..) => "an answer about a death",
             Self::Main(..) | Self::Looked(..) | Self::Met(..) => "a main process",
             Self::Sited(..) => "the names of a crash site",
             Self::Lost(..) => "a death without a record",
-            Self::Moment(..) => "a moment of a service",
+            Self::Moment(..) => "an event of a service's timeline",
             Self::Measured(_) => "measurements",
             Self::Pool(..) => "a member of a pool",
             Self::Leave(..) => "an answer about a planned restart",
@@ -427,7 +427,7 @@ impl Steward {
         if let Some(unsaid) = self.turns.took(time, clock::boot_ns()) {
             let millis = time.as_millis();
             tracing::warn!(
-                "nothing else was handled for {millis} ms, which {about} took ({unsaid} more since last told)"
+                "nothing else was handled for {millis} ms: {about} took so long ({unsaid} more slow turns since the last line)"
             );
         }
     }

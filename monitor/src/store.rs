@@ -127,7 +127,7 @@ struct Waiting {
     /// By name; without a version the row goes.
     alerts: HashMap<String, Option<alert::Kept>>,
     pool: PoolRecords,
-    /// Services whose rows go, before newer ones are written.
+    /// Services whose rows are deleted before newer ones are written.
     forgotten: BTreeSet<Arc<str>>,
     incidents: BTreeMap<i64, Incident>,
     settling: Settling,
@@ -244,7 +244,7 @@ impl Store {
         self.shared.wake.notify_one();
     }
 
-    /// Removes what is known of a service that its owner does not know any more; its incidents stay.
+    /// Removes a service that its owner no longer knows; its incidents stay.
     pub(crate) fn forget(&self, name: &Arc<str>) {
         let mut waiting = lock(&self.shared.waiting);
         waiting.services.remove(name);

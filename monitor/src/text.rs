@@ -26,7 +26,7 @@ impl fmt::Display for Clean<'_> {
     }
 }
 
-/// A text of at most `most` bytes; one that was cut says at its end how many it had.
+/// Cuts a text to `most` bytes; a cut text ends with its original length.
 pub(crate) fn shortened(text: &str, most: usize) -> String {
     if text.len() <= most {
         return text.to_owned();

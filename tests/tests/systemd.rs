@@ -375,7 +375,7 @@ fn a_stop_that_systemd_cannot_confirm_yet_is_neither_believed_nor_undone() {
     }
     let (bus, agent) = busless();
     let unit = Unit::start("healed-unsure", "Restart=no", "", "true", 0);
-    eventually("the silence to be noticed", || agent.log().contains("nobody can say whose the cgroup").then_some(()));
+    eventually("the silence to be noticed", || agent.log().contains("no owner has confirmed the cgroup").then_some(()));
     unit.main();
     systemctl(&["stop", &unit.name]);
     bus.comes();
@@ -392,7 +392,7 @@ fn a_bus_that_is_not_there_is_asked_again() {
     let (bus, agent) = busless();
     let unit = Unit::start("healed-busless", "Restart=no", "", "true", 0);
     // Without systemd's word the cgroup is a plain one.
-    eventually("the silence to be noticed", || agent.log().contains("nobody can say whose the cgroup").then_some(()));
+    eventually("the silence to be noticed", || agent.log().contains("no owner has confirmed the cgroup").then_some(()));
     assert_eq!(agent.metrics().get(&format!("defib_service_up{{service=\"{}\"}}", unit.name)), None);
     bus.comes();
     up(&agent, &unit);

@@ -66,7 +66,7 @@ pub(super) enum Shown {
 /// One alert.
 #[derive(Clone, Debug)]
 pub(super) struct Alert {
-    /// When it began; before this boot it is negative.
+    /// When it began; negative when before this boot.
     pub(super) since_ns: i64,
     /// The annotation `description`.
     pub(super) text: String,
@@ -365,7 +365,7 @@ impl Board {
     }
 }
 
-/// A moment of this boot, beside those of earlier ones, which are negative.
+/// A time of this boot as a signed number, since times of earlier boots are negative.
 fn moment(at_ns: u64) -> i64 {
     i64::try_from(at_ns).unwrap_or(i64::MAX)
 }

@@ -107,7 +107,7 @@ impl Shelf {
     pub(super) fn empty(&self) {
         let Ok(found) = bounded::entries(&self.own, FILES) else { return };
         if found.is_cut() {
-            // Too many to be named one by one.
+            // Too many to list: remove all.
             let emptied = fs::remove_dir_all(&self.own).map_err(anyhow::Error::from).and_then(|()| make(&self.own));
             if let Err(error) = emptied {
                 tracing::warn!("cannot empty {}: {error:#}", self.own.display());

@@ -31,7 +31,7 @@ const LIMIT: u64 = 64 * MIB;
 /// The service leaks so much at a time, so often: 100 MiB a second, so that it lives for about half a second.
 const CHUNK: usize = 2 * MIB as usize;
 const PACE: Duration = Duration::from_millis(20);
-/// Bytes of the service's output that are looked at for that: it is said in one of the first lines.
+/// Bytes of the service's output that are searched for it: it is in one of the first lines.
 const OUTPUT_MAX: usize = 1024 * 1024;
 /// What the service says when it begins to leak, with the time.
 const LEAK_BEGINS: &str = "leak begins at ";

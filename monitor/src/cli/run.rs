@@ -57,7 +57,7 @@ impl Args {
     }
 }
 
-/// `inherited` and `left`: the descriptors and the children that the agent before has left to this process.
+/// `inherited` and `left`: descriptors and children left to this process by the agent before it.
 pub(super) async fn run(args: Args, config: Config, inherited: Vec<Named>, left: Vec<Pid>) -> Result<Ended> {
     if !left.is_empty() {
         tokio::spawn(children::reap(left));

@@ -48,7 +48,7 @@ pub(super) struct Args {
     btf: Option<PathBuf>,
 }
 
-/// Questions about deaths at a time; what is beyond is not asked.
+/// Questions about deaths at a time; further ones are not asked.
 const QUESTIONS: usize = 64;
 /// Crash sites whose symbols are read at a time.
 const SYMBOLS: usize = 8;
@@ -138,7 +138,7 @@ pub(super) async fn run(args: Args) -> Result<()> {
         for mut death in observer.deaths(clock::boot_ns()) {
             let turn = death.cause.site_mut().and_then(|_| Arc::clone(&symbols).try_acquire_owned().ok());
             if let Some(turn) = turn {
-                // Reading symbols takes a while; nobody else waits for it. A crowd of crashes has its sites without names.
+                // Reading symbols takes a while, so it runs in a task. In a storm of crashes, sites stay without names.
                 let named = named_in.clone();
                 tokio::spawn(async move {
                     death.name_site().await;

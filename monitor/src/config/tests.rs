@@ -42,7 +42,7 @@ fn errors_name_file_line_key_and_what_is_allowed() {
         ("[agent]\nmodus = 'act'\n", &["x.toml:2: key 'modus'", "unknown field", "state_dir"]),
         ("\n[http]\nlisten = 'here'\n", &["x.toml:3: key 'listen'"]),
         ("[http]\nhosts = ['defib.example:9669']\n", &["x.toml:2: key 'hosts'", "without a port"]),
-        ("[http]\nhosts = ['*.example']\n", &["x.toml:2: key 'hosts'", "\"*.example\" is no name of a host"]),
+        ("[http]\nhosts = ['*.example']\n", &["x.toml:2: key 'hosts'", "\"*.example\" is not a host name"]),
         ("[http]\nhosts = ['']\n", &["x.toml:2: key 'hosts'"]),
         ("[defaults]\ngrace = '5 parsecs'\n", &["x.toml:2: key 'grace'", "500ms, 2s, 10m"]),
         ("[defaults]\nbudget = { per_service = 'many' }\n", &["x.toml:2: key 'budget'", "5/10m"]),

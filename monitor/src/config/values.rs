@@ -56,7 +56,7 @@ pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dur
     parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-/// Up to 64 names as DNS has them (RFC 1123, section 2.1): no address, no port, no wildcard.
+/// Up to 64 DNS names (RFC 1123, section 2.1): no address, no port, no wildcard.
 pub(super) fn host_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     const MOST: usize = 64;
     let names = Vec::<String>::deserialize(deserializer)?;
@@ -70,7 +70,7 @@ pub(super) fn host_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<V
     for name in &names {
         let labels = name.strip_suffix('.').unwrap_or(name);
         if labels.len() > 253 || !labels.split('.').all(is_label) {
-            let what = "is no name of a host; allowed are names as in \"defib.example\", without a port";
+            let what = "is not a host name; allowed are names such as \"defib.example\", without a port";
             return Err(D::Error::custom(format!("{name:?} {what}")));
         }
     }

@@ -122,15 +122,15 @@ pub(crate) enum Reason {
     KernelOops,
     /// It wrote to a pipe or socket that has no reader any more.
     BrokenPipe,
-    /// Its parent ended, and it had asked for this (`PR_SET_PDEATHSIG`).
+    /// Its parent ended, and it had asked for a signal then (`PR_SET_PDEATHSIG`).
     ParentExit,
-    /// Its terminal went.
+    /// Its terminal was closed.
     TerminalGone,
     /// Somebody pressed a key at its terminal (Ctrl-C, Ctrl-\).
     TerminalKey,
     /// A timer of its own ran out (alarm(2), setitimer(2)).
     Timer,
-    /// A signal of the kind that timers, message queues and I/O raise; a process may send one of that kind to another too.
+    /// A signal with a code of timers, message queues or I/O; another process can send such a code too.
     Event,
 }
 
@@ -138,7 +138,7 @@ pub(crate) enum Reason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Fault {
-    /// The hardware reported that memory it used is broken (`BUS_MCEERR_AR`, `BUS_MCEERR_AO`).
+    /// The hardware reported an error in memory of the process (`BUS_MCEERR_AR`, `BUS_MCEERR_AO`).
     MemoryError,
     /// It made a system call that its seccomp filter forbids.
     Seccomp,
@@ -333,7 +333,7 @@ impl fmt::Display for Cause {
                     Some(by) => write!(out, " by {by}")?,
                     None if *by_kernel && reason.is_none() => out.write_str(" by the kernel, not for memory")?,
                     None if *by_kernel => out.write_str(" by the kernel")?,
-                    // The reason says all that is known.
+                    // The reason already says what is known.
                     None if reason.is_some() => {}
                     None => out.write_str(", sender not seen")?,
                 }
@@ -349,12 +349,10 @@ impl fmt::Display for Cause {
                     Some(Reason::KernelOops) => " without a signal, as after an oops of the kernel (its log says more)",
                     Some(Reason::BrokenPipe) => ": it wrote to a pipe or socket that nobody reads any more",
                     Some(Reason::ParentExit) => " because its parent ended",
-                    Some(Reason::TerminalGone) => " because its terminal went",
-                    Some(Reason::TerminalKey) => " at a key of its terminal",
-                    Some(Reason::Timer) => " when a timer of its own ran out",
-                    Some(Reason::Event) => {
-                        " as a timer, a message queue or I/O sends it, or a process that claims to be one"
-                    }
+                    Some(Reason::TerminalGone) => " because its terminal was closed",
+                    Some(Reason::TerminalKey) => " by a key at its terminal",
+                    Some(Reason::Timer) => " when its own timer ran out",
+                    Some(Reason::Event) => " with the code of a timer, a message queue or I/O (a process can fake it)",
                 })
             }
             Self::Stopped { signal: None, by, .. } => write!(out, "stopped by {by}"),

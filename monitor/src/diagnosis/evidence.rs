@@ -48,7 +48,7 @@ pub(crate) struct Evidence {
     pub(crate) last_words: Answer<Option<String>>,
     /// The least memory limit above it, bytes.
     pub(crate) memory_limit: Option<u64>,
-    /// Processes and threads that its cgroup refused; `None`: none, or that could not be told.
+    /// Processes and threads that its cgroup refused; `None`: none, or not known.
     pub(crate) pids_refused: Option<PidsRefused>,
     /// Bytes of a page.
     pub(crate) page_size: u64,
@@ -56,7 +56,7 @@ pub(crate) struct Evidence {
     pub(crate) missing: Vec<Missing>,
 }
 
-/// How a question reads that was not asked.
+/// The text for a question that was not asked.
 const REFUSED: &str = "not asked: too many questions";
 
 /// What a question has brought.
@@ -67,7 +67,7 @@ pub(crate) enum Answer<T> {
     NotAsked,
     /// Nothing has come yet.
     Pending,
-    /// Nobody was asked, since too many questions are asked already.
+    /// Not asked: too many questions are under way.
     Refused,
     /// It could not be told.
     Failed(String),
@@ -258,12 +258,12 @@ impl Evidence {
         self.last().filter(|sender| sender.is_named()).map(|sender| party(sender, self.senders.last_service.as_ref()))
     }
 
-    /// Processor time that it used, nanoseconds; `None` when that could not be read.
+    /// Processor time used, nanoseconds; `None` when it could not be read.
     fn cpu_used_ns(&self) -> Option<u64> {
         Some(self.exit.cpu_used_ns.max(self.exit.cpu_timer_ns)).filter(|&used| used > 0)
     }
 
-    /// The hard limit of processor time, seconds, and what was used of it, nanoseconds.
+    /// The hard limit of processor time, seconds, and the time used, nanoseconds.
     fn cpu_limit(&self) -> Option<(u64, u64)> {
         let limit = Some(self.exit.cpu_limit).filter(|&limit| limit != 0 && limit != u64::MAX);
         limit.zip(self.cpu_used_ns())

@@ -38,14 +38,14 @@ pub(crate) enum Reply {
     Systemd(Result<Meaning, String>),
     /// To [`Question::LastWords`]: the line that says that memory ran out, if one does.
     LastWords(Result<Option<String>, String>),
-    /// To either: it was not asked, since too many are.
+    /// To any question: it was not asked, since too many were.
     Refused,
 }
 
 /// The one question whose answer can change the verdict; `None` when none can.
 ///
-/// Last words are asked for of a main process, and of another one only when the rest of the evidence points to memory already:
-/// a service may have any number of workers that fail, and what they write is of low weight by itself.
+/// Asks for the last words of a main process. It asks for those of a worker only when other evidence already points to
+/// memory: a service may have any number of failing workers, and their last words alone weigh little.
 pub(super) fn question(
     evidence: &Evidence,
     place: Option<&Place>,
@@ -54,7 +54,7 @@ pub(super) fn question(
 ) -> Option<Question> {
     let (place, exit, senders) = (place?, &evidence.exit, &evidence.senders);
     if exit.header.flags & EXIT_SENDER != 0 && senders.last == SenderKind::Manager {
-        // Only the host's own manager is asked; a user's has a bus of its own.
+        // Only the host's systemd is asked; a user's manager has its own bus.
         let Origin::Unit(unit) = &*place.origin else { return None };
         return (exit.sender.tgid == 1).then(|| Question::Systemd { unit: unit.clone() });
     }

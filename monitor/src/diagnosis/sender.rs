@@ -1,5 +1,5 @@
-//! What the sender of a signal is to the process that got it. A process chooses its name, so a name counts only with the rest
-//! of what the program has: its user, its cgroup, its file.
+//! Classifies the sender of a signal. A process chooses its own name, so a name counts only together with the user, the
+//! cgroup or the file of the process.
 
 use super::evidence::SenderKind;
 use crate::attribution::{Origin, Place};
@@ -15,16 +15,16 @@ const ROOT: u32 = 0;
 pub(crate) struct Signaller<'a> {
     /// Its name.
     pub(crate) comm: &'a str,
-    /// Its process.
+    /// Its process id.
     pub(crate) tgid: u32,
-    /// Its user.
+    /// Its user id.
     pub(crate) uid: u32,
     /// Where it lives; `None` when that is not known.
     pub(crate) place: Option<&'a Place>,
 }
 
-/// What a sender is to the process at `place`. `program` gives the name of the file that the sender runs; it is asked for only
-/// when the sender has a name that matters.
+/// The sender's relation to the process at `place`. `program` returns the name of the file that the sender runs; it is
+/// called only for a name that matters.
 pub(crate) fn sender_kind(
     sender: &Signaller<'_>,
     place: Option<&Place>,
@@ -33,7 +33,7 @@ pub(crate) fn sender_kind(
     if sender.tgid == 1 || is_user_manager(sender, place) {
         return SenderKind::Manager;
     }
-    // For services without another owner, that is what we are.
+    // For command services, Defib is the supervisor.
     if sender.tgid == std::process::id() {
         return SenderKind::Engine;
     }
@@ -59,7 +59,7 @@ fn is_user_manager(sender: &Signaller<'_>, place: Option<&Place>) -> bool {
         && own.path.strip_prefix(own.root()) == Some("/init.scope")
 }
 
-/// A program of one of these names that runs as the unit of that name, or as root from a file of that name.
+/// True for one of [`MEMORY_KILLERS`] that runs as the unit of its name, or as root from a file of its name.
 fn is_memory_killer(sender: &Signaller<'_>, program: impl FnOnce() -> Option<String>) -> bool {
     if !MEMORY_KILLERS.contains(&sender.comm) {
         return false;
@@ -71,8 +71,8 @@ fn is_memory_killer(sender: &Signaller<'_>, program: impl FnOnce() -> Option<Str
     is_unit || sender.uid == ROOT && program().as_deref() == Some(sender.comm)
 }
 
-/// A program of one of these names that runs as root, outside of every container and every user's own cgroups. (Most of them
-/// live for a moment, so that their files cannot be asked for.)
+/// True for one of [`ENGINES`] that runs as root, outside of every container and every user's own cgroups. (Most of
+/// them live too briefly to read which file they run.)
 fn is_engine(sender: &Signaller<'_>, place: Option<&Place>) -> bool {
     let of_container = place.is_some_and(|place| matches!(*place.origin, Origin::Container { .. }));
     let is_inside = sender

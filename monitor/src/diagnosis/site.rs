@@ -20,16 +20,16 @@ pub(crate) struct Site {
     /// The frames as they came, with what else is known of the process; their names are found from this.
     #[serde(skip)]
     pub(crate) stack: Stack,
-    /// What was seen of the process before it went.
+    /// What was read from the process before it ended.
     #[serde(skip)]
     pub(crate) looked: Looked,
 }
 
-/// Said of every stack of which a part was followed by frame pointers alone.
+/// Note for every stack that was partly followed by frame pointers alone.
 const OUTER_FRAMES: &str =
-    "frames that are not marked as sure are right where the code keeps frame pointers (-fno-omit-frame-pointer)";
-/// Said when tables led to the last frame, and not on.
-const CUT: &str = "what called the last frame is not known: its file has no tables for unwinding or was not found, or the stack is \
+    "frames not marked as sure are right only where the code keeps frame pointers (-fno-omit-frame-pointer)";
+/// Note when the tables ended at the last frame.
+const CUT: &str = "the caller of the last frame is not known: its file has no unwind tables or was not found, or the stack is \
     larger than the 8 KiB of it that were copied";
 /// Said when there is no frame at all.
 const NO_FRAMES: &str = "the kernel gave no user stack";
@@ -45,13 +45,13 @@ impl Site {
         Self { frames, note, stack, looked: Looked::default() }
     }
 
-    /// Takes over the names that were found, and the frames.
+    /// Replaces the frames by those with names.
     pub(crate) fn locate(&mut self, Located { frames, whole }: Located) {
         self.note = match frames.iter().position(|frame| !frame.sure) {
             _ if frames.is_empty() => Some(NO_FRAMES),
             Some(_) => Some(OUTER_FRAMES),
             None if whole => None,
-            // The one frame that is always right.
+            // The innermost frame is always right.
             None if frames.len() == 1 => Some(OUTER_FRAMES),
             None => Some(CUT),
         };
@@ -109,7 +109,7 @@ fn program(site: &CrashSite) -> Option<String> {
     None
 }
 
-/// Frames that are shown in one line, and bytes of each name there. JSON has all of them.
+/// Frames shown in one line, and bytes of each name there. JSON has all.
 const SHOWN: usize = 16;
 const NAME_SHOWN: usize = 160;
 

@@ -36,25 +36,25 @@ const ALRM: u8 = 14;
 const VTALRM: u8 = 26;
 const PROF: u8 = 27;
 const SYS: u8 = 31;
-/// `BUS_MCEERR_AR`, `BUS_MCEERR_AO` (siginfo.h): broken memory that the process used, and that it has.
+/// `BUS_MCEERR_AR`, `BUS_MCEERR_AO` (siginfo.h): an error in memory that the process used, or has mapped.
 const MEMORY_ERRORS: [i32; 2] = [4, 5];
 /// `SYS_SECCOMP` (siginfo.h).
 const BY_SECCOMP: i32 = 1;
-/// What a shell exits with when a program cannot be executed, or is not there (POSIX, Shell Command Language, 2.8.2).
+/// A shell's exit codes for a program that cannot be executed, or is not found (POSIX, Shell Command Language, 2.8.2).
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
-/// `EXIT_EXEC` of systemd.exec(5), of a process that is about to become the service.
+/// `EXIT_EXEC` (systemd.exec(5)): systemd's child could not execute the service's program.
 const EXIT_EXEC: u8 = 203;
 /// A request for memory that was refused this long before an abnormal end is taken for its reason: 2 s. Python needed
 /// 47 ms from the one to the other; programs that log, flush and unwind need longer.
 const REFUSAL_COUNTS_NS: u64 = 2_000_000_000;
-/// A process or thread that its cgroup refused this long before an exit with a code is taken for its reason: 10 s.
+/// A refused process or thread counts as the reason of an exit with a code at most this long after it: 10 s.
 const PIDS_REFUSED_NS: u64 = 10_000_000_000;
 /// How likely a piece of evidence alone makes it that the application ran out of memory.
 const REFUSAL: f64 = 0.6;
-/// A runtime that says so and ends as such runtimes do is right, but for its last words being another process's.
+/// Last words of a runtime that ends as it usually does: wrong only when another process wrote them.
 const LAST_WORDS: f64 = 0.9;
-/// The same words before another kind of end: whoever can make a service write what they sent it can write them.
+/// The same words before another kind of end: a client can make a service write them.
 const ODD_LAST_WORDS: f64 = 0.3;
 /// A typical ending with the memory limit near. Never enough by itself.
 const NEAR_LIMIT: f64 = 0.5;
@@ -198,23 +198,23 @@ fn crash(evidence: &Evidence, signal: u8, core_dumped: bool) -> Cause {
     })
 }
 
-/// Why kernel code ended the last thread by itself: a signal is in its status, none was sent, and none was delivered.
+/// Why kernel code ended the last thread: the status names a signal, but none was sent and none was delivered.
 fn without_signal(evidence: &Evidence, signal: u8) -> Option<Reason> {
     if evidence.sender().is_some() || evidence.exit.header.flags & EXIT_WITHOUT_SIGNAL == 0 {
         return None;
     }
     match (signal, evidence.exit.seccomp_mode) {
         (9, SECCOMP_STRICT | SECCOMP_DEAD) => Some(Reason::SeccompStrict),
-        // What an oops leaves in the status (`make_task_dead`): the first for a bad access, the second for the rest.
+        // The status that an oops leaves (`make_task_dead`): the first for a bad access, the second otherwise.
         (9 | SEGV, _) => Some(Reason::KernelOops),
         _ => None,
     }
 }
 
-/// Signals other than SIGKILL that kernel code sends for something that has happened, and signals that claim to be of that kind.
+/// Signals other than SIGKILL that kernel code sends for an event, and signals that claim to be such.
 fn by_kernel_code(evidence: &Evidence, sender: &Sender, signal: u8) -> Option<Cause> {
     let own = sender.tgid == evidence.exit.process.tgid;
-    // No system call makes a signal like this: the kernel itself leaves the siginfo out.
+    // Only the kernel sends a signal without a siginfo; no system call can.
     let bare = sender.si_code == SI_USER && sender.flags & SENT_WITHOUT_INFO != 0;
     let to_process = sender.flags & SENT_TO_PROCESS != 0;
     let kernel = sender.si_code == SI_KERNEL;
@@ -222,7 +222,7 @@ fn by_kernel_code(evidence: &Evidence, sender: &Sender, signal: u8) -> Option<Ca
         _ if sender.flags & SENT_BY_PARENT_END != 0 => (evidence.last_party(), true, Reason::ParentExit),
         PIPE if bare && own => (None, true, Reason::BrokenPipe),
         HUP if kernel => (None, true, Reason::TerminalGone),
-        // Whoever has closed the other side of a pseudo terminal.
+        // The last party is the process that closed the other side of a pseudo terminal.
         HUP if bare && to_process && !own => (evidence.last_party(), true, Reason::TerminalGone),
         INT | QUIT if kernel => (None, true, Reason::TerminalKey),
         ALRM | VTALRM | PROF if kernel => (None, true, Reason::Timer),
@@ -338,7 +338,7 @@ fn exit_reason(evidence: &Evidence, code: u8) -> Option<ExitReason> {
     let never_executed = evidence.exit.header.flags & EXIT_NEVER_EXECUTED != 0;
     match code {
         NOT_EXECUTABLE | NOT_FOUND => Some(ExitReason::ExecFailed),
-        // A program of its own may exit with it for any other reason.
+        // An executed program may use this code for any other reason.
         EXIT_EXEC if never_executed => Some(ExitReason::ExecFailed),
         _ if evidence.pids_refused.is_some_and(|refused| refused.within_ns <= PIDS_REFUSED_NS) => {
             Some(ExitReason::PidsLimit)
@@ -347,8 +347,8 @@ fn exit_reason(evidence: &Evidence, code: u8) -> Option<ExitReason> {
     }
 }
 
-/// True when a process that ended by itself has been refused memory, or ended as runtimes do that run out of it with its limit
-/// near.
+/// True when a process that ended by itself was refused memory, or ended as runtimes do when they run out, with its
+/// peak near the limit.
 pub(super) fn points_to_memory(evidence: &Evidence) -> bool {
     let typical = match status::signal(evidence.exit.status) {
         Some((signal, _)) => TYPICAL_SIGNALS.contains(&signal),
@@ -591,7 +591,7 @@ mod tests {
         }
         assert_eq!(weigh(&ended(9, 0, SECCOMP_STRICT)).kind(), "unknown", "a signal ended it whose sender was lost");
         assert_eq!(weigh(&ended(11, 0, 0)).kind(), "crash");
-        // Of an OOM kill no witness is left but its own state, and a racing thread has left before the signal.
+        // For an OOM kill only the process's own state is left, and a racing thread ended before the signal.
         assert_eq!(weigh(&ended(9, unsent | EXIT_OOM_VICTIM, 0)).kind(), "oom_kill");
     }
 

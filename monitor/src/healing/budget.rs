@@ -53,18 +53,18 @@ impl Ledger {
 
 /// The restarts that all services of a host share.
 ///
-/// Services that flap must not spend what the others need: half of the budget is kept for services that were not restarted
-/// twice within its window.
+/// Flapping services must not spend the restarts of the others: half of the budget is kept for services that were
+/// restarted less than twice within its window.
 #[derive(Clone, Debug)]
 pub(crate) struct HostLedger {
     budget: Budget,
-    /// When each was spent, and by which service. Those of an earlier boot are negative.
+    /// When each restart was spent, and by which service. Times of an earlier boot are negative.
     spent: VecDeque<(i64, u64)>,
 }
 
-/// Restarts within the window from which on a service flaps.
+/// A service flaps from this many restarts within the window on.
 const FLAPS: usize = 2;
-/// A budget smaller than this has no half to keep.
+/// A smaller budget is not halved.
 const SHARED_FROM: usize = 4;
 
 impl HostLedger {
@@ -73,7 +73,7 @@ impl HostLedger {
         Self { budget, spent: VecDeque::new() }
     }
 
-    /// `None`: this service may spend one now. Otherwise the earliest time at which that may be so.
+    /// `None` when this service may spend a restart now; otherwise the earliest time at which it may.
     pub(crate) fn blocked_until(&mut self, service: u64, now_ns: u64) -> Option<u64> {
         let window = nanoseconds(self.budget.window);
         while self.spent.front().is_some_and(|&(spent, _)| freed(spent, window).is_none_or(|at| at <= now_ns)) {
@@ -89,7 +89,7 @@ impl HostLedger {
         self.spent.get(over - 1).and_then(|&(spent, _)| freed(spent, window))
     }
 
-    /// Counts what a service has spent earlier.
+    /// Counts restarts that a service spent earlier.
     pub(crate) fn borrow(&mut self, service: u64, spent_ns: &VecDeque<i64>) {
         self.spent.extend(spent_ns.iter().map(|&spent| (spent, service)));
         self.spent.make_contiguous().sort_unstable();
@@ -101,7 +101,7 @@ impl HostLedger {
     }
 }
 
-/// When what was spent then may be spent again; `None`: before this boot.
+/// When a restart spent at `spent_ns` may be spent again; `None` when that was before this boot.
 fn freed(spent_ns: i64, window_ns: u64) -> Option<u64> {
     match u64::try_from(spent_ns) {
         Ok(spent_ns) => Some(spent_ns.saturating_add(window_ns)),
@@ -109,7 +109,8 @@ fn freed(spent_ns: i64, window_ns: u64) -> Option<u64> {
     }
 }
 
-/// A moment, or a span, beside moments of earlier boots, which are negative; the clock needs 292 years for what does not fit.
+/// A time or a span as a signed number, since times of earlier boots are negative; the clock overflows it after 292
+/// years.
 pub(super) fn moment(at_ns: u64) -> i64 {
     i64::try_from(at_ns).unwrap_or(i64::MAX)
 }

@@ -99,7 +99,7 @@ pub(crate) struct Engine {
     down_ns: Option<u64>,
     /// The death that counts for grace and back-off: that of the last incarnation.
     died_ns: u64,
-    /// It was found absent at a start, and no incarnation has died since: nobody else has the next move, so there is no grace.
+    /// Found absent at a start, and no incarnation has died since: nobody else is restarting it, so there is no grace.
     absent: bool,
     /// The last proof of health; before this boot it is negative.
     healthy_ns: Option<i64>,
@@ -156,7 +156,7 @@ impl Engine {
         }
     }
 
-    /// What tells this service from others that share the host's budget.
+    /// Identifies this service among those that share the host's budget.
     pub(crate) fn seed(&self) -> u64 {
         self.seed
     }
@@ -531,7 +531,7 @@ impl Engine {
                 until_ns,
                 "host_budget",
                 "host budget",
-                "the host's restarts are spent, or the half of them that services which flap may have".to_owned(),
+                "the host's restarts are spent, or the half of them that flapping services may use".to_owned(),
             );
         }
         self.restart(why, host, now_ns)

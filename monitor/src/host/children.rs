@@ -52,7 +52,7 @@ pub(crate) async fn reap(mut left: Vec<Pid>) {
     // Registered before the first check, so that no exit is missed between the two.
     let mut ends = match signal(SignalKind::child()) {
         Ok(ends) => ends,
-        Err(error) => return tracing::warn!("children of the agent before stay zombies: {error}"),
+        Err(error) => return tracing::warn!("children of the previous agent stay zombies: {error}"),
     };
     loop {
         left.retain(|&pid| is_running(pid));

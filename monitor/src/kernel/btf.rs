@@ -14,7 +14,7 @@ use crate::host::bounded::{self, Bounded};
 const MAGIC: u16 = 0xeb9f;
 /// Types nested deeper than this are taken for a loop.
 const MAX_DEPTH: u32 = 32;
-/// The kernel's own is 4 to 12 MB, by how much of it is built in.
+/// Most bytes of BTF. The kernel's own has 4 to 12 MB, depending on what is built in.
 const SIZE_MAX: usize = 128 * 1024 * 1024;
 
 /// `BTF_KIND_*` (uapi btf.h).
@@ -55,16 +55,16 @@ pub(crate) struct Btf {
     strings: Range<usize>,
     /// Where each type's header begins; the index is the type id minus 1 (0 is void).
     types: Vec<u32>,
-    /// Some type is of a kind that is not known here.
+    /// True when a type has a kind that this reader does not know.
     has_unknown: bool,
-    /// The kind of a type whose size nothing tells: it and what follows it are not indexed.
+    /// The first kind of unknown size; its type and all later ones are not indexed.
     cut_at: Option<u32>,
 }
 
-/// What the file itself says of the sizes of its kinds (`struct btf_layout`, 7.1 and newer), so that a reader can skip those that it does
-/// not know: four bytes for each kind.
+/// Bytes of one entry of the file's table of kind sizes (`struct btf_layout`, 7.1 and newer), by which a reader skips
+/// kinds that it does not know.
 const LAYOUT_ENTRY: usize = 4;
-/// Bytes of the header up to the place of that table.
+/// Length of a header that names that table.
 const HEADER_WITH_LAYOUT: u32 = 32;
 
 /// A type's header: `struct btf_type`.
@@ -145,7 +145,7 @@ impl Btf {
                         btf.has_unknown = true;
                         tail
                     }
-                    // Ids of what comes before are right; what is behind is not found.
+                    // Earlier types keep their ids; later ones are not found.
                     None => {
                         btf.cut_at = Some(ty.kind);
                         return Ok(btf);
@@ -159,20 +159,21 @@ impl Btf {
         Ok(btf)
     }
 
-    /// Bytes behind the header of a type of an unknown kind, as the file says: once for the type, and for each of its elements.
+    /// Bytes after the header of a type of unknown kind, by the file's table: some for the type, and some for each
+    /// element.
     fn tail_by_layout(&self, ty: &Type, layout: &Range<usize>) -> Option<usize> {
         let at = layout.start + ty.kind as usize * LAYOUT_ENTRY;
         let entry = (at + LAYOUT_ENTRY <= layout.end).then(|| self.bytes.get(at..at + LAYOUT_ENTRY)).flatten()?;
         Some(usize::from(entry[0]) + usize::from(entry[1]) * ty.len)
     }
 
-    /// The kind at which the index ends, because nothing tells the size of such a type.
+    /// The kind at which the index ends, because its size is unknown.
     pub(crate) fn cut_at(&self) -> Option<u32> {
         self.cut_at
     }
 
-    /// The same types under the same ids for a reader that knows no newer kinds: each type of such a kind is a declaration without a
-    /// name there, and what the index leaves out is left out. `None`: the file can be read as it is.
+    /// A copy with the same ids for a reader that knows no newer kinds: a type of such a kind becomes a nameless
+    /// declaration, and types that are not indexed are left out. `None`: the file needs no copy.
     pub(crate) fn without_unknown_kinds(&self) -> Result<Option<Vec<u8>>> {
         if !self.has_unknown && self.cut_at.is_none() {
             return Ok(None);
@@ -374,7 +375,7 @@ mod tests {
             self.finish_with(&[])
         }
 
-        /// With a table of the kinds' sizes, when there is one.
+        /// With a table of kind sizes, unless `layout` is empty.
         fn finish_with(self, layout: &[[u8; 4]]) -> Vec<u8> {
             let mut bytes = MAGIC.to_le_bytes().to_vec();
             bytes.extend_from_slice(&[1, 0]);
@@ -425,7 +426,8 @@ mod tests {
         assert_eq!(btf.enum_value("ids", "third_id").expect("reads"), None);
     }
 
-    /// Types of the kinds 20 to 22 and of one that no one has thought of, among others; each with elements of its own size.
+    /// Types of the kinds 20 to 22 and of a kind that does not exist, among others; each with elements of a different
+    /// size.
     fn future() -> Writer {
         let mut w = Writer::default();
         let int = w.ty("int", kind::INT, 0, 4, &[32]);

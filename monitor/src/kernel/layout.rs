@@ -157,8 +157,8 @@ pub(crate) fn plan(btf: &Btf, host: Host<'_>) -> Result<Plan> {
     Ok(Plan { layout, programs, functions, missing })
 }
 
-/// What the names of fields do not tell of a program's registers. On arm64 the frame pointer is the 30th of an array, and the link
-/// register the one behind it.
+/// Finds registers that have no field of their own. On arm64 the frame pointer is the 30th of an array, followed by the
+/// link register.
 fn registers(btf: &Btf, layout: &mut Layout) -> Result<()> {
     const REGISTER: u32 = 8;
     layout.regs_size = btf.size_of("pt_regs")?.unwrap_or(ABSENT);

@@ -108,15 +108,15 @@ pub(crate) enum Origin {
     Replaced(Remains),
 }
 
-/// Events that the kernel skipped the programs for, at most: a program that is preempted (7.0 and newer) misses what happens on its
-/// processor meanwhile.
+/// Upper bounds of the events for which the kernel skipped a program: a preempted program (7.0 and newer) misses events
+/// on its processor meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Skipped {
-    /// Deaths. Where a second copy of the exit program is attached, both must have missed one.
+    /// Deaths. With a second copy of the exit program, those that both may have missed.
     pub(crate) exits: u64,
-    /// New lives: programs that were executed, processes that were forked.
+    /// Execs and forks.
     pub(crate) lives: u64,
-    /// Cgroups that came, went, were renamed, or changed between empty and populated.
+    /// Cgroups that were made, removed, renamed, or changed between empty and populated.
     pub(crate) cgroups: u64,
     /// Evidence: signals, OOM marks, requests for memory.
     pub(crate) evidence: u64,
@@ -148,7 +148,7 @@ pub(crate) struct Cost {
     pub(crate) runs: u64,
     /// Time spent in it.
     pub(crate) time: Duration,
-    /// Times that the kernel skipped it, measured or not.
+    /// How often the kernel skipped it, whether run times are measured or not.
     pub(crate) skipped: u64,
 }
 
@@ -182,7 +182,7 @@ pub(crate) fn load(options: Options<'_>, handed_over: Vec<Named>) -> Result<(Ker
         let types = btf::Btf::read(path)?;
         if let Some(kind) = types.cut_at() {
             tracing::warn!(
-                "{}: nothing tells the size of its types of kind {kind}; what follows them is not seen",
+                "{}: the size of its types of kind {kind} is unknown; later types are not read",
                 path.display()
             );
         }
@@ -236,7 +236,7 @@ fn resume(plan: &Plan, set: &mut Set) -> Result<Vec<&'static str>> {
 /// Type information for the loader.
 struct Types<'a> {
     path: &'a Path,
-    /// A copy that it can read, where it cannot read the file.
+    /// A copy without unknown kinds, where the loader cannot read the file.
     known_kinds: Option<Vec<u8>>,
 }
 
@@ -391,7 +391,7 @@ pub(super) fn explain(error: anyhow::Error) -> anyhow::Error {
     error
 }
 
-/// Of the value of a watched cgroup, the part that tells services apart; the programs use the rest.
+/// The bits of a watched cgroup's value that identify the service; the programs use the other bit.
 const HANDLE: u32 = u32::MAX >> 1;
 
 impl Kernel {
@@ -401,15 +401,15 @@ impl Kernel {
         Ok(std::array::from_fn(|slot| cpus.iter().map(|words| words[slot]).sum()))
     }
 
-    /// Watches a cgroup. Cgroups that are made inside it later are watched by the programs themselves, as long as those take no more than
-    /// half of the map. `own` is the service's own cgroup, in or below which this one is: all cgroups of a service share what it
-    /// may take of the critical ring.
+    /// Watches a cgroup. The programs watch cgroups made inside it later, up to half of the map for all services. `own`
+    /// is the id of the service's own cgroup, which is this one or above it: all cgroups of a service share its part of
+    /// the critical ring.
     ///
     /// # Errors
     /// When the map is full (16,384 cgroups) or gone.
     pub(crate) fn watch(&self, cgroup: u64, own: u64) -> Result<()> {
         let Watched { cgroups, epoch } = &mut *self.lock();
-        // The programs count those that they have added themselves; what is written over one would be counted for ever.
+        // The programs count the entries that they add. Overwriting such an entry would leave it counted for ever.
         if cgroups.get(&cgroup, 0).is_ok() {
             return Ok(());
         }

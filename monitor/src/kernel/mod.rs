@@ -4,7 +4,7 @@
 //! * [`sizes`] tells how large the maps must be on this host
 //! * [`load`] loads and attaches, or takes over the [`set`] of an earlier agent when [`about`] says that it fits
 //! * [`ring`] follows the rings, whose memory is [`records`]
-//! * [`stacks`] reads the stacks of processes that crash, which no ring has room for
+//! * [`stacks`] reads the stacks of crashing processes, which are too large for a ring
 //! * [`allocations`] has the programs for `defib trace`, which the agent does not load
 //! * [`bpf`] has the few system calls that the loader does not offer, [`pins`] keeps a set in a bpffs
 //!

@@ -19,7 +19,7 @@ use crate::host::{
 
 /// `BPF_FS_MAGIC` (uapi magic.h).
 const BPF_FS: FsWord = 0xcafe_4a11;
-/// Names that are looked at: some forty are ours, in a directory of our own.
+/// Names read of our own directory, which has some forty.
 const PINS: usize = 1024;
 
 /// See the module.

@@ -1,12 +1,12 @@
-//! How many entries the maps must have on this host.
+//! How many entries the LRU maps need on this host.
 
-/// Maps that push out what was not used for long, with the entries that they have at least (monitor-ebpf/src/maps.rs).
+/// The LRU maps, with their least number of entries (monitor-ebpf/src/maps.rs).
 const EVICTING: [(&str, u32); 4] = [("SIGNALS", 16384), ("REFUSED", 4096), ("OOM_REQUESTS", 256), ("ENDED", 4096)];
-/// Entries for each processor. Each hoards up to 128 free ones (`LOCAL_FREE_TARGET`, kernel/bpf/bpf_lru_list.c, before a change of June
-/// 2025), so that a smaller map evicts long before it is full.
+/// Entries for each processor. Each keeps up to 128 free ones (`LOCAL_FREE_TARGET`, kernel/bpf/bpf_lru_list.c, before a
+/// change of June 2025), so a smaller map evicts long before it is full.
 const FOR_EACH_CPU: u32 = 256;
 
-/// The entries of each such map on a host that may have so many processors.
+/// The entries of each LRU map on a host with up to `cpus` processors.
 pub(super) fn of(cpus: u32) -> [(&'static str, u32); EVICTING.len()] {
     EVICTING.map(|(map, least)| (map, least.max(cpus.saturating_mul(FOR_EACH_CPU))))
 }

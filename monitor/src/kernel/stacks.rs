@@ -1,4 +1,4 @@
-//! The array in which the programs put the stacks of processes that crash.
+//! Reads the array in which the kernel programs store the stacks of crashing processes.
 
 use std::fmt;
 
@@ -17,13 +17,13 @@ impl CrashStacks {
         Ok(Self(Some(Array::try_from(Map::from_map_data(set.map(set::STACKS)?)?)?)))
     }
 
-    /// No array, so no stacks.
+    /// Without an array: every slot is empty.
     #[cfg(test)]
     pub(crate) fn none() -> Self {
         Self::default()
     }
 
-    /// What is in a slot, whole or not; `None` when there is no such slot.
+    /// The words of a slot, completely written or not; `None` when there is no such slot.
     pub(crate) fn read(&self, slot: u32) -> Option<Box<[u64; WORDS]>> {
         self.0.as_ref()?.get(&slot, 0).ok().map(Box::new)
     }

@@ -58,7 +58,7 @@ impl OwnMetrics {
         let evidence_lost = counters(
             registry,
             "defib_evidence_lost_total",
-            "Evidence that newer pushed out before it was used, at most so much (oom_mark, crash_site, log_line); waits for evidence that were cut short, since too many deaths waited (wait); crashing processes that were not looked at, since too many crashed at once (crash_look).",
+            "Evidence evicted by newer before it was used, upper bound (oom_mark, crash_site, log_line); waits for evidence ended early because too many deaths waited (wait); crashing processes not looked at because too many crashed at once (crash_look).",
             &["kind"],
         )?;
         let traces = counters(
@@ -73,16 +73,16 @@ impl OwnMetrics {
         let questions_dropped = counters(
             registry,
             "defib_questions_dropped_total",
-            "Questions to others that were not asked, because too many were: to the journal, systemd, a container's engine, the file of a service's output, the process that reads symbols.",
+            "Questions not asked because too many were under way: to the journal, systemd, a container's engine, the file of a service's output, the process that reads symbols.",
             &["kind"],
         )?;
         for kind in Kind::ALL {
             questions_dropped.with_label_values(&[kind.as_str()]);
         }
-        // From a turn that nobody notices to one in which evidence comes too late.
+        // From turns without effect to turns in which evidence comes too late.
         let turns = HistogramOpts::new(
             "defib_controller_loop_seconds",
-            "Time that one turn of the task takes that owns all state, from waking to waiting.",
+            "Duration of one turn of the task that owns all state, from waking to waiting.",
         )
         .buckets(vec![1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0]);
         let metrics = Self {
@@ -105,7 +105,7 @@ impl OwnMetrics {
             )?,
             claims_dropped: counter(
                 "defib_cgroup_claims_dropped_total",
-                "Cgroups of units and containers that found no room among those whose owners are asked; they are not looked after.",
+                "Cgroups of units and containers that are not managed because too many waited for their owners' confirmation.",
             )?,
             clock_steps: counter(
                 "defib_clock_steps_total",
@@ -151,12 +151,12 @@ impl OwnMetrics {
         }
     }
 
-    /// So many cgroups found no room among those whose owners are asked, since the start.
+    /// Sets the number of cgroups, since the start, that found no room among those whose owners are asked.
     pub(crate) fn claims_dropped(&self, all: u64) {
         self.claims_dropped.inc_by(all.saturating_sub(self.claims_dropped.get()));
     }
 
-    /// So many questions were dropped since the start.
+    /// Sets the numbers of questions dropped since the start.
     pub(crate) fn questions_dropped(&self, dropped: impl Iterator<Item = (Kind, u64)>) {
         for (kind, all) in dropped {
             let counter = self.questions_dropped.with_label_values(&[kind.as_str()]);
@@ -164,7 +164,7 @@ impl OwnMetrics {
         }
     }
 
-    /// A turn of the task that owns all state took this long.
+    /// Records how long a turn of the task that owns all state took.
     pub(crate) fn turn(&self, time: Duration) {
         self.turns.observe(time.as_secs_f64());
     }

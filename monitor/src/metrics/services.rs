@@ -140,7 +140,7 @@ impl Table {
         row
     }
 
-    /// The series of a service that has gone are written no more.
+    /// Stops writing the series of a service that has gone.
     pub(super) fn remove(&self, row: &Arc<Row>) {
         let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
         rows.retain(|other| !Arc::ptr_eq(other, row));

@@ -1,6 +1,7 @@
-//! The listener for HAProxy's agent checks: a line comes that names a server (`agent-send "be_web/web1\n"`), a line goes.
-//! Answered from memory. Who sends something else or sends slowly gets nothing, and is counted; who comes in crowds loses the oldest
-//! place to each that comes later, so a load balancer, which sends its line at once, is answered amid any crowd.
+//! Answers HAProxy's agent checks: HAProxy sends a line that names a server (`agent-send "be_web/web1\n"`), and gets
+//! one line from memory. A client that sends anything else, or sends slowly, gets no answer and is counted. When all
+//! places are taken, the peer with the most loses its oldest to each newcomer, so a load balancer, which sends its line
+//! at once, is always answered.
 
 use std::{
     net::SocketAddr,
@@ -76,7 +77,7 @@ impl AgentCheck {
     /// # Errors
     /// Never; for the agent, whose parts can fail.
     pub(crate) async fn serve(self) -> Result<()> {
-        // Who has not sent a line can lose the place at any time.
+        // A connection without a line can lose its place at any time.
         let (crowd, peers) = (Arc::new(Mutex::new(Crowd::new(CONNECTIONS, Duration::ZERO))), Peers::new());
         loop {
             let (stream, remote) = match self.listener.accept().await {

@@ -33,8 +33,8 @@ const SETTLING_NS: u64 = 100_000_000;
 const CALM_NS: u64 = 1_000_000_000;
 /// A probe that has not come back by then will not: 10 s, longer than its own time-out.
 const PROBE_LOST_NS: u64 = 10_000_000_000;
-/// Its end is certain, and it lives on: 10 s, the death of a process with terabytes takes less. One that writes a core for longer
-/// fails its probes until then.
+/// How long a process may outlive a certain end: 10 s. The death of a process with terabytes takes less; one that still
+/// writes a core fails its probes.
 const DOOM_NS: u64 = 10_000_000_000;
 /// A service that nobody has found by then is not running: 2 s.
 const UNSEEN_NS: u64 = 2_000_000_000;
@@ -73,7 +73,7 @@ pub(crate) enum Input {
     Alive(Identity),
     /// The kernel sent SIGKILL to a process for want of memory.
     Marked(Identity),
-    /// A process got a signal that ends it, by a fault of its own.
+    /// A process got a fatal signal for its own fault.
     Crashing(Identity),
     /// A main process died.
     Died(Identity),
@@ -177,9 +177,9 @@ struct Probe {
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Doom {
     process: Identity,
-    /// The kernel chose it, or it got a fatal signal.
+    /// OOM mark or fatal signal.
     cause: Cause,
-    /// Whoever lives on until then is asked again whether it is healthy.
+    /// If it still lives then, its health is probed again.
     until_ns: u64,
 }
 
@@ -195,7 +195,7 @@ pub(crate) struct Member {
     process: Option<Identity>,
     /// The one that died last: word of its life may come later than that of its death.
     gone: Option<Identity>,
-    /// The end of this one is certain.
+    /// The main process, when its end is certain.
     doomed: Option<Doom>,
     good: u32,
     bad: u32,

@@ -70,7 +70,7 @@ pub(crate) enum Cause {
     NotRunning,
     /// The kernel chose it to die for want of memory.
     OomKill,
-    /// Its main process got a signal that ends it; a core dump may take a while.
+    /// Its main process got a fatal signal; the core dump may take a while.
     Crashing,
     /// Its main process died.
     Died,
@@ -98,7 +98,7 @@ impl fmt::Display for Cause {
             Self::FoundRunning => "it was running when the agent began",
             Self::NotRunning => "it is not running",
             Self::OomKill => "the kernel chose it to die for want of memory",
-            Self::Crashing => "its main process got a signal that ends it",
+            Self::Crashing => "its main process got a fatal signal",
             Self::Died => "its main process died",
             Self::Replaced => "another process took its place",
             Self::Unhealthy => "it lives and fails its health check",

@@ -329,7 +329,7 @@ impl Steward {
             }
             Answer::Silent(why) => {
                 if self.claims.silent(path, now) {
-                    tracing::warn!("nobody can say whose the cgroup {} is, asking again: {}", Clean(path), Clean(&why));
+                    tracing::warn!("no owner has confirmed the cgroup {}, asking again: {}", Clean(path), Clean(&why));
                 }
                 return;
             }

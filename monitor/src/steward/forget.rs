@@ -45,7 +45,7 @@ impl Steward {
     /// Forgets a service, unless it has come back meanwhile.
     pub(super) fn forget(&mut self, service: &Arc<str>) {
         let Some(managed) = self.roster.get(service).filter(|managed| managed.is_left_alone()) else { return };
-        tracing::info!(service = %crate::text::Clean(service), "its owner does not know it any more: forgotten");
+        tracing::info!(service = %crate::text::Clean(service), "its owner no longer knows it: forgotten");
         debug_assert!(managed.process().is_none(), "nothing of it lives");
         let nothing = Follower::new(Pace { sample_seconds: self.sample.as_secs_f64() }).forecast();
         self.alerts.foresees(service, &nothing);

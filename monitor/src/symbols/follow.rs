@@ -1,9 +1,9 @@
-//! The frames of a crash by the tables of the files, from the copy of registers and stack that the kernel programs made. Runs in the
-//! process of its own, see the module above.
+//! Unwinds the stack of a crash by the unwind tables of its files, from the registers and the stack that the kernel
+//! programs copied. Runs in the separate process that names crashes.
 //!
-//! Where each file was in memory is known from three sources, since a process is mostly gone before its maps can be read: those maps
-//! if they came in time; each frame of the kernel's, as address, build id and offset; and for the program itself, where the kernel says
-//! that its code begins and ends. A file is believed when its build id or its inode is the one that was mapped.
+//! A process is mostly gone before its maps can be read, so three sources say where each file was in memory: its maps,
+//! if they were read in time; each frame of the kernel's (address, build id, offset); and for the program itself, the
+//! begin and end of its code. A file is used only when its build id or inode is the mapped one.
 
 use std::sync::Arc;
 
@@ -26,18 +26,18 @@ pub(super) struct Copied {
     pub(super) code: (u64, u64),
     /// Inode number of the program's file; 0 when it is not known.
     pub(super) program_inode: u64,
-    /// The stack from its pointer on.
+    /// The stack from the stack pointer on.
     pub(super) stack: Vec<u8>,
 }
 
-/// The frames, the innermost first, and whether the last is where the stack begins; `None` where the tables lead no further than to
-/// where the process was.
+/// The frames, innermost first, and whether the last one is the first of the stack; `None` when the tables find no
+/// caller.
 pub(super) fn follow(stack: &Stack, finder: &mut Finder<'_>) -> Option<(Vec<Placed>, bool)> {
     let copied = stack.copied.as_deref()?;
     let files = Files::find(stack, copied, finder);
     let mut addresses = Vec::new();
     let end = files.code.walk(copied.registers, &copied.stack, &mut Cache::default(), |address| {
-        // What is returned to is behind the call, which may be the last of its function.
+        // A return address is after the call, which may be the last instruction of its function.
         let inside = address.saturating_sub(u64::from(!addresses.is_empty()));
         addresses.push(address);
         addresses.len() < FRAMES_MAX && files.code.has_table(inside)
@@ -50,13 +50,13 @@ pub(super) fn follow(stack: &Stack, finder: &mut Finder<'_>) -> Option<(Vec<Plac
     if end == End::Cut
         && let Some(at) = copied.addresses.iter().position(|&address| address == last)
     {
-        // The kernel came here too, by frame pointers, and went on.
+        // The kernel found this frame too and its callers, by frame pointers.
         placed.extend(names::chain(stack, at + 1, finder));
     }
     Some((placed, end == End::Whole))
 }
 
-/// The files whose place in memory is known.
+/// The files whose addresses in memory are known.
 #[derive(Default)]
 struct Files {
     known: Vec<(Module, Option<[u8; 20]>, Arc<Elf>)>,
@@ -84,7 +84,7 @@ impl Files {
         files
     }
 
-    /// What was mapped, whatever is at its path by now, while its process lives; and else what is at its path.
+    /// Adds a mapped file: the mapped one itself while its process lives, else the one at its path.
     fn add_mapping(&mut self, tgid: u32, mapping: &Mapping, frames: &[(&u64, &RawFrame)]) {
         let Mapping { begin, end, offset, inode, path } = mapping;
         let exact =
@@ -110,7 +110,7 @@ impl Files {
         }
     }
 
-    /// The program, unless a frame has told where it is.
+    /// Adds the program, unless a frame has already placed it.
     fn add_program(&mut self, stack: &Stack, copied: &Copied) {
         let (begin, end) = copied.code;
         if begin == 0 || begin >= end || self.code.place(begin).is_some() || self.code.place(end - 1).is_some() {
@@ -130,7 +130,7 @@ impl Files {
             }
             let Some(range) = elf.code_range() else { continue };
             let bias = end.wrapping_sub(range.end);
-            // Some kernels let the code begin where the first part of the file is loaded, whatever that is.
+            // Some kernels set the begin of the code to that of the first loaded segment of any kind.
             if begin <= range.start.wrapping_add(bias) {
                 let id = names::build_id(&module.reachable);
                 self.add(module, id, Arc::new(elf), bias);
@@ -139,7 +139,7 @@ impl Files {
         }
     }
 
-    /// All code of a file whose addresses are moved by `bias`.
+    /// Adds all code of a file, its addresses moved by `bias`.
     fn add(&mut self, module: Module, id: Option<[u8; 20]>, elf: Arc<Elf>, bias: u64) {
         for range in elf.code_ranges() {
             let at = range.start.wrapping_add(bias)..range.end.wrapping_add(bias);
@@ -168,7 +168,7 @@ impl Files {
     }
 }
 
-/// Walks up a stack that was made by others, in code that is our own.
+/// Unwinds a stack from untrusted bytes, in our own code.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(copied: &Copied) -> bool {
     let tgid = std::process::id();

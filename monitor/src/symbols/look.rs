@@ -1,8 +1,8 @@
-//! A look at a process that is about to crash: what is on its stack, and what it has mapped. Now or never, so it begins when the
-//! kernel's word of the crash comes; but beside the task that owns everything, since the process decides how long it takes.
+//! Reads the stack and the mappings of a process that is about to crash. The process ends soon, so a look begins with
+//! the kernel's record of the crash. It runs on separate threads, since the process decides how long it takes.
 //!
-//! Bounded in all that a process can drive: looks under way ([`THREADS`]) and waiting ([`WAITING`]; the rest are dropped and counted),
-//! what one look reads ([`Bounds::CRASH`]), and what is kept of looks until their deaths are decided ([`KEPT`]).
+//! Bounded are the looks under way ([`THREADS`]) and waiting ([`WAITING`]; the rest are dropped and counted), the bytes
+//! that one look reads ([`Bounds::CRASH`]), and the findings kept until their deaths are decided ([`KEPT`]).
 
 use std::{
     collections::VecDeque,
@@ -34,35 +34,35 @@ use crate::{
 
 /// Looks at a time.
 const THREADS: usize = 2;
-/// Bytes of a thread's own stack; its buffer is on the heap.
+/// Stack of a thread, bytes; its buffer is on the heap.
 const THREAD_STACK: usize = 128 * 1024;
 /// Looks that wait for a thread. More crashes at once would find their processes gone.
 const WAITING: usize = 32;
-/// Looks whose findings are kept until somebody asks; each has at most 8 KiB of stack and 13 KiB of mappings.
+/// Looks whose findings are kept until they are taken; each has at most 8 KiB of stack and 13 KiB of mappings.
 const KEPT: usize = 32;
-/// How long naming waits for a look that is under way. Longer than [`Bounds::CRASH`] lets one take.
+/// How long the naming of a crash waits for its look. Longer than [`Bounds::CRASH`] allows for one.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What a look found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
-    /// Files whose code is on the stack, or is named by a frame; nothing when the process had gone.
+    /// Files with code that the stack or a frame refers to; empty when the process had gone.
     pub(super) mappings: Vec<Mapping>,
     /// Registers and stack.
     pub(super) copied: Option<Box<Copied>>,
 }
 
-/// How far a look is.
+/// State of a look.
 #[derive(Debug, Default)]
 enum State {
     #[default]
     Begun,
     Done(Found),
-    /// Its findings were taken, or newer ones pushed them out.
+    /// Its findings were taken, or evicted by newer ones.
     Over,
 }
 
-/// A look that was begun.
+/// A look, shared by the thread that does it and the task that waits for it.
 #[derive(Debug, Default)]
 struct Look {
     state: Mutex<State>,
@@ -74,7 +74,7 @@ impl Look {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was found; `None` while nobody knows.
+    /// Takes the findings; `None` while the look is not finished.
     fn take(&self) -> Option<Found> {
         let mut state = self.state();
         match std::mem::replace(&mut *state, State::Over) {
@@ -87,7 +87,7 @@ impl Look {
         }
     }
 
-    /// Keeps what was found, if it may still be asked for.
+    /// Stores the findings, unless the look is over.
     fn keep(&self, found: Found) {
         let mut state = self.state();
         if matches!(*state, State::Begun) {
@@ -98,7 +98,7 @@ impl Look {
     }
 }
 
-/// Where the findings of a look will be; of none when there was no look.
+/// A handle on the findings of a look; empty when there was no look.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Looked(Option<Arc<Look>>);
 
@@ -116,7 +116,7 @@ impl PartialEq for Looked {
 impl Eq for Looked {}
 
 impl Looked {
-    /// Waits for the findings and takes them; none after half a second, and none that were pushed out.
+    /// Waits for the findings and takes them; empty after half a second, or when they were evicted.
     pub(super) async fn take(&self) -> Found {
         let Some(look) = &self.0 else { return Found::default() };
         let found = async {
@@ -131,7 +131,7 @@ impl Looked {
     }
 }
 
-/// What a thread is asked to look at.
+/// A crash that a thread is to look at.
 struct Order {
     site: CrashSite,
     addresses: Vec<u64>,
@@ -147,7 +147,7 @@ pub(crate) struct Lookers {
 }
 
 impl Lookers {
-    /// Starts the threads; `stacks` is where the kernel programs put the stacks of processes that crash.
+    /// Starts the threads; `stacks` reads the stacks that the kernel programs copied.
     ///
     /// # Errors
     /// When no thread can be started.
@@ -162,7 +162,7 @@ impl Lookers {
         Ok(Self { orders, kept: VecDeque::new(), dropped: Arc::default() })
     }
 
-    /// Looks that found no room to wait in.
+    /// Looks dropped because too many waited.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -188,7 +188,7 @@ impl Lookers {
     }
 }
 
-/// A thread's life.
+/// Body of a thread.
 fn work(waiting: &Mutex<Receiver<Order>>, stacks: &CrashStacks) {
     loop {
         let order = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -207,7 +207,8 @@ fn see(site: &CrashSite, addresses: Vec<u64>, stacks: &CrashStacks) -> Found {
             CrashStack::of_site(&words, site.header.kernel_ns, site.tgid, site.start_ns).map(copied).map(Box::new)
         })
     };
-    // A process that blocks the signal may go on sending it; and where a C library blocks it for a moment, its frames have build ids.
+    // A process that blocks the signal may send it without end, so its maps are not read. Where a C library blocks it
+    // for a moment, the frames have build ids.
     let mappings = if site.header.flags & SITE_BLOCKED == 0 {
         let wanted = copied.as_deref().map(|copied| wanted(copied, addresses));
         maps::read(site.tgid, Bounds::CRASH, |mapping| {
@@ -219,14 +220,14 @@ fn see(site: &CrashSite, addresses: Vec<u64>, stacks: &CrashStacks) -> Found {
     } else {
         Vec::new()
     };
-    // The record may be old, and somebody else have the pid by now.
+    // The record may be old, and the pid reused by now.
     let process = Identity { tgid: site.tgid, start_ns: site.start_ns };
     let is_another =
         !mappings.is_empty() && identity(site.tgid).ok().flatten().is_some_and(|now| !now.matches(process));
     Found { mappings: if is_another { Vec::new() } else { mappings }, copied }
 }
 
-/// All that may be an address of code that a frame is in: whatever walks up the stack finds the others on it.
+/// All words that may be return addresses: the callers' addresses are on the stack.
 fn wanted(copied: &Copied, addresses: Vec<u64>) -> Vec<u64> {
     let mut wanted = addresses;
     wanted.extend(&copied.addresses);
@@ -247,7 +248,7 @@ fn copied(stack: &CrashStack) -> Copied {
     }
 }
 
-/// Takes any bytes for what is in a slot, with the site that it fits.
+/// Reads any bytes as a slot, with a matching site.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(bytes: &[u8]) {
     use monitor_common::stack::WORDS;

@@ -1,7 +1,7 @@
 //! `/proc/PID/maps`: the files whose code a process has mapped.
 //!
-//! The file has no bound: a process of any user may map one file 65,000 times under a path of 4 KiB, which makes 270 MiB. So it is read
-//! through one small buffer, up to a number of bytes and for a limited time, and only what somebody needs is kept.
+//! The file has no bound: any user's process can map one file 65,000 times under a path of 4 KiB, which makes 270 MiB.
+//! So it is read through one small buffer, with bounds in bytes and time, and only needed mappings are kept.
 
 use std::{
     collections::HashSet,
@@ -28,7 +28,7 @@ pub(crate) struct Mapping {
     pub(crate) path: String,
 }
 
-/// How much is read of one process, and how much is kept.
+/// How much of one process's maps is read and kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
     /// Bytes read.
@@ -42,28 +42,28 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// Of a process that is traced, or whose symbols are looked for. 8 MiB: a line of a usual path has some 128 bytes, and a process may
-    /// have 65,530 mappings (`vm.max_map_count`, kernel documentation admin-guide/sysctl/vm.rst); libraries come last, behind all
-    /// that a large heap consists of.
+    /// For a process that is traced, or whose symbols are needed. 8 MiB: a usual line has some 128 bytes, and a process
+    /// may have 65,530 mappings (`vm.max_map_count`, kernel documentation admin-guide/sysctl/vm.rst); libraries come
+    /// last, after all parts of a large heap.
     pub(crate) const WHOLE: Self =
         Self { bytes: 8 << 20, time: Duration::from_millis(250), mappings: 512, paths: 64 << 10 };
-    /// Of a process that is about to crash. As much is read, and 64 mappings are kept: a stack of some fifty frames lies in some ten
-    /// files.
+    /// For a process that is about to crash. Reads as much and keeps 64 mappings: a stack of some fifty frames lies in
+    /// some ten files.
     pub(crate) const CRASH: Self =
         Self { bytes: 8 << 20, time: Duration::from_millis(100), mappings: 64, paths: 8 << 10 };
-    /// Of any process, while a file is looked for among all. 1 MiB are some 8,000 mappings.
+    /// For each process while all are searched for a file. 1 MiB has some 8,000 mappings.
     const SEARCH: Self = Self { bytes: 1 << 20, time: Duration::from_millis(50), mappings: 512, paths: 64 << 10 };
 }
 
-/// Bytes of a path that are kept. Longer ones there may be (`PATH_MAX` is 4096); the kernel's build ids name their files.
+/// Longest path that is kept, bytes. Files with longer paths (`PATH_MAX` is 4096) are known by the kernel's build ids.
 const PATH_KEPT: usize = 1024;
-/// Bytes of the buffer. The longest line there can be has a path of `PATH_MAX` with each byte as four (`\\012`).
+/// Bytes of the buffer. The longest possible line has a path of `PATH_MAX` with each byte escaped as four (`\\012`).
 const BUFFER: usize = 32 * 1024;
 /// Processes looked at for a file that is not among the dead one's.
 const PROCESSES: usize = 4096;
-/// Files found there.
+/// Most files that are collected.
 const FILES: usize = 16 * 1024;
-/// Bytes read of our own mounts: some 10,000 of them.
+/// Bytes read of our own mounts: enough for some 10,000.
 const MOUNTS: u64 = 2 << 20;
 /// Places of one path below all mounts.
 const PLACES: usize = 256;
@@ -90,8 +90,8 @@ fn keep(from: impl Read, bounds: Bounds, mut is_wanted: impl FnMut(&Mapping) -> 
     kept
 }
 
-/// Hands each line to `take`, until that says to stop, `most` bytes are read, or nothing more comes. A line that does not fit into the
-/// buffer is passed over.
+/// Calls `take` with each line, until it returns false, `most` bytes are read, or the input ends. Lines longer than the
+/// buffer are skipped.
 fn lines(from: impl Read, most: u64, mut take: impl FnMut(&str) -> bool) {
     let mut from = from.take(most);
     let mut buffer = vec![0; BUFFER];
@@ -121,8 +121,8 @@ fn lines(from: impl Read, most: u64, mut take: impl FnMut(&str) -> bool) {
     }
 }
 
-/// Every file with code in it that some process has mapped, once, with a process that has it; until `deadline`. The superuser's
-/// processes come first: others can make as many as they like, with as many mappings.
+/// Every file with code that some process has mapped, once, with one such process; until `deadline`. The superuser's
+/// processes come first, since other users can have any number of processes and mappings.
 pub(super) fn files_of_all(deadline: Instant) -> Vec<(u32, String)> {
     let mut seen = HashSet::new();
     let mut found = Vec::new();
@@ -244,7 +244,7 @@ mod tests {
         assert!(read(u32::MAX, Bounds::WHOLE, |_| true).is_empty());
     }
 
-    /// Gives a few bytes at a time, as the kernel does, and counts them.
+    /// Returns a few bytes for each read, as the kernel does, and counts them.
     struct Slow<'a>(&'a [u8], u64);
 
     impl Read for Slow<'_> {

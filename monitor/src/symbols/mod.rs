@@ -1,16 +1,16 @@
 //! From the raw frames of a crash to module, offset and function name.
 //!
-//! * [`maps`]: which files a process has mapped
-//! * [`look`]: what can be seen of a process that is about to die, beside the task that owns everything
-//! * [`follow`]: the frames that the kernel could not find, by the tables of the files
+//! * [`maps`]: files that a process has mapped
+//! * [`look`]: stack and mappings of a process that is about to die, read on separate threads
+//! * [`follow`]: frames that the kernel could not find, by the unwind tables of the files
 //! * [`names`]: build ids and symbols from the files on disk
 //! * [`places`]: source lines too, for many places at once
 //! * this file: the frames, and the short-lived process of this binary in which [`names`] runs
 //!
-//! The files belong to whoever made them. The library maps them into memory, so a file that is cut short meanwhile would
-//! end the process that reads it; and a large table of symbols would stay with it. Hence a process of its own (`locate`),
-//! limited in memory and time, whose end in any manner costs the names and nothing else. A name may have any length, so each is cut
-//! where it is read, and once more where the answer is.
+//! The files belong to others. The library maps them into memory, so a file that is truncated meanwhile would kill the
+//! reading process, and a large table of symbols would stay in it. So a separate process (`locate`) reads them, with
+//! limits of memory and time; when it fails, only the names are lost. A name may have any length, so each is cut when
+//! it is read, and again when the agent reads the answer.
 
 mod follow;
 mod look;
@@ -69,8 +69,8 @@ pub(crate) struct Frame {
     pub(crate) symbol: Option<String>,
     /// Offset in the function.
     pub(crate) symbol_offset: Option<u64>,
-    /// It is where the process was, or was found by the tables of the files. Others were found by frame pointers, which is right in code
-    /// that keeps them.
+    /// True for the innermost frame and those found by unwind tables. The others were found by frame pointers, and are
+    /// right only in code that keeps them.
     #[serde(default)]
     pub(crate) sure: bool,
 }
@@ -92,7 +92,7 @@ impl Frame {
 pub(crate) struct Located {
     /// The innermost first.
     pub(crate) frames: Vec<Frame>,
-    /// The last is where the stack begins.
+    /// True when the last frame is the first of the stack.
     pub(crate) whole: bool,
 }
 
@@ -112,7 +112,7 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// One of which nothing is known but this.
+    /// A stack of which only this is known.
     pub(crate) fn new(tgid: u32, frames: Vec<RawFrame>, program: Option<String>) -> Self {
         Self { tgid, frames, program, ..Self::default() }
     }
@@ -129,26 +129,27 @@ enum Question {
 const PATIENCE: Duration = Duration::from_secs(5);
 /// And the source lines of thousands of places.
 const PATIENCE_FOR_PLACES: Duration = Duration::from_secs(180);
-/// Stacks that are named at a time, and these with those that wait for it; in a storm of crashes the others go without.
+/// Stacks named at a time, and those with the waiting ones; in a storm of crashes further stacks get no names.
 const AT_A_TIME: usize = 2;
 const WAITING: usize = 16;
-/// Bytes of a name that are kept, of a function or of a file. Names of C++ have some KiB; what comes behind the first KiB are arguments
-/// of templates.
+/// Bytes kept of a name of a function or file. Names of C++ can have some KiB; after the first KiB come arguments of
+/// templates.
 const NAME_MAX: usize = 1024;
-/// Frames of a stack that are named.
+/// Most frames of a stack that are named.
 const FRAMES_MAX: usize = 48;
-/// Bytes read of an answer about a stack: [`FRAMES_MAX`] frames with two names of [`NAME_MAX`], each byte as JSON may have it (`\u0001`).
+/// Bytes read of an answer about a stack: [`FRAMES_MAX`] frames with two names of [`NAME_MAX`], each byte escaped as in
+/// JSON (`\u0001`).
 const ANSWER_MAX: u64 = 1024 * 1024;
-/// And about thousands of places; read in the process of a trace, not in the agent.
+/// Bytes read of an answer about thousands of places, in the process of a trace, not in the agent.
 const ANSWER_MAX_FOR_PLACES: u64 = 16 * 1024 * 1024;
 
 static PERMITS: Semaphore = Semaphore::const_new(AT_A_TIME);
 static PLACES: Semaphore = Semaphore::const_new(WAITING);
 
-/// Names the frames of a stack, in a process of its own.
+/// Names the frames of a stack, in a separate process.
 ///
-/// # Errors
-/// When that process cannot be started, ends badly, or takes longer than five seconds; when too many others are being named.
+/// # Errors When that process cannot be started, fails, or takes longer than five seconds; when too many stacks are
+///   being named.
 pub(crate) async fn name(mut stack: Stack, looked: &Looked) -> Result<Located> {
     let _place = PLACES.try_acquire().context("too many crashes at once to look up the names of all")?;
     let found = looked.take().await;
@@ -170,7 +171,7 @@ pub(crate) async fn name_places(places: Places) -> Result<Vec<Vec<Named>>> {
 }
 
 impl Located {
-    /// The same with no more than what `locate` gives: it may have been made to give something else.
+    /// Cuts the answer to the bounds of `locate` again: a hostile file may have taken over that process.
     fn bounded(mut self) -> Self {
         self.frames.truncate(FRAMES_MAX);
         for frame in &mut self.frames {
@@ -206,7 +207,7 @@ async fn ask<T: DeserializeOwned>(question: &Question, most: u64) -> Result<T> {
     serde_json::from_slice(&answer).context("cannot read symbols")
 }
 
-/// Takes any bytes for what a slot of the programs' array has, for a question and for an answer about a stack.
+/// Reads any bytes as a slot of the programs' array, as a question, and as an answer about a stack.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     look::fuzz(bytes);

@@ -24,17 +24,16 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use super::{FRAMES_MAX, Frame, Located, NAME_MAX, Question, RawFrame, Stack, follow, maps, places};
 use crate::{host::privilege, text::shortened};
 
-/// Addresses that the process may have, for files of which the largest are mapped whole, and memory of its own for a stack: a browser's
-/// symbols fit.
+/// Address space of the process, bytes: it maps files whole and needs its own memory; a browser's symbols fit.
 const ADDRESSES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 const MEMORY_MAX: u64 = 256 * 1024 * 1024;
-/// Processor time. Source lines of thousands of places take longer.
+/// Limit of processor time, seconds. Source lines of thousands of places take longer.
 const SECONDS_MAX: u64 = 5;
 const SECONDS_FOR_PLACES: u64 = 120;
-/// How long a file is looked for among all processes. Whoever has many processes with many mappings makes us use it up; then the frames
-/// whose file was not found have no names.
+/// Longest search for a file among all processes. Many processes with many mappings can use it up; then frames whose
+/// file was not found have no names.
 const SEARCH: Duration = Duration::from_secs(2);
-/// Bytes read of a question: thousands of places.
+/// Bytes read of a question: enough for thousands of places.
 const QUESTION_MAX: u64 = 16 * 1024 * 1024;
 /// Where distributions put symbols that they have taken out of programs.
 const DEBUG_FILES: &str = "/usr/lib/debug/.build-id";
@@ -50,7 +49,7 @@ pub(crate) fn locate() -> Result<()> {
     limit(Resource::As, ADDRESSES_MAX)?;
     limit(Resource::Core, 0)?;
     privilege::only_symbols()?;
-    // Where memory runs out in the agent's cgroup, this process goes and not the agent.
+    // When memory runs out in the agent's cgroup, the kernel kills this process first.
     fs::write("/proc/self/oom_score_adj", "1000").ok();
     let mut question = Vec::new();
     std::io::stdin().take(QUESTION_MAX).read_to_end(&mut question).context("cannot read a question")?;
@@ -77,14 +76,14 @@ pub(super) struct Module {
     pub(super) reachable: PathBuf,
 }
 
-/// A frame with the file that it is in, if that was found; without a function as yet.
+/// A frame and its file, if that was found; the function is not known yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Placed {
     pub(super) frame: Frame,
     pub(super) module: Option<Module>,
 }
 
-/// Finds and names all frames, as far as that is possible.
+/// Finds and names as many frames as possible.
 pub(super) fn resolve(stack: &Stack) -> Located {
     let mut finder = Finder::new(stack);
     let (placed, whole) = follow::follow(stack, &mut finder).unwrap_or_else(|| (chain(stack, 0, &mut finder), false));
@@ -92,7 +91,7 @@ pub(super) fn resolve(stack: &Stack) -> Located {
     let frames = placed.into_iter().take(FRAMES_MAX).enumerate().map(|(at, placed)| {
         let Placed { mut frame, module } = placed;
         let Some(module) = module else { return frame };
-        // An outer frame's address is the one behind its call, which may be the first of another function.
+        // An outer frame's address is after its call, and may be the first of another function.
         let back = u64::from(at > 0);
         if let Some((name, offset)) = symbol(&symbolizer, &module, &frame, back) {
             (frame.symbol, frame.symbol_offset) = (Some(name), Some(offset + back));
@@ -103,7 +102,7 @@ pub(super) fn resolve(stack: &Stack) -> Located {
     Located { frames: frames.collect(), whole }
 }
 
-/// The frames that the kernel found, from number `from` on. Of those only the innermost is sure.
+/// The frames that the kernel found, from number `from` on. Only the innermost of all is sure.
 pub(super) fn chain(stack: &Stack, from: usize, finder: &mut Finder<'_>) -> Vec<Placed> {
     let frames = stack.frames.iter().enumerate().skip(from);
     frames
@@ -167,7 +166,7 @@ impl<'a> Finder<'a> {
     }
 }
 
-/// Where the program of a process may be.
+/// Files that may be the program of the process.
 pub(super) fn programs(stack: &Stack) -> impl Iterator<Item = Module> {
     let places = stack.program.iter().flat_map(|path| maps::places_of(path));
     places.map(|path| module(stack.tgid, &path))
@@ -295,7 +294,7 @@ mod tests {
         let header = |name: u32, kind: u32, flags: u64, at: u64, place: u64, size: u64, link: u32, entry: u64| {
             let mut bytes = [name.to_le_bytes(), kind.to_le_bytes()].concat();
             [flags, at, place, size].iter().for_each(|word| bytes.extend(word.to_le_bytes()));
-            // Behind all local symbols, of which there is the first, empty one.
+            // After the local symbols: only the first, empty one.
             bytes.extend([link.to_le_bytes(), 1_u32.to_le_bytes()].concat());
             [1_u64, entry].iter().for_each(|word| bytes.extend(word.to_le_bytes()));
             bytes

@@ -40,9 +40,9 @@ pub(crate) struct Named {
     pub(crate) inlined: bool,
 }
 
-/// Functions that are told of one place: itself, and what was inlined there.
+/// Most functions for one place: its function, and those inlined there.
 const FUNCTIONS: usize = 32;
-/// Bytes of all names together, half of what is read of an answer. What comes later has none.
+/// Bytes of all names together: half of the longest answer. Later places get no names.
 const NAMES_MAX: usize = 8 * 1024 * 1024;
 
 /// For each place what is there, inlined functions first; nothing where nothing is known.
@@ -65,7 +65,7 @@ pub(super) fn name(question: &Places) -> Vec<Vec<Named>> {
 }
 
 impl Named {
-    /// The same, if there is room for its names.
+    /// This place, if there is room for its names.
     fn within(self, room: &mut usize) -> Option<Self> {
         let names = [self.function.as_ref(), self.line.as_ref().map(|(file, _)| file)];
         *room = room.checked_sub(names.into_iter().flatten().map(String::len).sum())?;

@@ -149,7 +149,7 @@ impl Process {
         let stack = &stack[..(sample.stack_len as usize).min(stack.len())];
         let mut frames = vec![self.frame(sample.ip, 0)];
         let registers = Registers { ip: sample.caller, sp: sample.sp, bp: sample.bp, lr: 0 };
-        // The first is an address to return to as well.
+        // The first address is a return address too.
         let end = self.code.walk(registers, stack, cache, |address| {
             let has_room = frames.len() <= DEPTH_MAX;
             if has_room {

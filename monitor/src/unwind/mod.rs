@@ -1,10 +1,10 @@
-//! Stacks of other processes, followed by the tables of their files (`.eh_frame`) as a debugger does: from a copy of registers and
-//! stack, without the process.
+//! Unwinds stacks of other processes by the unwind tables of their files (`.eh_frame`), as a debugger does: from a copy
+//! of registers and stack, without the process.
 //!
 //! * [`module`]: a program or library, its tables and functions
 //! * this file: where the code of one process is, and the walk up its stack
 //!
-//! For traces and for crashes alike. Runs only in processes that end with their work, since it reads files of others.
+//! Serves traces and crashes. Runs only in short-lived processes, since it reads files of others.
 
 pub(crate) mod module;
 
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use module::{Bytes, Module};
 
-/// Rules of unwinding that were found, for one process after the other.
+/// A cache of unwind rules, reused from process to process.
 #[derive(Default)]
 pub(crate) struct Cache(CacheNative<MayAllocateDuringUnwind>);
 
@@ -48,9 +48,9 @@ impl Registers {
 /// How a walk ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// At the beginning of the stack.
+    /// At the first frame of the stack.
     Whole,
-    /// Where it could not go on.
+    /// Before that: it could not go on.
     Cut,
 }
 
@@ -84,7 +84,7 @@ impl Unwinder {
         self.code.is_empty()
     }
 
-    /// Where code is, in the order in which it was added.
+    /// Address ranges of code, in the order in which it was added.
     pub(crate) fn ranges(&self) -> impl ExactSizeIterator<Item = (u64, u64)> {
         self.code.iter().map(|code| (code.begin, code.end))
     }
@@ -94,12 +94,12 @@ impl Unwinder {
         self.code.iter().map(|code| code.file)
     }
 
-    /// The file that is at an address, and the address as the file counts; `None` where there is none.
+    /// The file at an address, and the address within the file; `None` where there is no file.
     pub(crate) fn place(&self, address: u64) -> Option<(u16, u64)> {
         self.at(address).map(|code| (code.file, address.wrapping_sub(code.bias)))
     }
 
-    /// Whether the tables of its file know the function at an address. Where they do not, a step up from it is a guess.
+    /// Whether the file's tables cover the function at an address. Otherwise its caller is a guess.
     pub(crate) fn has_table(&self, address: u64) -> bool {
         self.at(address).is_some_and(|code| code.module.extent(address.wrapping_sub(code.bias)).is_some())
     }
@@ -108,8 +108,8 @@ impl Unwinder {
         self.code.iter().find(|code| (code.begin..code.end).contains(&address))
     }
 
-    /// Walks up a stack of which `stack` is a copy from the stack pointer on. `take` gets each address, the first as it is and the
-    /// others as those that are returned to, and says whether to go on.
+    /// Walks up a stack; `stack` is a copy of it from the stack pointer on. `take` gets each address (the instruction
+    /// pointer, then return addresses) and returns whether to go on.
     pub(crate) fn walk(
         &self,
         registers: Registers,

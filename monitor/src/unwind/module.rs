@@ -1,7 +1,7 @@
-//! A program or library that another process has mapped: its tables for unwinding, its functions.
+//! A program or library that another process has mapped: its unwind tables and functions.
 //!
-//! The files are other people's and stay mapped while they are read. One that is cut short meanwhile ends this process, which is why
-//! a trace has one of its own, and the naming of a crash too.
+//! The files belong to others and stay mapped while they are read. A file that is truncated meanwhile kills the reading
+//! process; so traces and the naming of crashes run in separate processes.
 
 use std::{
     fs::File,
@@ -46,7 +46,7 @@ impl Deref for Bytes {
     }
 }
 
-/// See the module.
+/// A mapped program or library.
 #[derive(Debug)]
 pub(crate) struct Module {
     descriptor: File,
@@ -58,12 +58,11 @@ pub(crate) struct Module {
 impl Module {
     /// Maps an ELF file of this machine.
     ///
-    /// # Errors
-    /// When it cannot be read or is none.
+    /// # Errors When the file cannot be read, or is not such an ELF file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let descriptor = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        // SAFETY: what others write into the file meanwhile is seen as bytes that make no sense, which every reader of them
-        // bears; of a file that is cut short see above.
+        // SAFETY: others may change the bytes meanwhile, and every reader of them accepts any bytes; for a truncated
+        // file see the module.
         let file = unsafe { Mmap::map(&descriptor) }.with_context(|| format!("cannot map {}", path.display()))?;
         let segments = {
             let elf = Elf::parse(&*file).with_context(|| format!("{} is no 64-bit ELF file", path.display()))?;
@@ -90,14 +89,14 @@ impl Module {
         Elf::parse(&**self.file).ok()
     }
 
-    /// Where in the file an address is.
+    /// The file offset of an address.
     pub(crate) fn offset_of(&self, address: u64) -> Option<u64> {
         let within = |&&[begin, _, length]: &&[u64; 3]| address >= begin && address - begin < length;
         self.segments.iter().find(within).map(|&[begin, offset, _]| address - begin + offset)
     }
 
-    /// What is added to addresses of the file where its code from offset `at` on, a whole number of pages, is mapped at `begin`. A part
-    /// begins somewhere in its first page, which may be another part's last.
+    /// The bias of the file's addresses when its code from offset `at` on, a whole number of pages, is mapped at
+    /// `begin`. A segment begins anywhere in its first page, which may be another segment's last.
     pub(crate) fn bias(&self, at: u64, begin: u64) -> Option<u64> {
         let page = page_size() as u64;
         let is_from = |&&[_, offset, length]: &&[u64; 3]| at >= offset - offset % page && at < offset + length;
@@ -107,20 +106,20 @@ impl Module {
         })
     }
 
-    /// Where the parts with code begin, and where they end, as the kernel sums them up in `mm_struct.start_code` and `end_code`
-    /// (fs/binfmt_elf.c), before the file is moved to where it is loaded.
+    /// Begin and end of the segments with code, as in `mm_struct.start_code` and `end_code` (fs/binfmt_elf.c) but
+    /// without the load bias.
     pub(crate) fn code_range(&self) -> Option<Range<u64>> {
         let begin = self.segments.iter().map(|&[begin, ..]| begin).min()?;
         let end = self.segments.iter().map(|&[begin, _, length]| begin.saturating_add(length)).max()?;
         Some(begin..end)
     }
 
-    /// Each part with code.
+    /// Each segment with code.
     pub(crate) fn code_ranges(&self) -> impl Iterator<Item = Range<u64>> {
         self.segments.iter().map(|&[begin, _, length]| begin..begin.saturating_add(length))
     }
 
-    /// The address at an offset in the file.
+    /// The address at a file offset.
     pub(crate) fn address_of(&self, offset: u64) -> Option<u64> {
         let within = |&&[_, begin, length]: &&[u64; 3]| offset >= begin && offset - begin < length;
         self.segments.iter().find(within).map(|&[address, begin, _]| address.wrapping_add(offset - begin))
@@ -137,8 +136,8 @@ impl Module {
         self.file.get(begin..begin.checked_add(usize::try_from(range.end - range.start).ok()?)?)
     }
 
-    /// Hands every function that has a name here and is exported, or in the table of symbols, to `take`: its name, address and
-    /// length, which may be 0.
+    /// Calls `take` with the name, address and length (may be 0) of every named function that is exported, or with
+    /// `in_table` in the table of symbols.
     pub(crate) fn functions(&self, in_table: bool, mut take: impl FnMut(&[u8], u64, u64)) {
         let Some(elf) = self.elf() else { return };
         let table = in_table.then(|| elf.symbols()).into_iter().flatten();
@@ -150,7 +149,7 @@ impl Module {
         }
     }
 
-    /// The extent of the function around an address, by the table for unwinding.
+    /// The extent of the function around an address, by the unwind table.
     pub(crate) fn extent(&self, address: u64) -> Option<Range<u64>> {
         let elf = self.elf()?;
         let (hdr, frame) = (elf.section_by_name(".eh_frame_hdr")?, elf.section_by_name(".eh_frame")?);
@@ -164,12 +163,12 @@ impl Module {
         Some(entry.initial_address()..entry.end_address())
     }
 
-    /// The tables for unwinding.
+    /// The unwind tables.
     pub(crate) fn unwinding(&self) -> ExplicitModuleSectionInfo<Bytes> {
         let elf = self.elf();
         let section = |name: &str| {
             let section = elf.as_ref()?.section_by_name(name)?;
-            // Compressed ones, which only those for debugging are, cannot be used in place.
+            // Compressed sections (only those for debugging) cannot be used in place.
             let compressed = section.compressed_file_range().ok()?.format != object::CompressionFormat::None;
             let (offset, length) = section.file_range().filter(|_| !compressed)?;
             let begin = usize::try_from(offset).ok()?;
@@ -190,7 +189,7 @@ impl Module {
             eh_frame_hdr,
             got_svma: section(".got").map(|(range, _)| range),
             debug_frame: section(".debug_frame").map(|(_, bytes)| bytes),
-            // Of other systems' files.
+            // Only in files of other systems.
             stubs_svma: None,
             stub_helper_svma: None,
             unwind_info: None,

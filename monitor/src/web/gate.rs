@@ -58,7 +58,7 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// As `file` has it; without one, everybody may come in, over plain HTTP, who asks for one of `hosts`.
+    /// Reads `file`; without one, plain HTTP admits every request that is sent to one of `hosts`.
     ///
     /// # Errors
     /// [`ConfigError`] when the file, or one that it names, is wrong.
@@ -250,7 +250,8 @@ fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
     Some((user.to_owned(), password.to_owned()))
 }
 
-/// Lets a request through if it has a user's right password, or nobody is asked for one and it is sent to this host by name.
+/// With passwords, admits a request that has a right one. With neither passwords nor TLS, admits one that is sent to a
+/// name of this host.
 pub(super) async fn ask(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let terms = gate.terms();
     if terms.users.is_empty() {
@@ -279,7 +280,7 @@ pub(super) async fn ask(State(gate): State<Arc<Gate>>, request: Request, next: N
     }
 }
 
-/// What is said of a name that is not known to be this host's.
+/// The answer to a request for a name that is not known to be this host's.
 fn misdirected(name: &str) -> String {
     const SHOWN: usize = 100;
     let name: String = Clean(name).to_string().chars().take(SHOWN).collect();

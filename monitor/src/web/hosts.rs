@@ -1,8 +1,8 @@
-//! By which names this agent may be asked.
+//! The host names that this agent answers to.
 //!
-//! A page that a browser has from elsewhere can have its own name point at 127.0.0.1 (DNS rebinding), and reads what is served here as
-//! if it were its own: the browser of an operator gives it away. It cannot choose the `Host:` that the browser sends, which is that
-//! name. So where neither a password nor TLS stands before the pages, only names are served that are this host's.
+//! A foreign web page can point its own name at 127.0.0.1 (DNS rebinding); an operator's browser then lets it read what
+//! is served here. It cannot choose the `Host:` that the browser sends, which is the page's name. So without a password
+//! and without TLS, only requests for names of this host are answered.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -10,10 +10,10 @@ use axum::http::{HeaderMap, Uri, header};
 
 use crate::host::bounded;
 
-/// Bytes that are read of a file with names of this host.
+/// Bytes read of each file with names of this host.
 const LONGEST: usize = 64 << 10;
 
-/// Names besides addresses and `localhost`, without a last dot, in small letters.
+/// Accepted names besides addresses and `localhost`: lower case, without a trailing dot.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hosts(Vec<String>);
 
@@ -21,12 +21,12 @@ impl Hosts {
     /// The host's own names, and those that the configuration adds.
     pub(crate) fn of_this_host(configured: &[String]) -> Self {
         let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        // Without the file there is one source less of names.
+        // A missing file only means fewer names.
         let read = |path| bounded::beginning(path, LONGEST).unwrap_or_default();
         Self::new(&own, &read("/etc/hosts"), &read("/etc/resolv.conf"), configured)
     }
 
-    /// `hosts` as hosts(5) has it, `resolver` as resolv.conf(5).
+    /// `hosts` is in the format of hosts(5), `resolver` of resolv.conf(5).
     fn new(own: &str, hosts: &str, resolver: &str, configured: &[String]) -> Self {
         let own = plain(own);
         let short = own.split('.').next().unwrap_or_default().to_owned();
@@ -51,11 +51,13 @@ impl Hosts {
         Self(names)
     }
 
-    /// The name that a request was sent to, if that is not one of these. A request that names none is of no browser.
+    /// The name that a request was sent to, if it is not accepted. A request without a name does not come from a
+    /// browser.
     pub(super) fn refuses(&self, uri: &Uri, headers: &HeaderMap) -> Option<String> {
         let of_headers = headers.get_all(header::HOST).iter();
         let named = of_headers.map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned());
-        // A request line with a whole address counts before the header (RFC 9112, section 3.2.2): both must be right.
+        // An absolute URI in the request line takes precedence over the header (RFC 9112, section 3.2.2): both must be
+        // accepted.
         named.chain(uri.authority().map(|authority| authority.as_str().to_owned())).find(|host| !self.has(host))
     }
 
@@ -161,7 +163,7 @@ mod tests {
         fn whatever_is_named_is_an_address_or_a_name_of_ours(host in ".{0,40}|[a-z0-9.:\\[\\]-]{0,40}") {
             let hosts = hosts();
             if hosts.has(&host) {
-                // As a browser would: nothing before the port but an address, or a name of this host.
+                // As a browser sends it: before the port stands an address, or a name of this host.
                 let lower = host.to_ascii_lowercase();
                 let name = lower.trim_end_matches(|byte: char| byte.is_ascii_digit()).strip_suffix(':').unwrap_or(&lower);
                 let bare = name.strip_suffix('.').unwrap_or(name);

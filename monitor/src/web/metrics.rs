@@ -54,7 +54,7 @@ impl WebMetrics {
         Connected(self.connections.clone())
     }
 
-    /// One more of this reason, which is one of those that [`Self::new`] has.
+    /// Counts one refusal; `reason` must be one of those in [`Self::new`].
     pub(super) fn refused(&self, reason: &str) {
         self.refused.with_label_values(&[reason]).inc();
     }

@@ -1,4 +1,4 @@
-//! Who may have a place, and for what.
+//! Shares the server's places fairly among peers, for each kind of request.
 //!
 //! ```text
 //!            no whole request yet, or between two            a whole request
@@ -8,10 +8,7 @@
 //!               │   └───── all else ──────────────────▶ Pages ───┤
 //!               └────────────────────────────────────────────────┘
 //! ```
-//! What needs a place is computed on a thread of its own beside that of the connections, which only pass it on: no number of pages that
-//! are asked for delays what probes ask. Each kind is a [`Crowd`] of its own, so no number of one kind of request takes the place of another kind, and what load balancers and
-//! probes ask needs none. Who has no whole request yet can lose the place at any time: an honest client sends its request with
-//! the connection.
+//! Answers that need a place are computed on a second thread, and the thread of the connections passes them on: no number of pages delays an answer to a probe. Each kind has its own [`Crowd`], so one kind of request never takes a place of another; requests of load balancers and probes need no place. A connection without a whole request can lose its place at any time: an honest client sends its request with the connection.
 
 use std::{
     collections::HashMap,
@@ -47,7 +44,7 @@ use tokio::{
 use super::{events, metrics::WebMetrics};
 use crate::{crowd::Crowd, host::peer::Peer};
 
-/// What a connection is at.
+/// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// It has not sent a whole request since it came, or since its last answer.
@@ -60,7 +57,7 @@ pub(super) enum Kind {
     Page,
 }
 
-/// How many of each.
+/// Number of places of each kind.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rooms {
     pub(super) arrivals: usize,
@@ -69,20 +66,21 @@ pub(super) struct Rooms {
     pub(super) pages: usize,
 }
 
-/// An answer that takes longer than this may be ended for another one, when there is no place left.
+/// When no place is left, an answer that took longer than this may be ended for a new request.
 const SLOW: Duration = Duration::from_secs(1);
 /// TLS handshakes of one peer at a time: each costs the one thread of this server up to a millisecond.
 const HANDSHAKES: usize = 4;
 
 impl Rooms {
-    /// With so many descriptors for the whole agent, which needs a hundred for itself. An arrival holds some 20 KiB, and 50 over TLS.
+    /// For an agent with a limit of `descriptors`, of which it needs a hundred itself. An arrival holds some 20 KiB,
+    /// over TLS 50.
     pub(super) fn of(descriptors: u64) -> Self {
         let arrivals = usize::try_from(descriptors / 2).unwrap_or(usize::MAX).clamp(32, 256);
         Self { arrivals, scrapes: 8, streams: events::STREAMS, pages: 32 }
     }
 }
 
-/// What a request needs; `None`: nothing, as it is answered from memory in a few hundred bytes.
+/// The place that a request needs; `None`: none, since the answer comes from memory and has a few hundred bytes.
 fn kind_of(path: &str) -> Option<Kind> {
     match path {
         "/healthz" | "/readyz" => None,
@@ -107,7 +105,7 @@ struct Crowds {
     scrapes: Crowd<Peer, Arc<Notify>>,
     streams: Crowd<Peer, Arc<Notify>>,
     pages: Crowd<Peer, Arc<Notify>>,
-    /// Of peers that shake hands or wait for it.
+    /// Semaphores of peers with TLS handshakes under way or waiting.
     handshakes: HashMap<Peer, Arc<Semaphore>>,
 }
 
@@ -134,7 +132,7 @@ impl Places {
         Arc::new(Self { crowds: Mutex::new(crowds), began: Instant::now(), metrics })
     }
 
-    /// A place for a connection that has just come.
+    /// Gives a place to a new connection.
     pub(super) fn arrive(self: &Arc<Self>, peer: Peer) -> Arc<Seat> {
         let seat = Seat {
             places: Arc::clone(self),
@@ -143,12 +141,12 @@ impl Places {
             at: Mutex::new(None),
             asked: AtomicBool::new(false),
         };
-        // There is one always, unless there is no room at all.
+        // Always succeeds, unless there are no places at all.
         seat.take(Kind::Arrival);
         Arc::new(seat)
     }
 
-    /// Ends the connection of an arrival, for want of descriptors.
+    /// Ends an arrival's connection when descriptors run out.
     pub(super) fn make_room(&self) {
         if let Some(lost) = self.lock().arrivals.evict() {
             lost.notify_one();
@@ -156,10 +154,10 @@ impl Places {
         }
     }
 
-    /// By which a peer's handshakes wait for each other, and for nobody else's.
+    /// The semaphore for a peer's handshakes, so that they wait only for each other.
     pub(super) fn handshakes(&self, peer: Peer) -> Arc<Semaphore> {
         let all = &mut self.lock().handshakes;
-        // Those that nobody else holds are of peers that are done.
+        // Semaphores without another holder belong to peers that are done.
         if all.len() >= 256 {
             all.retain(|_, turns| Arc::strong_count(turns) > 1);
         }
@@ -171,24 +169,24 @@ impl Places {
     }
 }
 
-/// Where one connection sits.
+/// The place of one connection.
 #[derive(Debug)]
 pub(super) struct Seat {
     places: Arc<Places>,
     peer: Peer,
     lost: Arc<Notify>,
     at: Mutex<Option<(Kind, u64)>>,
-    /// It has asked for something.
+    /// True once the connection has sent a request.
     asked: AtomicBool,
 }
 
 impl Seat {
-    /// Completes when another one has the place.
+    /// Completes when another connection has taken the place.
     pub(super) async fn lost(&self) {
         self.lost.notified().await;
     }
 
-    /// Moves there; false, and where it was, when there is no place.
+    /// Moves to a place of this kind; false when there is none, and then it keeps its place.
     fn take(&self, kind: Kind) -> bool {
         let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
         let mut crowds = self.places.lock();
@@ -196,7 +194,7 @@ impl Seat {
         if let Some((before, number)) = *at
             && before == kind
         {
-            // It must not be taken for the one that has to go.
+            // Leave first, so that this connection does not evict itself.
             crowds.of(kind).leave(number);
             *at = None;
         }
@@ -224,7 +222,7 @@ impl Drop for Seat {
     }
 }
 
-/// Answers the requests of one connection, each in its place.
+/// Answers the requests of one connection, each in a place of its kind.
 pub(super) struct Placed {
     router: TowerToHyperService<Router>,
     seat: Arc<Seat>,
@@ -232,7 +230,7 @@ pub(super) struct Placed {
 }
 
 impl Placed {
-    /// What needs a place is computed on `pages`.
+    /// Answers that need a place are computed on `pages`.
     pub(super) fn new(router: Router, seat: Arc<Seat>, pages: Handle) -> Self {
         Self { router: TowerToHyperService::new(router), seat, pages }
     }
@@ -245,11 +243,11 @@ impl Service<Request<Incoming>> for Placed {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let kind = kind_of(request.uri().path());
-        // Also who needs no other place is a new arrival again: it has sent a whole request.
+        // A connection whose request needs no place becomes a new arrival: it has sent a whole request.
         if !self.seat.take(kind.unwrap_or(Kind::Arrival)) {
-            // What was sent behind this request goes with the connection.
+            // Closing also drops any requests sent after this one.
             let head = [(header::RETRY_AFTER, "1"), (header::CONNECTION, "close")];
-            let busy = "too many ask for this at once; try again\n";
+            let busy = "too many requests for this at once; try again\n";
             let busy = (StatusCode::SERVICE_UNAVAILABLE, head, busy).into_response();
             return Box::pin(async { Ok(busy.map(|body| Held { body, place: None })) });
         }
@@ -257,7 +255,7 @@ impl Service<Request<Incoming>> for Placed {
             let (answer, again) = (self.router.call(request), self.seat.asked.swap(true, Ordering::Relaxed));
             return Box::pin(async move {
                 if again {
-                    // Many requests behind each other take turns with those of other connections.
+                    // Pipelined requests take turns with those of other connections.
                     yield_now().await;
                 }
                 Ok(answer.await?.map(|body| Held { body, place: None }))
@@ -276,7 +274,7 @@ impl Service<Request<Incoming>> for Placed {
 type Data = <Body as HttpBody>::Data;
 type BodyError = <Body as HttpBody>::Error;
 
-/// Computes an answer, and what is not in memory as it is taken; ends when nobody waits for it any more.
+/// Computes an answer; a streamed body is computed as the client reads it. Ends when the connection has gone.
 async fn compute(
     router: TowerToHyperService<Router>,
     request: Request<Incoming>,
@@ -310,7 +308,7 @@ async fn compute(
     }
 }
 
-/// A body that is computed elsewhere.
+/// A body that is computed on another thread.
 struct Passed(mpsc::Receiver<Result<Frame<Data>, BodyError>>);
 
 impl HttpBody for Passed {
@@ -325,7 +323,7 @@ impl HttpBody for Passed {
     }
 }
 
-/// The place of an answer; with it the connection is an arrival again, whose rest of an answer is in buffers.
+/// The place of an answer. When dropped, the connection becomes an arrival again; the rest of the answer is in buffers.
 struct Place(Arc<Seat>);
 
 impl Drop for Place {
@@ -334,7 +332,7 @@ impl Drop for Place {
     }
 }
 
-/// An answer, and the place until it is written.
+/// An answer that holds its place until it is written.
 pub(super) struct Held {
     body: Body,
     place: Option<Place>,
@@ -418,7 +416,7 @@ mod tests {
             assert!(first.take(Kind::Arrival));
         }
         assert_eq!(places.lock().arrivals.len(), 2);
-        // Now the second one is the older.
+        // Now the second one is the oldest.
         let third = places.arrive(Peer::User(7));
         assert!(second.lost.notified().now_or_never().is_some());
         assert!(first.lost.notified().now_or_never().is_none());

@@ -1,6 +1,7 @@
-//! Connections: taken, given a [place](super::places), and handed to the pages. Whoever is slow loses its place: in the handshake, with
-//! its request, between two requests, and in taking what was answered; and at once when others want it who have fewer. All of it
-//! happens on threads of its own: what strangers have it compute, as in a crowd of handshakes, is no delay of a restart.
+//! Accepts connections, gives each a [place](super::places), and passes their requests to the pages. A slow client
+//! loses its place: in the handshake, with its request, between two requests, or in reading the answer; and at once
+//! when a peer with fewer places wants it. All of it runs on separate threads, so that work for clients, such as many
+//! handshakes, delays no restart.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, thread, time::Duration};
 
@@ -26,10 +27,10 @@ use super::{
 };
 use crate::host::peer::{Peer, Peers};
 
-/// What those who come may use up.
+/// Limits for connections.
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
-    /// Connections at a time.
+    /// Places for connections, by kind.
     rooms: Rooms,
     /// For a TLS handshake.
     handshake: Duration,
@@ -39,7 +40,7 @@ struct Bounds {
 
 /// What was sent must be taken within this time, or the kernel ends the connection; ms (tcp(7), TCP_USER_TIMEOUT).
 const TAKEN_MS: u32 = 30_000;
-/// Bytes of a request's head: what a browser sends fits twice, and 256 of them are 4 MiB.
+/// Most bytes of a request's head: twice what a browser sends; 256 of them are 4 MiB.
 const HEAD_BYTES: usize = 16 << 10;
 /// After the system had no descriptor for a connection.
 const BREATH: Duration = Duration::from_millis(10);
@@ -72,7 +73,7 @@ pub(super) async fn apart(
             let listener = TcpListener::from_std(listener)?;
             serve(listener, gate, (router, handle), usual(), shutdown).await
         });
-        // What is still computed is for nobody.
+        // No connection waits for the answers still being computed.
         pages.shutdown_background();
         ended
     };
@@ -85,7 +86,7 @@ pub(super) async fn apart(
     ended.await.context("its thread failed")?
 }
 
-/// Where a request is answered, and where that is computed when it takes a while.
+/// The router, and the runtime that computes slow answers.
 type Answers = (Router, runtime::Handle);
 
 async fn serve(
@@ -118,14 +119,14 @@ async fn serve(
                 let _counted = places.metrics.connected();
                 let ended = tokio::select! {
                     ended = attend(stream, (&gate, &places), answers, (Arc::clone(&seat), peer), bounds) => ended,
-                    () = seat.lost() => Err(anyhow::anyhow!("another one has its place")),
+                    () = seat.lost() => Err(anyhow::anyhow!("another connection has its place")),
                 };
                 // Its end concerns nobody else.
                 if let Err(error) = ended {
                     tracing::debug!("a connection ended: {error:#}");
                 }
             });
-            // Those that have lost their places close before the next one is taken.
+            // Connections that have lost their places close before the next one is accepted.
             yield_now().await;
         }
     };
@@ -136,7 +137,7 @@ async fn serve(
 }
 
 fn who(peers: &Peers, stream: &TcpStream, remote: SocketAddr) -> Peer {
-    // A connection that has gone by now has no address; it is its own network's.
+    // A connection that has gone by now has no local address and counts by its remote address.
     peers.of(stream.local_addr().unwrap_or(remote), remote)
 }
 
@@ -164,14 +165,14 @@ async fn attend(
     converse(stream, answers, seat, bounds).await
 }
 
-/// Only so many of a peer at a time: what they have computed is no delay of others.
+/// Does a TLS handshake. A peer has few at a time, so that its handshakes do not delay those of others.
 async fn shake_hands(
     stream: TcpStream,
     tls: Arc<ServerConfig>,
     places: &Places,
     peer: Peer,
 ) -> io::Result<TlsStream<TcpStream>> {
-    // Who sends nothing takes no turn.
+    // A client that sends nothing takes no turn.
     stream.peek(&mut [0]).await?;
     let turns = places.handshakes(peer);
     let _turn = turns.acquire().await.map_err(io::Error::other)?;
@@ -219,7 +220,7 @@ mod tests {
     use super::*;
     use crate::web::{WebMetrics, hosts::Hosts};
 
-    /// Room for one of each, and little patience with it.
+    /// One place of each kind, and short timeouts.
     const NARROW: Bounds = Bounds {
         rooms: Rooms { arrivals: 1, scrapes: 1, streams: 1, pages: 1 },
         handshake: Duration::from_millis(200),
@@ -275,7 +276,7 @@ mod tests {
         let told = ask(address).await;
         assert!(told.starts_with("HTTP/1.0 400 ") && told.ends_with("https://\n"), "{told}");
         drop(silent);
-        // With nobody else there it has its time, and no more.
+        // Without other connections it still has only its time.
         let mut late = TcpStream::connect(address).await.expect("connected");
         let ended = timeout(Duration::from_secs(30), late.read(&mut [0])).await.expect("in time");
         assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");

@@ -207,7 +207,7 @@ fn an_alert_of_an_earlier_boot_keeps_the_moment_at_which_it_began() {
     board.advance(NOW);
     let mut kept = board.take_changed(NOW, wall());
     let (_, Some(one)) = kept.remove(0) else { panic!("it fires") };
-    // The next agent begins two seconds after a boot.
+    // The next agent starts two seconds after a boot.
     let mut next = Board::default();
     next.restore(one.clone(), 2 * SECOND, wall() + Duration::from_nanos(MINUTE));
     next.stands("web", down(SECOND), 2 * SECOND);

@@ -108,7 +108,7 @@ fn on_host(hierarchy: &Hierarchy) -> Result<(Vec<Named>, Vec<Container>)> {
             _ => {}
         })
         .context("cannot look for the service")?
-        // A service that lies beyond is not found, and the command says so.
+        // A service beyond that bound is not found, and the command says so.
         .beginning();
     Ok((units, containers))
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{Engine, Outcome, State};
 use crate::host::process::Identity;
 
-/// What outlives the agent. Times are CLOCK_BOOTTIME nanoseconds, which whoever keeps it for longer than that converts. What can be
-/// of an earlier boot is signed: a moment before this boot is negative, and as long ago as it is.
+/// The state that outlives the agent. Times are CLOCK_BOOTTIME nanoseconds, which the store converts for later boots.
+/// Times that can be of an earlier boot are signed; a time before this boot is negative.
 #[derive(Clone, Debug, Default, PartialEq, Hash, Serialize, Deserialize)]
 pub(crate) struct Memory {
     /// The living main process.
@@ -40,9 +40,9 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// What it means after the host was started again: nothing of what ran lives, and the boot begins all anew; budgets and
-    /// pauses go on. `shift_ns` is what to add to an old moment. An incarnation that was well when the host ended was healthy until
-    /// then; one whose outage lasted has proven nothing since, so its tries go on from the beginning of this boot.
+    /// The state after a reboot: no process is left; budgets and pauses go on. `shift_ns` is added to old times. A
+    /// service that was up when the host went down counts as healthy until then; one that was down has proven nothing
+    /// since, so its tries go on from the beginning of this boot.
     pub(crate) fn after_reboot(self, shift_ns: i64) -> Self {
         let moved = |at_ns: i64| at_ns.saturating_add(shift_ns);
         let healthy_ns = self.healthy_ns.map(moved);
@@ -50,7 +50,7 @@ impl Memory {
             healthy_ns: if self.down_ns.is_none() { healthy_ns } else { healthy_ns.map(|at_ns| at_ns.max(0)) },
             attempts: self.attempts,
             spent_ns: self.spent_ns.into_iter().map(moved).collect(),
-            // A pause that ended before this boot is over at its beginning.
+            // A pause that ended before this boot ends at time 0.
             paused_until_ns: self.paused_until_ns.map(|at_ns| at_ns.saturating_add_signed(shift_ns)),
             ..Self::default()
         }

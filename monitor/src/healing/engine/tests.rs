@@ -84,7 +84,7 @@ fn on_a_host_that_has_just_booted_a_service_that_is_absent_starts_at_once_whatev
         let mut bench = Bench::new(Policy { grace: Duration::from_secs(3600), ..policy() });
         assert_eq!(short(&bench.step(Input::Missing, now)), ["open", "ask"]);
         assert_eq!(short(&bench.plan(gives_up(), now)), ["restart 1"]);
-        // The grace is for a death, also of the first incarnation.
+        // After a death there is a grace, also for the first incarnation.
         bench.started(2, now + S);
         bench.step(died(2, now + 2 * S), now + 2 * S);
         let until = now / S + 2 + 3600;
@@ -121,7 +121,7 @@ fn what_was_before_this_boot_is_as_long_ago_as_it_is() {
     let mut bench = Bench::new(policy());
     bench.engine.remember(memory.clone().after_reboot(-9 * S as i64), S);
     assert_eq!(bench.engine.ledger.blocked_until(S), Some(596 * S), "ten minutes after the first");
-    // In an outage that lasted to the end of the host nothing was proven, however long ago its last health is.
+    // An outage that lasted until the host went down has proven nothing, however long ago it was last healthy.
     let down = Memory { down_ns: Some(9 * S), ..memory };
     assert_eq!(rebooted(&down, -DAY), ["back-off until 24"]);
 }

@@ -142,7 +142,7 @@ fn a_fatal_signal_takes_it_out_before_the_process_has_ended() {
     let mut bench = Bench::calm();
     assert_eq!(bench.step(Input::Crashing(who(7))), [], "a worker, or another service's process");
     assert_eq!(bench.step(Input::Crashing(who(1))), [(State::In, State::Out, Cause::Crashing)]);
-    // While its core is written for a minute, each probe finds that.
+    // For a minute it writes its core, and each probe fails.
     assert!(bench.pass(60 * S, false).is_empty());
     assert_eq!(bench.step(Input::Died(who(1))), [], "said once");
     bench.step(Input::Alive(who(2)));
