@@ -1,5 +1,5 @@
-//! The program that attacks as a user without rights (`src/bin/attacker/`), and what such a user has: a directory, and a cgroup that
-//! was handed over as systemd does with `Delegate=`.
+//! Starts the program that attacks as an unprivileged user (`src/bin/attacker/`), and makes what such a user has: a
+//! directory, and a cgroup delegated as systemd does with `Delegate=`.
 
 use std::{
     fs,
@@ -21,17 +21,16 @@ use crate::{
 /// The user that attacks.
 pub const NOBODY: u32 = 65534;
 
-/// An attack that goes on; ended with all processes of its group when it is dropped.
+/// A running attack; dropping it kills all processes of its group.
 #[derive(Debug)]
 pub struct Attacker {
     child: Child,
 }
 
 impl Attacker {
-    /// Starts an attack by a process that has entered these cgroups, and returns when it is under way.
+    /// Starts an attack in these cgroups, and returns when it is under way.
     ///
-    /// # Panics
-    /// When it does not get there.
+    /// # Panics When it does not start.
     pub fn start(enter: &[&Path], words: &[&str]) -> Self {
         let mut child = command(enter, words)
             .process_group(0)
@@ -62,7 +61,7 @@ impl Drop for Attacker {
     }
 }
 
-/// An attack that has an end.
+/// Runs an attack that ends by itself.
 ///
 /// # Panics
 /// When it cannot be started, or fails.
@@ -81,7 +80,7 @@ fn command(enter: &[&Path], words: &[&str]) -> Command {
     command
 }
 
-/// A directory of the attacker's.
+/// A directory that belongs to the attacker.
 ///
 /// # Panics
 /// When it cannot be made.
@@ -91,7 +90,7 @@ pub fn directory() -> tempfile::TempDir {
     place
 }
 
-/// A cgroup that was handed over to the attacker; removed with all that is in it and below it.
+/// A cgroup delegated to the attacker; dropping it kills its processes and removes it with all below it.
 #[derive(Debug)]
 pub struct Delegated {
     cgroup: Cgroup,
@@ -106,7 +105,7 @@ impl Delegated {
         Self::of(Cgroup::new(None))
     }
 
-    /// A new one below `parent`, which has to live longer.
+    /// A new one below `parent`, which must live longer.
     ///
     /// # Panics
     /// When it cannot be made.
@@ -119,10 +118,10 @@ impl Delegated {
         Self { cgroup }
     }
 
-    /// Passes the memory controller on to the cgroups below, where that has to be said (v2).
+    /// Enables the memory controller for the cgroups below (needed on v2).
     ///
     /// # Panics
-    /// When that is refused.
+    /// When the kernel refuses.
     pub fn pass_memory_on(&self) {
         let control = self.cgroup.directory.join("cgroup.subtree_control");
         if control.exists() {
@@ -130,7 +129,8 @@ impl Delegated {
         }
     }
 
-    /// A new cgroup below it where the attacker's processes begin: one whose controllers are passed on can have none (v2).
+    /// A new cgroup below it for the attacker's first processes: on v2 a cgroup that enables controllers below can have
+    /// none.
     ///
     /// # Panics
     /// When it cannot be made.
@@ -153,7 +153,7 @@ impl Delegated {
         &self.cgroup.path
     }
 
-    /// A place below it, as the attacker's words want it.
+    /// A path below it, as an argument of the attacker.
     pub fn at(&self, below: &str) -> String {
         self.cgroup.directory.join(below).display().to_string()
     }
@@ -165,10 +165,11 @@ impl Default for Delegated {
     }
 }
 
-/// What systemd hands over with `Delegate=` (cgroups.7, "Delegation"): the directory, and the files by which processes move.
+/// Delegates a cgroup as systemd does with `Delegate=` (cgroups(7), "Delegation"): the directory, and the files that
+/// move processes.
 ///
 /// # Panics
-/// When that is refused.
+/// When the kernel refuses.
 pub fn hand_over(directory: &Path) {
     chown(directory, Some(NOBODY), Some(NOBODY)).expect("a cgroup can be handed over");
     for file in ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads", "tasks"] {
@@ -181,14 +182,14 @@ pub fn hand_over(directory: &Path) {
 
 impl Drop for Delegated {
     fn drop(&mut self) {
-        // The cgroup itself is its own to remove.
+        // `Cgroup` removes the directory itself.
         clear(&self.cgroup.directory, true);
     }
 }
 
-/// Ends all processes in a cgroup and below it, and removes what is below it.
+/// Kills all processes in a cgroup and below it, and removes the cgroups below it; with `keep` not the cgroup itself.
 pub fn clear(directory: &Path, keep: bool) {
-    // Most of many are empty.
+    // Most cgroups are empty.
     if !keep && fs::remove_dir(directory).is_ok() {
         return;
     }
@@ -214,8 +215,8 @@ fn children(directory: &Path) -> Vec<PathBuf> {
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
-/// A cgroup of the processor controller that all attackers share, as systemd gives all users one slice: beside it the agent and the
-/// services have their own share. On v2 the attackers' own cgroup is that already.
+/// One cgroup of the CPU controller for all attackers, as systemd has one slice for all users: the agent and the
+/// services have their own share beside it. On v2 the attackers' delegated cgroup does that already.
 ///
 /// # Panics
 /// When it cannot be made.

@@ -1,5 +1,5 @@
-//! What the packaged unit lets an agent have (`deploy/systemd/defib.service`), without systemd: cgroups with its limits of memory and
-//! tasks, and the limit of open files that systemd sets.
+//! Applies the limits of the packaged unit (`deploy/systemd/defib.service`) without systemd: cgroups with its limits of
+//! memory and tasks, and systemd's limit of open files.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ const UNIT: &str = include_str!("../../deploy/systemd/defib.service");
 /// `DefaultLimitNOFILE=` (systemd-system.conf(5)), soft and hard, since the unit sets none.
 const FILES: (u32, u32) = (1024, 524_288);
 
-/// See the module.
+/// Cgroups with the limits of the packaged unit.
 #[derive(Debug)]
 pub struct Cage {
     cgroups: Vec<Cgroup>,
@@ -22,8 +22,7 @@ pub struct Cage {
 impl Cage {
     /// New cgroups with the unit's limits.
     ///
-    /// # Panics
-    /// When they cannot be made, or the unit does not say its limits as this file reads them.
+    /// # Panics When they cannot be made, or the unit's limits cannot be read.
     pub fn new() -> Self {
         let memory = setting("MemoryMax").strip_suffix('M').and_then(|mib| mib.parse::<u64>().ok()).expect("MiB");
         let tasks = setting("TasksMax");
@@ -40,14 +39,14 @@ impl Cage {
         Self { cgroups }
     }
 
-    /// The program, to be started in here.
+    /// A command that starts the program within these limits.
     pub fn command(&self, program: &Path) -> Command {
         let mut script = String::new();
         for cgroup in &self.cgroups {
             script += &format!("echo 0 > '{}' || exit 99; ", cgroup.procs().display());
         }
         let (soft, hard) = FILES;
-        // Root in a sandbox may raise neither; what it may lower is what holds an agent back.
+        // Root in a sandbox cannot raise these limits, only lower them, which is enough.
         script += &format!("{{ echo {} > /proc/self/oom_score_adj; }} 2> /dev/null; ", setting("OOMScoreAdjust"));
         script += &format!("ulimit -Hn {hard} 2> /dev/null; ulimit -Sn {soft}; exec \"$0\" \"$@\"");
         let mut command = Command::new("/bin/sh");
@@ -55,12 +54,12 @@ impl Cage {
         command
     }
 
-    /// Processes in it that the kernel has killed for want of memory.
+    /// OOM kills in it.
     pub fn oom_kills(&self) -> u64 {
         self.cgroups[0].oom_kills().unwrap_or(0)
     }
 
-    /// How often a task was refused; `None` where that is not counted.
+    /// Refused tasks; `None` where the kernel does not count them.
     pub fn refused_tasks(&self) -> Option<u64> {
         let counts = |cgroup: &Cgroup| crate::cgroup::counter(&cgroup.directory.join("pids.events"), "max");
         self.cgroups.iter().find_map(counts)
@@ -73,8 +72,8 @@ impl Default for Cage {
     }
 }
 
-/// Where a process goes that shall not count as one of the agent's tasks: under v1 what an agent starts stays in its cgroup of every
-/// hierarchy but memory's.
+/// Cgroups for processes that must not count as the agent's tasks: on v1, children of an agent stay in its cgroup of
+/// every hierarchy but memory's.
 pub fn outside() -> Vec<PathBuf> {
     let pids = PathBuf::from("/sys/fs/cgroup/pids");
     if memory_hierarchy().1 || !pids.exists() { Vec::new() } else { vec![pids] }

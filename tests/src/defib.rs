@@ -170,7 +170,7 @@ impl Agent {
         Self::begin(Command::new(binary("defib")), state, &[], &[], config)
     }
 
-    /// Starts an agent within the limits of the packaged unit, with these variables.
+    /// Starts an agent within the limits of the packaged unit, with these environment variables.
     ///
     /// # Panics
     /// When it does not become ready.

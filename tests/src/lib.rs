@@ -3,7 +3,7 @@
 //!
 //! * [`cage`]: the limits of the packaged unit, for an agent
 //! * [`cgroup`]: a memory cgroup that removes itself
-//! * [`attacker`]: the program that attacks as a user without rights, and what that user has
+//! * [`attacker`]: the program that attacks as an unprivileged user, and that user's directory and cgroups
 //! * [`bpffs`]: a place to pin kernel programs
 //! * [`defib`]: the binary under test, as a watcher or as an agent
 //! * [`victim`]: the program that dies on command
@@ -14,7 +14,7 @@
 //! * [`nginx`]: another one
 //! * [`ordered`]: a service that is told how to die
 //! * [`pod`]: the DaemonSet that is shipped, in a real container
-//! * [`processes`]: fork(2), and another user
+//! * [`processes`]: fork(2), and becoming another user
 //! * [`tls`]: certificates of a test's own, and a client that checks them
 //! * [`unit`]: units of a real systemd
 //! * [`load`]: requests without end, counted

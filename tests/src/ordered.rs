@@ -1,4 +1,4 @@
-//! A command service that is told how to die, and counts how often it began.
+//! A command service that dies on command and counts its starts.
 
 use std::{
     fs::{self, OpenOptions},
@@ -10,18 +10,18 @@ use std::{
 
 use crate::{cgroup::Cgroup, victim::binary};
 
-/// See the module.
+/// A command service that dies on command.
 #[derive(Debug)]
 pub struct Ordered {
     /// Its name.
     pub name: String,
-    /// Where it lives.
+    /// Its cgroup.
     pub cgroup: Cgroup,
     place: tempfile::TempDir,
 }
 
 impl Ordered {
-    /// A service with so many bytes of memory, which waits for an order as soon as it is started.
+    /// A service with a memory limit of `limit` bytes, which waits for an order once it is started.
     ///
     /// # Panics
     /// When its files cannot be made.
@@ -52,7 +52,7 @@ impl Ordered {
         self.place.path().join("run")
     }
 
-    /// Its section of a configuration, with these lines in it: it is brought back.
+    /// Its section of a configuration, with `restart` on and these lines.
     pub fn config(&self, settings: &str) -> String {
         format!(
             "[[service]]\nname = '{}'\nrestart = true\nhealth = 'exec:/bin/true'\n{settings}\n\
@@ -63,12 +63,12 @@ impl Ordered {
         )
     }
 
-    /// How often it began.
+    /// Number of its starts.
     pub fn started(&self) -> u64 {
         fs::read_to_string(self.starts()).unwrap_or_default().lines().count() as u64
     }
 
-    /// Tells it to die, in a way of the victim's; false when it does not wait for that at the other end of the pipe.
+    /// Orders it to die in one of the victim's ways; false when it is not waiting for an order.
     pub fn order(&self, end: &str) -> bool {
         let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
         let pipe = OpenOptions::new().write(true).custom_flags(nonblock).open(self.orders());

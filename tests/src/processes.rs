@@ -1,4 +1,4 @@
-//! What the programs of the tests do with processes: fork(2), and going on as another user.
+//! Process functions of the test programs: fork(2), and becoming another user.
 
 use rustix::{
     process::{Pid, WaitOptions, waitpid},
@@ -10,8 +10,7 @@ use rustix::{
 /// # Panics
 /// When the kernel makes no process.
 ///
-/// # Safety
-/// The caller has one thread: in a child of more, locks may be held by threads that it does not have.
+/// # Safety The caller has one thread: with more, the child may find locks held by threads that do not exist in it.
 pub unsafe fn fork() -> Option<Pid> {
     // SAFETY: the caller has one thread.
     match unsafe { libc::fork() } {
@@ -20,13 +19,13 @@ pub unsafe fn fork() -> Option<Pid> {
     }
 }
 
-/// Waits for the end of a child, if it is one.
+/// Waits for a child to end; returns at once when the process is not a child.
 pub fn wait_for(child: Pid) {
     while matches!(waitpid(Some(child), WaitOptions::empty()), Err(rustix::io::Errno::INTR)) {}
 }
 
-/// Goes on as another user, without groups and privileges, or stays that user. For a process with one thread: the calls change the
-/// calling one.
+/// Becomes another user, without groups and privileges; does nothing when it is that user already. Only for a process
+/// with one thread, since the calls change only the calling thread.
 ///
 /// # Panics
 /// When that is refused.

@@ -1,4 +1,4 @@
-//! Units of a real systemd, for tests that run where it is PID 1.
+//! Units of a real systemd, for tests that run where systemd is PID 1.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::{eventually, live};
 
-/// True when the live test `name` of the program `program` can run, which takes systemd as PID 1.
+/// True when the live test `name` of the program `program` can run, which needs systemd as PID 1.
 pub fn can_run(name: &str, program: &str) -> bool {
     if !live::can_run(name) {
         return false;
@@ -22,16 +22,16 @@ pub fn can_run(name: &str, program: &str) -> bool {
     false
 }
 
-/// A service with a unit file of its own, gone with the test.
+/// A service with its own unit file, removed with the test.
 #[derive(Debug)]
 pub struct Unit {
     /// Its name, with `.service`.
     pub name: String,
-    /// Its script, and what that leaves.
+    /// Its script, and the files that the script writes.
     pub place: tempfile::TempDir,
 }
 
-/// Where administrators' own packages put units; a mask goes over it.
+/// Directory of units of local packages; a mask takes precedence over it.
 const UNITS: &str = "/usr/local/lib/systemd/system";
 
 /// Runs systemctl; its output.
@@ -46,7 +46,8 @@ pub fn systemctl(words: &[&str]) -> String {
 }
 
 impl Unit {
-    /// A unit whose first `failures` runs do `bad` and whose others sleep, with lines for `[Service]` and `[Unit]`.
+    /// Starts a unit whose first `failures` runs do `bad` and whose later ones sleep; `service` and `unit` are lines
+    /// for `[Service]` and `[Unit]`.
     ///
     /// # Panics
     /// When it cannot be made.
@@ -73,15 +74,14 @@ impl Unit {
         Path::new(UNITS).join(&self.name)
     }
 
-    /// How often it began.
+    /// Number of its starts.
     pub fn starts(&self) -> usize {
         fs::read_to_string(self.place.path().join("starts")).unwrap_or_default().lines().count()
     }
 
     /// The main process, once it sleeps.
     ///
-    /// # Panics
-    /// When it does not come to that.
+    /// # Panics When it does not get to sleep.
     pub fn main(&self) -> i32 {
         eventually(&format!("{} to sleep", self.name), || {
             let pid: i32 = systemctl(&["show", "-P", "MainPID", &self.name]).parse().ok()?;

@@ -1,4 +1,4 @@
-//! What a service makes in any number costs nobody else anything: processes that it leaves behind, workers that fail.
+//! Many processes that a service leaves behind, or many failing workers, do not affect other services.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ fn service(name: &str, cgroup: &Cgroup, first: &str) -> String {
     )
 }
 
-/// As many as `DEFIB_CROWD` says, else one for each MiB that the host has left: a shell takes a quarter of that, and there are two
+/// `DEFIB_CROWD`, else one process for each free MiB of the host: a shell takes a quarter of that, and there are two
 /// crowds.
 fn crowd_size() -> usize {
     if let Some(size) = std::env::var("DEFIB_CROWD").ok().and_then(|size| size.parse().ok()) {
@@ -35,7 +35,7 @@ fn crowd_size() -> usize {
     CROWD.min(kib / 1024)
 }
 
-/// Leaves so many behind: shells that wait for somebody to write to a pipe.
+/// Script that leaves `count` shells behind, which wait for a write to a pipe.
 fn crowd(place: &Path, count: usize) -> String {
     let (pipe, once) = (place.join("pipe"), place.join("once"));
     let (pipe, once) = (pipe.display(), once.display());
@@ -61,7 +61,7 @@ fn is_healthy(agent: &Agent, name: &str) -> Option<()> {
     (is("defib_service_up", 1.0) && is("defib_incidents_open", 0.0)).then_some(())
 }
 
-/// The outage after its main process was killed, once it is over; milliseconds.
+/// Length of the outage after the main process was killed, milliseconds; waits for its end.
 fn outage(agent: &Agent, name: &str) -> u64 {
     let is_of_kill = |incident: &Value| incident["cause"]["kind"] == "killed" && incident["ended"].is_string();
     eventually("the end of an outage", || agent.incidents(name).into_iter().find(is_of_kill))["outage_ms"]
@@ -118,7 +118,7 @@ fn workers_that_fail_in_any_number_raise_no_questions() {
     let slow = metrics.get("defib_controller_loop_seconds_count").unwrap_or(0.0)
         - metrics.get("defib_controller_loop_seconds_bucket{le=\"0.25\"}").unwrap_or(0.0);
     println!("turns slower than 250 ms: {slow}");
-    // What the main process itself says counts.
+    // The last words of the main process do count.
     kill(eventually("the service", || sleeper(&cgroup)));
     assert!(outage(&agent, "failing") >= 100, "the grace");
 }

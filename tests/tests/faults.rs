@@ -336,7 +336,7 @@ fn ten_thousand_cgroups_at_once_are_all_known_and_cost_a_bounded_amount_of_memor
     eventually("all of them", || (known() >= before + MANY as f64).then_some(()));
     let grown = resident_after(agent.pid(), resident);
     assert!(grown < MANY as u64 * EACH, "{grown} bytes more");
-    // A name that anyone can choose is no label.
+    // A name that any user can choose must not become a label.
     let series = "defib_deaths_total{cause=\"killed\",service=\"other\"}";
     let others = agent.metrics().get(series).unwrap_or(0.0);
     let victim = Victim::start(None, &["wait"]);

@@ -364,7 +364,7 @@ fn what_an_agent_has_started_before_a_reload_leaves_no_zombie() {
         agent.reload(&config);
         eventually("the next agent", || (reloads(&agent.log()) > number).then_some(()));
         if number % 3 == 0 {
-            // Its child is the agent before this one's.
+            // The running service was started by the agent before the reload.
             let before = lines(&starts);
             kill(sleeper(&cgroup).expect("it lives"));
             eventually("the next one", || (lines(&starts) > before && sleeper(&cgroup).is_some()).then_some(()));

@@ -14,7 +14,7 @@ fn an_exit_after_a_refused_thread_says_so() {
     if !live::can_run("an_exit_after_a_refused_thread_says_so") {
         return;
     }
-    // The agent makes it, so that all refusals in it are new.
+    // The agent sees this cgroup being made, so all refusals in it are new.
     let cgroup = Cgroup::new(None);
     fs::remove_dir(&cgroup.directory).expect("it is empty");
     let (mount, v2) = memory_hierarchy();
@@ -22,7 +22,7 @@ fn an_exit_after_a_refused_thread_says_so() {
     if v2 {
         fs::write(pids.join("cgroup.subtree_control"), "+pids").expect("the controller can be passed on");
     }
-    // On v1 the controller has a hierarchy of its own, where services have the same paths.
+    // On v1 the controller has its own hierarchy with the same paths.
     let limited = Cgroup { directory: pids.join(cgroup.path.trim_start_matches('/')), path: cgroup.path.clone() };
     let (directory, victim) = (limited.directory.display(), binary("victim"));
     let script = format!(

@@ -66,7 +66,7 @@ fn a_configured_unit_is_watched_from_its_first_moment() {
     // The last thing that the agent does about a death that it only watches.
     let left_alone = "defib_restart_suppressed_total{reason=\"not_configured\",service=\"watched-2.service\"}";
     let oom_kills = "defib_oom_kills_total{scope=\"memcg\",service=\"watched-2.service\"}";
-    // A scrape is written part by part, so one may see the second and not yet the first.
+    // A scrape is not atomic: it may contain the second change but not yet the first.
     let metrics = eventually("the OOM kill of a watched unit", || {
         let metrics = agent.metrics();
         (metrics.get(left_alone) == Some(1.0) && metrics.get(oom_kills) == Some(1.0)).then_some(metrics)
@@ -379,7 +379,7 @@ fn a_stop_that_systemd_cannot_confirm_yet_is_neither_believed_nor_undone() {
     unit.main();
     systemctl(&["stop", &unit.name]);
     bus.comes();
-    // By now systemd has no unit there.
+    // systemd has no unit there any more.
     eventually("systemd's word", || agent.log().contains("is a plain one").then_some(()));
     assert_eq!(unit.starts(), 1);
 }
@@ -391,7 +391,7 @@ fn a_bus_that_is_not_there_is_asked_again() {
     }
     let (bus, agent) = busless();
     let unit = Unit::start("healed-busless", "Restart=no", "", "true", 0);
-    // Without systemd's word the cgroup is a plain one.
+    // Until systemd answers, the cgroup counts as a plain one.
     eventually("the silence to be noticed", || agent.log().contains("no owner has confirmed the cgroup").then_some(()));
     assert_eq!(agent.metrics().get(&format!("defib_service_up{{service=\"{}\"}}", unit.name)), None);
     bus.comes();

@@ -1,4 +1,5 @@
-//! Who comes in: TLS and passwords, with a real Prometheus and curl as those who come; crowds that hold all places; foreign names.
+//! Access to the web server: TLS and passwords, with a real Prometheus and curl as clients; crowds that hold all
+//! places; foreign names.
 
 use std::{
     fs,
@@ -285,10 +286,10 @@ fn what_is_wrong_is_found_before_a_start_and_by_a_reload_with_one_line() {
 
 /// Connections of one crowd.
 const CROWD: usize = 1000;
-/// Rounds of questions amid it.
+/// Rounds of requests during the crowd.
 const ROUNDS: usize = 300;
 
-/// Asks what probes, load balancers and Prometheus ask, again and again, and prints how long the answers took.
+/// Sends the requests of probes, load balancers and Prometheus, and prints how long the answers took.
 fn ask_amid(agent: &Agent, what: &str) {
     let mut times = Vec::new();
     for round in 0..ROUNDS {
@@ -380,7 +381,7 @@ fn a_name_that_points_here_from_elsewhere_reads_nothing() {
         }
         assert_eq!(ask(path, "").0, 200, "{path}: no browser leaves it out");
     }
-    // What load balancers ask tells what they know anyway, and they ask by any name.
+    // Answers for load balancers contain no secrets, and load balancers use any host name.
     assert_eq!(ask("/healthz", "Host: evil.example\r\n").0, 200);
     assert_eq!(ask("/pool/nothing", "Host: evil.example\r\n").0, 404);
     assert_eq!(agent.metrics().get("defib_http_refused_total{reason=\"host\"}"), Some(5.0));

@@ -5,9 +5,7 @@
 //! root file system (mmdebstrap) ────┼─▶ qemu ─▶ output and exit status of the command
 //! programs, --with files ─▶ payload ┘
 //! ```
-//! Kernels and root file systems are kept in `target/vm` and shared by parallel runs; no run writes to them. Output
-//! and logs of a run stay in `target/vm/runs`. Every run ends by itself: when it is done, when nothing comes of it any more ([`patience`]), by its deadline
-//! at the latest.
+//! Kernels and root file systems are kept in `target/vm` and shared by parallel runs; no run writes to them. Output and logs of a run stay in `target/vm/runs`. Every run ends by itself: when it is done, when it prints nothing for too long ([`patience`]), or at its deadline.
 
 mod apt;
 mod boot;
@@ -67,10 +65,10 @@ pub(crate) struct Args {
     /// Run only tests of that program whose names contain one of these
     #[arg(last = true, value_name = "FILTER", requires = "test")]
     filters: Vec<String>,
-    /// Seconds without a line of output after which a machine is ended; it may take as long to boot
+    /// Seconds without a line of output after which a machine is stopped; also the limit for its boot
     #[arg(long, value_name = "SECONDS", default_value_t = patience::SILENCE.as_secs())]
     silence: u64,
-    /// Seconds after which a machine is ended whatever it does, boot included
+    /// Seconds after which a machine is always stopped, boot included
     #[arg(long, value_name = "SECONDS", default_value_t = patience::WHOLE.as_secs())]
     deadline: u64,
     /// Memory of the machine in MiB

@@ -149,7 +149,7 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("set");
         assert_eq!(read(&path, 5).expect("read"), b"12345");
         assert!(read(&path, 4).expect_err("too long").contains("4 bytes"));
-        assert!(read(directory.path(), 5).expect_err("a directory").contains("is no file"));
+        assert!(read(directory.path(), 5).expect_err("a directory").contains("is not a regular file"));
         assert!(read(&directory.path().join("x"), 5).expect_err("not there").contains("cannot be read"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("set");
         if geteuid().is_root() {

@@ -1,4 +1,4 @@
-//! Cgroups without end.
+//! Attacks with very many cgroups.
 
 use tests::{
     attacker::{Attacker, Delegated},
@@ -7,7 +7,7 @@ use tests::{
 
 use crate::scene::{Scene, is_numbered_unit};
 
-/// As many as a controller of memory has ids for, less than all others need (MEM_CGROUP_ID_MAX, mm/memcontrol.c).
+/// Nearly as many as the memory controller has ids for (MEM_CGROUP_ID_MAX, mm/memcontrol.c); some are left for others.
 const MANY: &str = "60000";
 
 #[test]
@@ -15,7 +15,7 @@ fn cgroups_without_end_keep_no_service_unwatched() {
     if !live::can_run("cgroups_without_end_keep_no_service_unwatched") {
         return;
     }
-    // On v2 those have no controller, and the kernel has no end of them.
+    // On v2 these cgroups have no controller, and the kernel does not limit their number.
     let delegated = Delegated::new();
     let mut scene = Scene::new(2, "");
     let attack =

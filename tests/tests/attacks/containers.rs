@@ -1,4 +1,4 @@
-//! The same where a real engine owns the services: a container is what its engine says that it is.
+//! Attacks on services of a real container engine: a container is only what its engine confirms.
 
 use std::{fs, thread::sleep, time::Duration};
 
@@ -10,7 +10,7 @@ use tests::{
     eventually, live,
 };
 
-/// Long enough for whatever wrong thing would be done.
+/// Long enough for any wrong action to show.
 const WHILE: Duration = Duration::from_secs(8);
 
 #[test]
@@ -31,7 +31,7 @@ fn a_cgroup_with_the_id_of_a_running_container_is_not_that_container() {
     std::os::unix::fs::chown(&command, Some(0), Some(0)).expect("root's");
     fs::set_permissions(&command, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("its mode can be set");
     let (variable, host) = engine.variable();
-    // Whatever can be done for a container is to be done at once.
+    // All actions for the container are enabled and immediate.
     let config = format!(
         "[forecast]\nsample = '200ms'\n[[service]]\ncontainer = 'web'\nrestart = true\ngrace = '0s'\n\
          health = 'exec:/bin/true'\npool = 'web'\ndrain_at = 0.5\n\
@@ -54,7 +54,7 @@ fn a_cgroup_with_the_id_of_a_running_container_is_not_that_container() {
         user.at(&format!("docker/{id}")),
         delegated.at(&format!("docker-{id}.scope")),
     ];
-    // One that fills its limit and stays, and others that run out of memory again and again.
+    // One impostor fills its limit and stays; others run out of memory again and again.
     let mut attacks = vec![Attacker::start(&[&entrance], &["impostor", &names[0], "--limit", "64", "--mib", "58"])];
     for name in &names[1..] {
         attacks
@@ -78,7 +78,7 @@ fn a_cgroup_with_the_id_of_a_running_container_is_not_that_container() {
         );
     }
     assert!(agent.incidents("web").is_empty(), "{:?}", agent.incidents("web"));
-    // And the container is looked after all the same.
+    // The real container is still managed.
     let pid =
         engine.run(&["inspect", "-f", "{{.State.Pid}}", "web"]).parse().ok().and_then(rustix::process::Pid::from_raw);
     rustix::process::kill_process(pid.expect("a pid"), rustix::process::Signal::KILL).expect("killed");

@@ -1,4 +1,4 @@
-//! Many processes at once, and many deaths one after the other.
+//! Attacks with many processes at once, and with many deaths in a row.
 
 use std::{thread::sleep, time::Duration};
 
@@ -10,7 +10,7 @@ use tests::{
 
 use crate::scene::{GRACE, Scene, attacking};
 
-/// A restart that waits for nobody, on the slowest machine.
+/// Longest restart without waiting for others, on the slowest machine.
 const GENEROUS: Duration = Duration::from_secs(5);
 
 #[test]
@@ -30,12 +30,12 @@ fn crowds_that_services_leave_behind_delay_nobody_else() {
         deaths.iter().all(|&count| count >= 1.0).then_some(deaths)
     });
     scene.settled(0);
-    // Alone: to be back takes the grace, and what a start takes.
+    // Without an attack, a restart takes the grace and the start.
     let back = scene.kill(0, ("exit 3", "exit"));
     println!("back after {} ms", back.as_millis());
     assert!(back < GRACE + GENEROUS, "{back:?}");
     scene.go_through_all();
-    // Each is brought back, too: nothing is left of what it left.
+    // Each attacking service is restarted too, after its left-over processes are killed.
     let deaths = |number: usize| {
         let series = format!("defib_deaths_total{{cause=\"exit\",service=\"crowd-{number}\"}}");
         scene.agent.metrics().get(&series).unwrap_or(0.0)

@@ -1,8 +1,9 @@
-//! What a user without rights can do to an agent that has the packaged unit's limits: each attack was found to work once. Beside it
-//! honest services die and come back, and each of their deaths is to be told once, with its cause.
+//! Attacks by an unprivileged user on an agent with the packaged unit's limits; each attack has worked once. Meanwhile
+//! honest services die and come back, and each of their deaths must be reported once, with its cause.
 //!
-//! `DEFIB_ATTACK_SECONDS=300` lets all attacks at once go on for longer. Times are printed (`MEASURED`); `cargo xtask bench --only
-//! attacks` holds them against their targets. Here only what is counted is asserted, and times that would be wrong on any machine.
+//! `DEFIB_ATTACK_SECONDS=300` runs all attacks at once for longer. Times are printed (`MEASURED`); `cargo xtask bench
+//! --only attacks` compares them with their targets. These tests assert only counts, and times that are wrong on any
+//! machine.
 
 mod cgroups;
 mod containers;

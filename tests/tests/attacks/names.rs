@@ -1,4 +1,4 @@
-//! Cgroups and processes that are called as others are: a name proves nothing.
+//! Attacks with cgroups and processes that have the names of others: a name proves nothing.
 
 use std::{fs, thread::sleep, time::Duration};
 
@@ -11,10 +11,10 @@ use tests::{
 
 use crate::scene::{Scene, attacking};
 
-/// A container's id, of nobody's.
+/// An id that no container has.
 const ID: &str = "4fa6e0f0c6786287e131c3852c58a2e01cc697a68231826813597e4994f1d6e2";
 
-/// Long enough for whatever wrong thing would be done.
+/// Long enough for any wrong action to show.
 const WHILE: Duration = Duration::from_secs(3);
 
 #[test]
@@ -27,7 +27,7 @@ fn cgroups_with_names_of_containers_and_units_are_plain_cgroups() {
     let user = Delegated::below(&delegated, "user@65534.service");
     user.pass_memory_on();
     let entrance = delegated.entrance();
-    // To be brought back, whatever has that name.
+    // Rules that restart anything with these names at once.
     let wide = "[[service]]\nunit = 'x.service'\nrestart = true\ngrace = '0s'\n\
                 [[service]]\nunit = 'y.service'\nrestart = true\ngrace = '0s'\n\
                 [[service]]\ncontainer = '*'\nrestart = true\ngrace = '0s'\ndrain_at = 0.1\npool = 'theirs'\n";
@@ -78,12 +78,12 @@ fn orphans_in_a_cgroup_below_do_not_stand_for_the_service() {
     if !live::can_run("orphans_in_a_cgroup_below_do_not_stand_for_the_service") {
         return;
     }
-    // What the operator hands to his service: it may make cgroups below.
+    // The operator delegates this cgroup to the service, which may make cgroups below.
     let cgroup = Delegated::new();
     let directory = cgroup.directory().to_str().expect("UTF-8");
     let mut scene = Scene::new(1, &attacking("orphaned", cgroup.path(), "", &["orphans", directory]));
     let deaths = "defib_deaths_total{cause=\"exit\",service=\"orphaned\"}";
-    // Its main process ends after a second, each time: so each death follows a start.
+    // Its main process ends one second after each start, so each death follows a start.
     let metrics = eventually("the service to be started again and again", || {
         let metrics = scene.agent.metrics();
         (metrics.get(deaths) >= Some(5.0)).then_some(metrics)
@@ -103,7 +103,7 @@ fn a_name_alone_makes_no_engine_and_no_memory_killer() {
     let mut scene = Scene::new(1, &attacking("theirs", &cgroup.path, "", &["idle"]));
     let mut last = 0;
     for name in NAMES {
-        // The one that runs as the attacker's user by now.
+        // The process that already runs as the attacker's user.
         let pid = eventually("the service", || {
             let pid = *cgroup.members().first()?;
             let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

@@ -1,4 +1,4 @@
-//! Things that are large to whoever reads them.
+//! Attacks with data that is large for its readers.
 
 use tests::{
     attacker::{Attacker, directory},
@@ -38,7 +38,7 @@ fn a_command_line_without_end_is_read_within_bounds() {
 
 #[test]
 fn names_without_end_in_a_crash_are_cut() {
-    /// A line of the log is for people, who have screens.
+    /// Longest log line, bytes: people read the log.
     const LINE_MAX: usize = 64 << 10;
     if !live::can_run("names_without_end_in_a_crash_are_cut") {
         return;

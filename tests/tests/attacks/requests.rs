@@ -1,4 +1,4 @@
-//! Connections without end, and a foreign name.
+//! Attacks with very many connections, and with a foreign host name.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use tests::{
 
 use crate::scene::Scene;
 
-/// A probe of a load balancer, of Kubernetes, of Prometheus gives up after about so long.
+/// Usual timeout of probes by load balancers, Kubernetes and Prometheus.
 const PROBE: Duration = Duration::from_secs(2);
 
 #[test]
@@ -37,7 +37,7 @@ fn half_sent_requests_keep_no_check_waiting() {
     scene.go_through_all();
 }
 
-/// Asks from a thread of its own, and waits no longer.
+/// Asks from another thread, and waits no longer than `patience`.
 fn get_within(address: std::net::SocketAddr, path: &str, patience: Duration) -> Option<(u16, String)> {
     let (send, answer) = std::sync::mpsc::channel();
     let path = path.to_owned();

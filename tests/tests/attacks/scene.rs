@@ -10,38 +10,38 @@ use std::{
 use serde_json::Value;
 use tests::{PATIENCE, cage::Cage, cgroup::Cgroup, defib::Agent, eventually, ordered::Ordered, victim::Victim};
 
-/// What an agent may have in memory under every attack, bytes.
+/// Most resident memory of an agent under any attack, bytes.
 pub(crate) const RESIDENT_MAX: u64 = 48 << 20;
-/// From the death of an honest service until somebody else may act.
+/// Grace of honest services: time in which others may restart them.
 pub(crate) const GRACE: Duration = Duration::from_millis(200);
-/// Budgets and waits that no honest service meets.
+/// Budgets that honest services never use up, and short back-offs.
 const DEFAULTS: &str = "[defaults]\nbackoff = { initial = '10ms', max = '20ms' }\n\
                         budget = { per_service = '1000/1s', per_host = '1000/1s' }\n";
-/// What honest services may have.
+/// Memory limit of honest services, bytes.
 const LIMIT: u64 = 32 << 20;
-/// What they die of, as the victim's words say it, and the cause that is to be told.
+/// Ends of honest services: the victim's arguments, and the cause to be reported.
 pub(crate) const ENDS: [(&str, &str); 5] =
     [("leak", "oom_kill"), ("segv", "crash"), ("exit 3", "exit"), ("abort", "crash"), ("leak", "oom_kill")];
 
-/// See the module. What is last here lives longest.
+/// An agent and honest services. The last field is dropped last.
 pub(crate) struct Scene {
     pub(crate) agent: Agent,
     pub(crate) honest: Vec<Ordered>,
-    /// Where processes run out of memory that no service of ours is.
+    /// Cgroup in which processes of no service run out of memory.
     pub(crate) limited: Cgroup,
     pub(crate) cage: Cage,
-    /// Ends that each honest service was told, and OOM kills of the others.
+    /// Causes expected of each honest service so far; then the number of OOM kills of others.
     told: Vec<Vec<&'static str>>,
     others: u64,
 }
 
 impl Scene {
-    /// With so many honest services, the first of them in the pool `web`, and with these sections besides.
+    /// With `honest` services, the first of them in the pool `web`, and with more sections of configuration.
     pub(crate) fn new(honest: usize, sections: &str) -> Self {
         Self::among(honest, &[], sections)
     }
 
-    /// With these variables for the agent, too.
+    /// The same with environment variables for the agent.
     pub(crate) fn among(honest: usize, variables: &[(&str, &str)], sections: &str) -> Self {
         let (cage, limited) = (Cage::new(), Cgroup::new(Some(8 << 20)));
         let honest: Vec<_> = (0..honest).map(|number| Ordered::new(format!("honest-{number}"), LIMIT)).collect();
@@ -78,7 +78,7 @@ impl Scene {
         });
     }
 
-    /// The peak of resident memory counts from here on: what a start takes for a moment is no attack.
+    /// Resets the peak of resident memory, so that the start does not count.
     fn forget_the_peak(&self) {
         fs::write(format!("/proc/{}/clear_refs", self.agent.pid()), "5").expect("the peak can be set back");
     }
@@ -90,7 +90,7 @@ impl Scene {
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
     }
 
-    /// An honest service is told to die of that; how long until it was started again.
+    /// Orders an honest service to die that way; returns the time until it was started again.
     pub(crate) fn kill(&mut self, number: usize, (end, cause): (&'static str, &'static str)) -> Duration {
         let service = &self.honest[number];
         eventually("the service to listen", || service.order(end).then_some(()));
@@ -104,7 +104,7 @@ impl Scene {
         begin.elapsed()
     }
 
-    /// The agent is there: one that was killed has no program any more.
+    /// Asserts that the agent lives: a killed process has no `exe`.
     pub(crate) fn lives(&self) {
         let program = fs::read_link(format!("/proc/{}/exe", self.agent.pid()));
         assert!(program.is_ok(), "the agent has gone; {} OOM kills by its own limit", self.cage.oom_kills());
@@ -116,7 +116,8 @@ impl Scene {
         self.others += 1;
     }
 
-    /// Every honest service dies of every cause and comes back, others run out of memory meanwhile; then [`Self::judge`].
+    /// Lets every honest service die of every cause and come back, while others run out of memory; then
+    /// [`Self::judge`].
     pub(crate) fn go_through_all(&mut self) {
         for end in ENDS {
             for number in 0..self.honest.len() {
@@ -132,7 +133,8 @@ impl Scene {
         self.judge();
     }
 
-    /// The agent is the one that began, within its bounds, and has told every death once, with the right cause.
+    /// Asserts that the agent never restarted, stayed within its bounds, and reported every death once with the right
+    /// cause.
     pub(crate) fn judge(&self) {
         self.lives();
         assert!(!self.agent.log().contains("panicked"), "{}", self.agent.log());
@@ -141,7 +143,7 @@ impl Scene {
             let incidents = self.incidents(service, told.len() + 1);
             let causes: Vec<_> = incidents.iter().skip(1).map(|incident| incident["cause"]["kind"].clone()).collect();
             assert_eq!(causes, *told, "{}: {incidents:?}", service.name);
-            // The first one tells that it was not running at all.
+            // The first incident is that it was not running at the start.
             let restarts: u64 = incidents.iter().filter_map(|incident| incident["restarts"].as_u64()).sum();
             assert_eq!(restarts, told.len() as u64 + 1, "{}", service.name);
         }
@@ -160,7 +162,7 @@ impl Scene {
         assert!(peak <= RESIDENT_MAX, "resident memory {peak} bytes at most");
     }
 
-    /// The incidents of an honest service, once there are so many and the last is over.
+    /// The incidents of an honest service, once there are `count` and the last is over.
     fn incidents(&self, service: &Ordered, count: usize) -> Vec<Value> {
         let begin = Instant::now();
         loop {
@@ -173,7 +175,7 @@ impl Scene {
         }
     }
 
-    /// All labels `service` of its metrics.
+    /// All values of the label `service` in its metrics, with their number of series.
     pub(crate) fn labels(&self) -> BTreeMap<String, usize> {
         let mut labels = BTreeMap::new();
         for line in self.agent.metrics().0.lines() {
@@ -186,14 +188,15 @@ impl Scene {
     }
 }
 
-/// OOM kills that were told of a service, of whatever scope.
+/// OOM kills reported of a service, in all scopes.
 fn oom_kills(metrics: &str, service: &str) -> f64 {
     let own =
         |line: &&str| line.starts_with("defib_oom_kills_total{") && line.contains(&format!("service=\"{service}\""));
     metrics.lines().filter(own).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-/// A command service of an honest operator's whose program attacks: it enters these cgroups as root, and becomes another user.
+/// Configuration of a command service whose program attacks: it starts as root in the service's cgroup and becomes
+/// another user.
 pub(crate) fn attacking(name: &str, cgroup: &str, settings: &str, words: &[&str]) -> String {
     let program = tests::victim::binary("attacker").display().to_string();
     let outside: Vec<_> = tests::cage::outside().iter().map(|path| path.display().to_string()).collect();
@@ -209,9 +212,9 @@ pub(crate) fn attacking(name: &str, cgroup: &str, settings: &str, words: &[&str]
     )
 }
 
-/// True for a service that is called as the attacker calls cgroups: `a12.service`, with a manager's name before it or without.
+/// True for a service with a name of the attacker's cgroups: `a12.service`, with or without a manager's name before it.
 pub(crate) fn is_numbered_unit(name: &str) -> bool {
-    // A plain cgroup is called by its path, which is no claim.
+    // A plain cgroup is named by its path, which claims nothing.
     let unit = if name.starts_with('/') { None } else { name.rsplit('/').next() };
     let number = unit.and_then(|unit| unit.strip_prefix('a')?.strip_suffix(".service"));
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))

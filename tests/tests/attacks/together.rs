@@ -1,5 +1,5 @@
-//! All attacks at once, while honest services run out of memory, crash and exit. `DEFIB_ATTACK_ONLY=failures,impostor` leaves out
-//! the others, to find the one that breaks something.
+//! All attacks at once, while honest services run out of memory, crash and exit. `DEFIB_ATTACK_ONLY=failures,impostor`
+//! runs only these, to find the attack that breaks something.
 
 use std::{
     env,
@@ -19,27 +19,27 @@ use tests::{
 
 use crate::scene::{ENDS, GRACE, Scene, attacking, is_numbered_unit};
 
-/// How long, unless `DEFIB_ATTACK_SECONDS` says otherwise.
+/// Length, unless `DEFIB_ATTACK_SECONDS` says otherwise.
 const SECONDS: u64 = 60;
-/// Between two questions to the agent.
+/// Pause between two requests to the agent.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Cgroups that are made and removed, again and again.
 const MANY: &str = "20000";
 /// Honest services.
 const HONEST: usize = 3;
-/// Answers and restarts that take longer are wrong on every machine. The targets are `cargo xtask bench --only attacks`'.
+/// Answers and restarts that take longer are wrong on any machine. `cargo xtask bench --only attacks` has the targets.
 const GENEROUS: Duration = Duration::from_secs(10);
 
 fn seconds() -> u64 {
     env::var("DEFIB_ATTACK_SECONDS").map_or(SECONDS, |text| text.parse().expect("a number of seconds"))
 }
 
-/// Whether this way to attack takes part: all do, unless `DEFIB_ATTACK_ONLY` names some, to find the one that breaks something.
+/// Whether this attack takes part: all do, unless `DEFIB_ATTACK_ONLY` names some.
 fn takes_part(words: &[&str]) -> bool {
     env::var("DEFIB_ATTACK_ONLY").map_or(true, |only| only.split(',').any(|way| words.first() == Some(&way)))
 }
 
-/// A service that attacks, or idles when its way takes no part.
+/// A service that attacks, or idles when its attack takes no part.
 fn service(name: &str, cgroup: &str, words: &[&str]) -> String {
     attacking(name, cgroup, "", if takes_part(words) { words } else { &["idle"] })
 }
@@ -63,7 +63,7 @@ fn all_attacks_at_once_cost_no_honest_service_its_agent() {
     let attacked: Vec<_> = (0..6).map(|_| Cgroup::new(None)).collect();
     let orphaned = Delegated::new();
     let orphans = orphaned.directory().to_str().expect("UTF-8");
-    // Those of an honest operator's services whose programs attack.
+    // Command services whose programs attack.
     let sections = [
         "[forecast]\nsample = '500ms'\n".to_owned(),
         service("mapped", &attacked[0].path, &["mappings", place(0)]),
@@ -98,10 +98,10 @@ fn all_attacks_at_once_cost_no_honest_service_its_agent() {
     assert!(claimed.is_empty(), "services that no owner confirmed: {claimed:?}");
 }
 
-/// Attacks under way, and where they are; in the order of their end.
+/// Attacks under way, and their cgroups; in the order in which they are dropped.
 type Attacks = (Vec<Attacker>, [Delegated; 2]);
 
-/// Everything that a user without rights does by himself.
+/// All attacks that need no service.
 fn attacks(agent: &str, delegated: &Delegated, share: Option<&Cgroup>, places: [&str; 2]) -> Attacks {
     const ID: &str = "4fa6e0f0c6786287e131c3852c58a2e01cc697a68231826813597e4994f1d6e2";
     delegated.pass_memory_on();
@@ -128,7 +128,7 @@ fn attacks(agent: &str, delegated: &Delegated, share: Option<&Cgroup>, places: [
     (attacks, [user, many])
 }
 
-/// Honest services die one after the other, each of every cause in turn, and the agent is asked all the time.
+/// Lets honest services die one after the other, each of every cause in turn, while the agent is asked all the time.
 fn go_on(scene: &mut Scene, length: Duration, times: &mut Times) {
     let (begin, address, over) = (Instant::now(), scene.agent.address(), AtomicBool::new(false));
     scope(|scope| {
@@ -137,7 +137,7 @@ fn go_on(scene: &mut Scene, length: Duration, times: &mut Times) {
             scope.spawn(move || asked(address, path, over))
         };
         let (healthz, pool) = (ask("/healthz"), ask("/pool/web"));
-        // Also when something below panics, or the scope would wait for ever.
+        // Set also on a panic below; otherwise the scope would wait for ever.
         let end = End(&over);
         for round in 0.. {
             if begin.elapsed() > length {
@@ -155,7 +155,7 @@ fn go_on(scene: &mut Scene, length: Duration, times: &mut Times) {
     });
 }
 
-/// Says that it is over when it goes.
+/// Sets the flag when dropped.
 struct End<'a>(&'a AtomicBool);
 
 impl Drop for End<'_> {
@@ -164,7 +164,8 @@ impl Drop for End<'_> {
     }
 }
 
-/// How long each answer took, milliseconds. One that is no 200 is an answer that never came; `/pool` says 503 while its server is out.
+/// Time of each answer, milliseconds. An answer other than 200 counts as never; `/pool` may say 503 while its server is
+/// out.
 fn asked(address: SocketAddr, path: &str, over: &AtomicBool) -> Vec<f64> {
     let mut times = Vec::new();
     while !over.load(Ordering::Relaxed) {
@@ -182,7 +183,7 @@ fn quantile(times: &mut [f64], share: f64) -> f64 {
     times.get((last as f64 * share).round() as usize).copied().unwrap_or(f64::NAN)
 }
 
-/// A table for people, and a line for `cargo xtask bench`.
+/// Prints a table for people, and a line for `cargo xtask bench`.
 fn report(scene: &Scene, times: &mut Times, length: Duration) {
     let metrics = scene.agent.metrics();
     let mut starts: Vec<_> =
@@ -215,7 +216,7 @@ fn report(scene: &Scene, times: &mut Times, length: Duration) {
     println!("MEASURED {measured}");
 }
 
-/// From the death to the start of the next incarnation, milliseconds, of outages that have both.
+/// Times from a death to the next start, milliseconds, of outages that have both.
 fn starts(incidents: &[Value]) -> Vec<f64> {
     let time = |value: &Value| value.as_str()?.parse::<jiff::Timestamp>().ok();
     let of = |incident: &Value, what: &str| {
@@ -230,7 +231,7 @@ fn finite(value: f64) -> Value {
     if value.is_finite() { json!(value) } else { Value::Null }
 }
 
-/// The turns of the agent's own loop: upper bounds of the buckets that they are in; no number where it does not measure them.
+/// Turns of the agent's own loop: upper bounds of their buckets; NaN where they are not measured.
 fn loop_row(metrics: &Metrics) -> (&'static str, usize, f64, f64, f64) {
     const NAME: &str = "defib_controller_loop_seconds";
     let count = metrics.get(&format!("{NAME}_count")).unwrap_or(0.0);

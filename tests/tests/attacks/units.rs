@@ -1,4 +1,4 @@
-//! The same where systemd owns the services: a unit is what systemd says that it is.
+//! Attacks on services of systemd: a unit is only what systemd confirms.
 
 use std::{fs, thread::sleep, time::Duration};
 
@@ -15,10 +15,10 @@ fn can_run(name: &str) -> bool {
     unit::can_run(name, "attacks")
 }
 
-/// Long enough for whatever wrong thing would be done.
+/// Long enough for any wrong action to show.
 const WHILE: Duration = Duration::from_secs(5);
 
-/// An agent that brings back at once what is called `attacked-…`, within the packaged unit's limits.
+/// An agent within the packaged unit's limits that restarts units named `attacked-…` at once.
 fn agent(cage: &Cage, sections: &str) -> Agent {
     let config = format!(
         "[defaults]\nbudget = {{ per_service = '1000/1s', per_host = '1000/1s' }}\n\
@@ -28,7 +28,7 @@ fn agent(cage: &Cage, sections: &str) -> Agent {
     Agent::start_caged(cage, &[], &config)
 }
 
-/// A unit of systemd's whose program attacks in a cgroup that is handed over to it.
+/// A systemd unit whose program attacks in its delegated cgroup.
 fn attacking(name: &str, settings: &str, words: &str) -> Unit {
     let service = format!("User={NOBODY}\nDelegate=yes\n{settings}");
     Unit::start(name, &service, "", &format!("exec '{}' {words}", binary("attacker").display()), u32::MAX)
@@ -43,7 +43,7 @@ fn restarts(agent: &Agent, unit: &Unit) -> f64 {
     agent.metrics().get(&format!("defib_restarts_total{{result=\"ok\",service=\"{}\"}}", unit.name)).unwrap_or(0.0)
 }
 
-/// The unit is killed so often, and brought back each time by us.
+/// Kills the unit `times` times; Defib must restart it each time.
 fn comes_back(agent: &Agent, unit: &Unit, times: u32) {
     for _ in 0..times {
         up(agent, unit);
@@ -59,7 +59,7 @@ fn a_cgroup_that_is_called_as_a_unit_of_the_host_starts_none() {
         return;
     }
     let cage = Cage::new();
-    // Loaded, and never to run.
+    // Loaded; must never run.
     let target = Unit::start("attacked-target", "Restart=no", "", "true", 0);
     systemctl(&["stop", &target.name]);
     let ran = target.starts();
@@ -87,7 +87,7 @@ fn orphans_below_a_unit_do_not_stand_for_it() {
     }
     let cage = Cage::new();
     let agent = agent(&cage, "");
-    // What its main process leaves is left, as the operator wants it.
+    // The unit keeps processes that its main process leaves (`KillMode=`).
     let words = "orphans /sys/fs/cgroup/system.slice/attacked-orphans.service";
     let unit = attacking("attacked-orphans", "Restart=no\nKillMode=process", words);
     eventually("it to be started again and again", || (restarts(&agent, &unit) >= 3.0).then_some(()));
@@ -97,7 +97,7 @@ fn orphans_below_a_unit_do_not_stand_for_it() {
 
 #[test]
 fn failing_exits_in_a_unit_start_no_crowd_of_questions() {
-    /// Questions at a time, with room for what else an agent has for children.
+    /// Children of an agent at a time: questions, and room for others.
     const CHILDREN: usize = 8;
     if !can_run("failing_exits_in_a_unit_start_no_crowd_of_questions") {
         return;
@@ -133,7 +133,7 @@ fn children(pid: u32) -> usize {
 
 #[test]
 fn a_unit_s_new_cgroup_is_watched_however_many_others_there_are() {
-    /// More than any table of an agent's has room for; what the kernel takes for one without a controller is some KiB.
+    /// More than any table of the agent can hold; the kernel needs some KiB for a cgroup without a controller.
     const MANY: usize = 66_000;
     const EACH_KIB: usize = 8;
     if !can_run("a_unit_s_new_cgroup_is_watched_however_many_others_there_are") {
@@ -151,7 +151,7 @@ fn a_unit_s_new_cgroup_is_watched_however_many_others_there_are() {
     up(&agent, &honest);
     let words = ["cgroups", delegated.directory().to_str().expect("UTF-8"), &many.to_string(), "--keep"];
     let _attack = Attacker::start(&[&delegated.entrance()], &words);
-    // Each incarnation has a cgroup of its own.
+    // Each incarnation has a new cgroup.
     comes_back(&agent, &honest, 3);
     println!("{} cgroups known", agent.metrics().get("defib_cgroups").unwrap_or(f64::NAN));
 }

@@ -26,9 +26,9 @@ pub(crate) fn not_our_guest() -> Option<String> {
     no_systemd().or_else(|| (!ours).then(|| reason.to_owned()))
 }
 
-/// The kernel can be told that a page of memory is broken; that page is lost to the machine.
+/// Why the kernel cannot mark a page of memory as broken; a marked page is lost to the machine.
 pub(crate) fn no_broken_memory() -> Option<String> {
-    // Counted where the kernel has CONFIG_MEMORY_FAILURE.
+    // The row exists where the kernel has CONFIG_MEMORY_FAILURE.
     let counts = fs::read_to_string("/proc/meminfo").is_ok_and(|text| text.contains("HardwareCorrupted:"));
     let reason = "this kernel cannot be told that memory is broken (CONFIG_MEMORY_FAILURE)";
     not_our_guest().or_else(|| (!counts).then(|| reason.to_owned()))

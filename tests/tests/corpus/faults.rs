@@ -66,7 +66,7 @@ fn fault(scene: &mut Scene<'_>, way: &str, signal: i32, function: Option<&str>) 
     death
 }
 
-/// The crash is in a library, and this function of the program led there, which the tables of the files tell.
+/// Asserts that unwind tables find this function of the program as a caller of the crash in a library.
 pub(crate) fn called_from(scene: &mut Scene<'_>, death: &Value, function: &str) {
     let frames = death["cause"]["site"]["frames"].as_array();
     let is_there = |frame: &Value| {
@@ -76,7 +76,7 @@ pub(crate) fn called_from(scene: &mut Scene<'_>, death: &Value, function: &str) 
     scene.holds(death, &format!("{function} is among the callers"), found);
 }
 
-/// A crash for a reason that the signal alone does not tell.
+/// A crash whose reason the signal alone does not give.
 fn fault_for(scene: &mut Scene<'_>, way: &str, signal: i32, function: Option<&str>, reason: &str) {
     let death = scene.dies(None, &[way]);
     check(scene, &death, signal, function);

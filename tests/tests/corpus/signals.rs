@@ -191,7 +191,7 @@ fn alarm(scene: &mut Scene<'_>) {
     by_the_kernel(scene, &death, 14, "timer");
 }
 
-/// Killed by the kernel, which names nobody.
+/// Asserts a kill by the kernel, without a sender.
 fn by_the_kernel(scene: &mut Scene<'_>, death: &Value, signal: i32, reason: &str) {
     scene.expected(death);
     scene.has(death, "/signal", signal);

@@ -1,4 +1,4 @@
-//! An agent under all attacks at once: runs the live test and reads its line.
+//! Runs the live test of all attacks at once and reads its line of results.
 
 use std::process::{Command, Stdio};
 
@@ -11,20 +11,20 @@ use crate::{artifacts, say, workspace};
 /// The program of the package `tests`, and the test in it.
 const PROGRAM: &str = "attacks";
 const TEST: &str = "all_attacks_at_once_cost_no_honest_service_its_agent";
-/// How long it goes on.
+/// Length of the test, seconds.
 const SECONDS: &str = "300";
 
 /// What the test measured.
 #[derive(Debug, Deserialize)]
 pub(super) struct Attacks {
     pub(super) seconds: u64,
-    /// From an honest service's death until it may be started.
+    /// Grace of honest services, milliseconds.
     pub(super) grace_ms: f64,
     pub(super) resident_peak_bytes: u64,
     pub(super) rows: Vec<Row>,
 }
 
-/// One kind of time, milliseconds; none where an answer never came, or nothing was measured.
+/// One kind of time, milliseconds; `None` where an answer never came, or nothing was measured.
 #[derive(Debug, Deserialize)]
 pub(super) struct Row {
     pub(super) name: String,
@@ -35,7 +35,7 @@ pub(super) struct Row {
 }
 
 impl Attacks {
-    /// What is wanted of a row: of its 99th percentile, and of its largest value; milliseconds.
+    /// Targets of a row: for its 99th percentile and for its largest value, milliseconds.
     pub(super) fn wanted(&self, row: &Row) -> (Option<f64>, Option<f64>) {
         match row.name.as_str() {
             "/healthz" | "/pool" => (None, Some(250.0)),
@@ -48,7 +48,7 @@ impl Attacks {
 
 pub(super) fn measure(programs: &Programs) -> Result<Attacks> {
     say::line(format_args!("bench: all attacks at once for {SECONDS} s"));
-    // The test looks for the other programs beside the agent.
+    // The test finds the other programs in the agent's directory.
     let attacker = programs.victim.with_file_name("attacker");
     let place = workspace::target().join("bench-attacks");
     std::fs::create_dir_all(&place).with_context(|| place.display().to_string())?;

@@ -176,7 +176,7 @@ impl Report {
         verdict::faults(&self.cases, &self.runs)
     }
 
-    /// The cases that were wrong or did not come to an end, each with the command that runs it again.
+    /// The cases that failed or did not finish, each with the command that runs it again.
     pub(crate) fn failures(&self) -> Vec<Failure> {
         let of_run = |run: &Run| {
             let place = match run.place {

@@ -58,7 +58,7 @@ impl Selection {
     }
 }
 
-/// What stands for this machine where a kernel's series stands for others.
+/// The name of this machine where other places have a kernel series.
 pub(super) const HOST: &str = "host";
 
 /// On this machine, with root's rights if there is a way to them.

@@ -82,7 +82,7 @@ fn every_test_that_holds_a_claim_exists() {
         gather(&workspace::root().join(package), &mut sources);
     }
     for name in names {
-        // One that tries many values takes them as arguments.
+        // A property test takes arguments, so only the opening parenthesis is matched.
         assert!(sources.contains(&format!("fn {name}(")), "there is no test {name}");
     }
 }

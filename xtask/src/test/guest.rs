@@ -39,10 +39,11 @@ pub(crate) fn run(harness: &Harness, kernel: Kernel, job: &Job<'_>, show: impl W
     Guest { output, counts, failure }
 }
 
-/// Stands in a line of its own before the output of each program.
+/// Line before the output of each program.
 const PROGRAM: &str = "==> test program ";
 
-/// Builds the live tests `names` and runs them one after the other on `kernel`, our packages beside them. Shows nothing meanwhile.
+/// Builds the live tests `names` and runs them one after the other on `kernel`, with our packages. Prints nothing
+/// meanwhile.
 pub(super) fn live_tests(names: &[&str], kernel: Kernel, install: bool) -> Result<Guest> {
     let harness = Harness::prepare(&[], install)?;
     let mut built = artifacts::release()?;

@@ -67,10 +67,10 @@ pub(crate) fn run(command: &mut Command, terminal: &mut dyn Write) -> Result<Run
     Ok(Run { counts: tally.counts(), failed: tally.failed(), result: Err(error) })
 }
 
-/// In the place of a test's name, for a program that died between two of them.
+/// Stands for a test's name when a program died between two tests.
 pub(crate) const DIED: &str = "(a program that died)";
 
-/// The counts in the whole output of a program that ran elsewhere, and the tests that failed.
+/// Reads the counts and the failed tests from the whole output of a program that ran elsewhere.
 pub(crate) fn read(output: &[u8]) -> (Counts, Vec<String>) {
     let mut tally = Tally::default();
     tally.read(output);
@@ -84,9 +84,9 @@ struct Tally {
     line: Vec<u8>,
     started: usize,
     ended: usize,
-    /// The test that began last, until its outcome is there.
+    /// The test that began last, until its outcome is read.
     begun: Option<String>,
-    /// The lines since `failures:`, which at a harness's end are the names of those that failed.
+    /// The lines since `failures:`; at the harness's end these are the names of failed tests.
     listed: Option<Vec<String>>,
     failed: Vec<String>,
 }
@@ -113,7 +113,7 @@ impl Tally {
         } else if line.starts_with("running ") && line.trim_end_matches('s').ends_with(" test") {
             self.started += 1;
         } else if line == "failures:" {
-            // There are two of them: one before what the tests printed, one before their names.
+            // `failures:` comes twice: before the output of the failed tests, and before their names.
             self.listed = Some(Vec::new());
         } else if let (Some(listed), Some(name)) = (&mut self.listed, line.strip_prefix("    ")) {
             listed.push(name.to_owned());
@@ -122,7 +122,7 @@ impl Tally {
         }
     }
 
-    /// The names of the tests that failed; that of the one in which a program died, too.
+    /// The names of the failed tests, including the one in which the program died.
     fn failed(mut self) -> Vec<String> {
         if self.started > self.ended {
             let rest = plain(&std::mem::take(&mut self.line));

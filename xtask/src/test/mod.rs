@@ -1,8 +1,9 @@
 //! `cargo xtask test`: all that must hold before a change goes in, in one command, on any machine.
 //!
-//! The steps run one after another, also after one that failed: only those are left out that need what it was to bring. The
-//! summary names each test that failed and the command that runs it again. Its last line counts the tests. A live test that cannot run here (no root, no BTF) says why in a file, see [`skips`]: it counts as
-//! skipped, not as passed, and on a build server as a failure.
+//! The steps run one after another, also after a failure; only steps that need a failed step are left out. The summary
+//! names each failed test and the command that runs it again. Its last line counts the tests. A live test that cannot
+//! run here (no root, no BTF) says why in a file, see [`skips`]: it counts as skipped, not as passed, and on a build
+//! server as a failure.
 //!
 //! A build server also boots virtual machines: the live tests that need systemd run in one, and the
 //! [`corpus`](crate::corpus) in another with the newest kernel. For a person those are commands of their own.
@@ -78,7 +79,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Runs each step but those that need one that failed, or that was left out itself.
+/// Runs each step, except those that need a step that failed or was left out.
 fn run_all(steps: &[Step], mut run: impl FnMut(usize, &Step) -> Result<()>) -> Vec<(&'static str, Outcome)> {
     let mut outcomes: Vec<(&str, Outcome)> = Vec::new();
     for (index, step) in steps.iter().enumerate() {

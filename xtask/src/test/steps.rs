@@ -24,7 +24,7 @@ pub(super) struct Step {
     pub(super) what: &'static str,
     /// Whether it is there for the live tests only.
     pub(super) live: bool,
-    /// The steps without which it can do nothing.
+    /// The steps that it needs.
     pub(super) needs: &'static [&'static str],
     pub(super) run: fn(&mut Session) -> Result<()>,
 }
@@ -97,12 +97,12 @@ fn again(name: &str) -> String {
     format!("cargo xtask test --only {quote}{name}{quote}")
 }
 
-/// The names of all steps as arguments.
+/// Parser for the argument: accepts the names of all steps.
 pub(super) fn names() -> impl TypedValueParser<Value = String> {
     PossibleValuesParser::new(ALL.map(|step| step.name))
 }
 
-/// The steps to run: `only` one and what it needs, or all, those for the live tests unless these are left out.
+/// The step `only` and those it needs; or all steps, with `no_live` without those for the live tests.
 pub(super) fn chosen(only: Option<&str>, no_live: bool) -> Vec<Step> {
     let chosen = ALL.into_iter().filter(|step| only.is_none_or(|name| step.name == name));
     let needed: Vec<_> = chosen.clone().flat_map(|step| step.needs).collect();
@@ -162,7 +162,7 @@ const SYSTEMD_KERNEL: Kernel = Kernel::V6_1;
 /// The newest: its programs can be preempted, which no other step sees. The others are for `cargo xtask corpus --all`; each takes
 /// five minutes, and a build server has 35 for everything.
 const CORPUS_KERNELS: &[Kernel] = &[Kernel::V7_2];
-/// The live tests that run in one machine after the other.
+/// The live tests that run one after the other in one virtual machine.
 const IN_MACHINE: [&str; 3] = ["systemd", "kept", vm::INSTALL];
 
 fn corpus(session: &mut Session) -> Result<()> {
@@ -196,7 +196,7 @@ fn machines(session: &mut Session) -> Result<()> {
     deaths
 }
 
-/// What this step does, as commands for a person.
+/// The commands of this step, for running them by hand.
 fn by_hand() -> Vec<String> {
     let test = |name| format!("cargo xtask vm --kernel {} --test {name}", SYSTEMD_KERNEL.name());
     let corpus = |kernel: &Kernel| format!("cargo xtask corpus --no-host --kernel {}", kernel.name());
@@ -221,11 +221,11 @@ fn book(report: corpus::Report, session: &mut Session) -> Result<()> {
     refused
 }
 
-/// What the tests of a run are run again by.
+/// Names of the steps whose tests are counted.
 pub(super) const UNIT: &str = "unit tests";
 pub(super) const LIVE: &str = "live tests";
 
-/// Runs a test program (or a cargo that runs several) of this step, and books its tests and skips.
+/// Runs a test program (or a cargo that runs several) of this step, and records its tests and skips.
 pub(super) fn run_tests(command: &mut Command, step: &str, session: &mut Session) -> Result<()> {
     book_tests(harness::run(command, &mut io::stdout())?, step, session)
 }

@@ -17,7 +17,7 @@ pub(super) enum Outcome {
     Passed(Duration),
     /// With its error, and the command that runs it again.
     Failed(Duration, String, String),
-    /// It needs what this step before it brings, which failed.
+    /// Left out: it needs this earlier step, which failed.
     LeftOut(&'static str),
 }
 

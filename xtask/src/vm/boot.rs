@@ -65,7 +65,7 @@ pub(super) fn run(machine: &Machine<'_>, sink: &mut dyn Write) -> Result<Outcome
         End::Exit(status) => status,
         End::Overdue(overdue) => {
             drop(qemu);
-            // With it ends the port, and what came last may be a line without an end: the test that hangs.
+            // The port closes then, and its last line may be incomplete: the name of the test that hangs.
             for line in lines {
                 if let Line::Output(text) = console.read(&line) {
                     sink.write_all(text).context("cannot write the guest's output")?;
@@ -86,7 +86,7 @@ pub(super) fn run(machine: &Machine<'_>, sink: &mut dyn Write) -> Result<Outcome
     Ok(Outcome { status, boot, total: started.elapsed() })
 }
 
-/// How the reading of a machine's port ended.
+/// How reading a machine's port ended.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     /// The command ended with this status.
@@ -97,8 +97,8 @@ enum End {
     Stopped,
 }
 
-/// Reads the port until the command has ended or its time is over; `since` is the time from the machine's start, and `boot` gets
-/// that of the command's begin.
+/// Reads the port until the command has ended or its time is over; `since` returns the time from the machine's start,
+/// and `boot` is set to that of the command's start.
 fn follow(
     lines: &Receiver<Vec<u8>>,
     console: &mut Console,
@@ -108,7 +108,7 @@ fn follow(
     sink: &mut dyn Write,
 ) -> Result<End> {
     loop {
-        // Asked for first: a guest that floods the port has always something to receive.
+        // The time is checked first: a guest that floods the port always has a line to receive.
         let line = match progress.left(since()).map(|left| lines.recv_timeout(left)) {
             Ok(Ok(line)) => line,
             Ok(Err(RecvTimeoutError::Timeout)) => continue,
@@ -214,7 +214,7 @@ mod tests {
 
     use super::*;
 
-    /// A port with these lines on it, at a clock that goes on by `step` with each look.
+    /// Follows a port with these lines, with a clock that advances by `step` at each reading.
     fn followed(lines: &[&str], step: Duration, ends: bool) -> (End, String) {
         let (sender, receiver) = sync_channel(64);
         for line in lines {

@@ -1,16 +1,16 @@
-//! How long a machine may go on: as long as it makes progress, and never without end.
+//! Limits how long a machine may run: while it makes progress, up to a deadline.
 //!
-//! Machines are emulated, so what takes a minute on a quiet host takes five on a busy one. A deadline for all of it would end a
-//! machine whose tests all pass. So what counts is the time since the last line that came from it.
+//! Machines may be emulated, so a minute of work on a quiet host takes five on a busy one. A short deadline for the
+//! whole run would stop a machine whose tests all pass. So the time since its last line of output counts.
 
 use std::{fmt, time::Duration};
 
-/// What a machine is allowed.
+/// Time limits of a machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
-    /// From its start to the begin of the command, and between two lines of output.
+    /// Longest boot, and longest time between two lines of output.
     pub(crate) silence: Duration,
-    /// For all of it: also whoever says something all the time comes to an end.
+    /// Deadline of the whole run, also for a machine that never stops printing.
     pub(crate) whole: Duration,
 }
 
@@ -20,7 +20,7 @@ pub(crate) const SILENCE: Duration = Duration::from_secs(300);
 pub(crate) const WHOLE: Duration = Duration::from_secs(3600);
 
 impl Patience {
-    /// For so many test programs, one after the other.
+    /// Limits for `count` test programs, one after the other.
     pub(crate) fn programs(count: usize) -> Self {
         Self { silence: SILENCE, whole: WHOLE * u32::try_from(count.max(1)).unwrap_or(u32::MAX) }
     }
@@ -29,11 +29,11 @@ impl Patience {
 /// Why a machine is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Overdue {
-    /// It has not begun with the command.
+    /// The command has not started.
     Boot(Duration),
-    /// No line came for so long.
+    /// No line came for this long.
     Silent(Duration),
-    /// It was not done by then.
+    /// It did not finish in this time.
     Whole(Duration),
 }
 
@@ -56,7 +56,7 @@ impl Progress {
         (self.begun, self.last) = (true, at);
     }
 
-    /// The time that it has left unless something comes of it.
+    /// The time left until it is stopped, if no further line comes.
     pub(super) fn left(&self, at: Duration) -> Result<Duration, Overdue> {
         let Patience { silence, whole } = self.patience;
         let (until, overdue) = match (self.last + silence, self.begun) {

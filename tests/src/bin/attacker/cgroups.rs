@@ -1,4 +1,4 @@
-//! Cgroups without end, and cgroups that are called as others are. All of them below one that was handed to this user.
+//! Makes any number of cgroups, and cgroups with names of units and containers, below a delegated one.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ pub(crate) fn many(directory: &Path, count: usize, name: &str, keep: bool) -> ! 
     let place = |number: usize| directory.join(name.replace("{}", &number.to_string()));
     loop {
         for number in 0..count {
-            // The kernel may have no more of them (65,535 with a memory controller); what there is must do.
+            // The kernel may refuse more (65,535 with a memory controller); those made so far are enough.
             if fs::create_dir(place(number)).is_err() {
                 break;
             }
@@ -41,8 +41,8 @@ pub(crate) struct Act {
     pub(crate) exit: Option<i32>,
 }
 
-/// Makes a cgroup and all that is missing above it, and has a process act there; once, or again after each pause, in a new cgroup each
-/// time.
+/// Makes a cgroup with its missing parents, and lets a process act there; once, or again after each pause, each time in
+/// a new cgroup.
 pub(crate) fn impostor(directory: &Path, act: &Act, again: Option<Duration>) -> ! {
     loop {
         fs::create_dir_all(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
@@ -71,7 +71,7 @@ pub(crate) fn impostor(directory: &Path, act: &Act, again: Option<Duration>) -> 
     }
 }
 
-/// Limits the memory of a cgroup of one's own, on v1 or v2. On v2 that takes a controller that was passed on.
+/// Limits the memory of a delegated cgroup, on v1 or v2. On v2 its parent must enable the controller.
 fn limit(directory: &Path, mib: u64) {
     let bytes = (mib * MIB as u64).to_string();
     for file in ["memory.max", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"] {
@@ -82,8 +82,8 @@ fn limit(directory: &Path, mib: u64) {
     }
 }
 
-/// The main process of a service leaves a worker in a cgroup below the service's, which goes on to leave orphans there that execute a
-/// program: to whoever looks at parents and cgroups only, each is a main process that has just begun.
+/// The main process of a service leaves a worker in a cgroup below the service's. The worker keeps leaving orphans
+/// there that execute a program: judged by parent and cgroup alone, each looks like a new main process.
 pub(crate) fn orphans(directory: &Path) -> ! {
     let below: PathBuf = directory.join("workers");
     fs::create_dir_all(&below).unwrap_or_else(|error| panic!("{}: {error}", below.display()));
@@ -95,7 +95,7 @@ pub(crate) fn orphans(directory: &Path) -> ! {
             match unsafe { fork() } {
                 Some(child) => wait_for(child),
                 None => {
-                    // Its child has init for a parent once it is gone.
+                    // When this process has ended, init is the child's parent.
                     Command::new("/bin/sleep").arg("2").spawn().expect("a program starts");
                     exit(0)
                 }

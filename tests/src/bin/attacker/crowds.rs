@@ -1,4 +1,4 @@
-//! Many processes at once, and many deaths one after the other.
+//! Makes many processes at once, and many deaths in a row.
 
 use std::{
     process::exit,
@@ -10,7 +10,7 @@ use tests::processes::{fork, wait_for};
 
 use crate::{ready, wait};
 
-/// Forks this many processes that wait, and do not mind SIGTERM.
+/// Forks `count` processes that wait and ignore SIGTERM.
 pub(crate) fn crowd(count: usize) {
     // SAFETY: no handler is involved.
     unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
@@ -22,7 +22,7 @@ pub(crate) fn crowd(count: usize) {
     }
 }
 
-/// Forks so many children a second that exit with 1.
+/// Forks `rate` children a second that exit with 1.
 pub(crate) fn failures(rate: u32) -> ! {
     ready();
     let (begin, mut made) = (Instant::now(), 0_u32);

@@ -1,11 +1,11 @@
-//! A program for x86-64 whose functions call each other until the last one reads from address zero, and have names of any length: a
-//! whole file, byte by byte, since no compiler makes such a one.
+//! Writes an ELF program for x86-64 whose functions call each other until the last one reads from address zero, with
+//! names of any length. It is written byte by byte, since no compiler makes such a file.
 
-/// Functions, as many as frames are taken of a crash.
+/// Functions: as many as the frames that are taken of a crash.
 const FUNCTIONS: usize = 16;
 /// Bytes of each function.
 const EACH: usize = 16;
-/// Where the file lies in memory.
+/// Load address.
 const BASE: u64 = 0x40_0000;
 const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
@@ -16,7 +16,7 @@ const NOTE_LENGTH: usize = 36;
 const CODE: usize = 0x100;
 const SYMBOLS: usize = CODE + FUNCTIONS * EACH;
 const SYMBOL: usize = 24;
-/// One more, which is empty, as the format wants it.
+/// One more symbol, which is empty, as the format requires.
 const STRINGS: usize = SYMBOLS + (FUNCTIONS + 1) * SYMBOL;
 /// Types and flags of sections (elf(5)).
 const PROGRAM_DATA: u32 = 1;
@@ -60,7 +60,7 @@ pub(crate) fn crashing(length: usize) -> Vec<u8> {
         put32(file, &[link, info]);
         put64(file, &[alignment, entry]);
     };
-    // As elf(5) has them: name, type, flags, where and how long, link, info.
+    // In the order of elf(5): name, type, flags, place and length, link, info.
     section(&mut file, b"\0", 0, 0, [0, 0], [0, 0]);
     section(&mut file, b".text\0", PROGRAM_DATA, ALLOCATED | EXECUTABLE, [CODE, FUNCTIONS * EACH], [0, 0]);
     section(&mut file, b".symtab\0", SYMBOL_TABLE, 0, [SYMBOLS, (FUNCTIONS + 1) * SYMBOL], [3, 1]);
@@ -79,7 +79,7 @@ fn header(file: &mut Vec<u8>, sections: u64) {
     put64(file, &[BASE + CODE as u64, HEADER as u64, sections]);
     put32(file, &[0]);
     put16(file, &[HEADER as u16, PROGRAM_HEADER as u16, 2, SECTION_HEADER as u16, 6, 4]);
-    // All that runs, readable and executable; then the note.
+    // The code, readable and executable; then the note.
     put32(file, &[1, 5]);
     put64(file, &[0, BASE, BASE, SYMBOLS as u64, SYMBOLS as u64, 0x1000]);
     put32(file, &[4, 4]);

@@ -1,13 +1,13 @@
-//! Does to an agent what a user without rights can do: each way is one that was found to work once.
+//! Attacks an agent as an unprivileged user can: each attack has worked once.
 //!
-//! Enters the cgroups that it is given as root, becomes another user, and attacks as that user from then on. Prints `ready` once
-//! the attack is under way, and goes on until it is ended, unless its way says otherwise.
+//! Enters the given cgroups as root, becomes another user, and attacks as that user. Prints `ready` once the attack is
+//! under way, and goes on until it is killed, unless the attack ends by itself.
 //!
-//! * `reading`: things that are large to whoever reads them
+//! * `reading`: data that is large for its readers
 //! * `elf`: a program whose symbols have long names
 //! * `crowds`: many processes, and many deaths
-//! * `cgroups`: many cgroups, and cgroups with the names of others
-//! * `requests`: many connections, and a foreign name
+//! * `cgroups`: many cgroups, and cgroups with names of units and containers
+//! * `requests`: many connections, and a foreign host name
 
 mod cgroups;
 mod crowds;
@@ -29,7 +29,7 @@ use clap::{Parser, Subcommand};
 use rustix::process::{Pid, Signal, kill_process};
 use tests::processes::become_user;
 
-/// Attacks an agent on command, as a user without rights.
+/// Attacks an agent on command, as an unprivileged user.
 #[derive(Parser)]
 struct Cli {
     /// Enter this cgroup first, as root; may be given more than once
@@ -38,7 +38,7 @@ struct Cli {
     /// The user to become
     #[arg(long, default_value_t = 65534)]
     uid: u32,
-    /// Be called so
+    /// Set this process name
     #[arg(long)]
     comm: Option<String>,
     #[command(subcommand)]
@@ -80,15 +80,15 @@ enum Way {
         #[arg(long)]
         once: bool,
     },
-    /// Fork this many processes that wait and do not mind SIGTERM, then exit with 1
+    /// Fork this many processes that wait and ignore SIGTERM, then exit with 1
     Crowd {
         /// How many
         count: usize,
-        /// Milliseconds until it exits, once all are there
+        /// Milliseconds until it exits, after the last fork
         #[arg(long, default_value_t = 0)]
         lives: u64,
     },
-    /// Fork children that exit with 1, so many a second
+    /// Fork children that exit with 1, at this rate
     Failures {
         /// How many a second
         rate: u32,
@@ -99,27 +99,27 @@ enum Way {
         directory: PathBuf,
         /// How many
         count: usize,
-        /// What each is called; `{}` is its number
+        /// Name of each; `{}` is its number
         #[arg(long, default_value = "c{}")]
         name: String,
         /// Leave them, and wait
         #[arg(long)]
         keep: bool,
     },
-    /// Make a cgroup with a name that is another's, and do something in it
+    /// Make a cgroup with the name of a unit or container, and do something in it
     Impostor {
-        /// Below which; all that is missing on the way is made
+        /// Its path; missing parents are made
         directory: PathBuf,
         /// Limit its memory to this many MiB
         #[arg(long)]
         limit: Option<u64>,
-        /// Take so many MiB there and keep them; more than the limit allows is an OOM kill
+        /// Take this many MiB there and keep them; more than the limit is an OOM kill
         #[arg(long, default_value_t = 0)]
         mib: usize,
         /// End with this code, in a child
         #[arg(long)]
         exit: Option<i32>,
-        /// Again and again, with so many milliseconds between
+        /// Repeat, with this pause in milliseconds
         #[arg(long)]
         again: Option<u64>,
     },
@@ -137,7 +137,7 @@ enum Way {
     },
     /// Hold connections open whose requests never end, or whose answers are never read
     Connections {
-        /// Whose
+        /// Address of the server
         address: SocketAddr,
         /// How many
         count: usize,
@@ -147,7 +147,7 @@ enum Way {
     },
     /// Ask for a path under a foreign name, and print the status
     ForeignHost {
-        /// Who is asked
+        /// Address of the server
         address: SocketAddr,
         /// The name
         host: String,
@@ -215,12 +215,12 @@ const fn millis(count: u64) -> Duration {
 
 /// Says that the attack is under way.
 fn ready() {
-    // Whoever started it may not listen.
+    // The starter may have closed the pipe.
     let mut out = std::io::stdout();
     writeln!(out, "ready").and_then(|()| out.flush()).ok();
 }
 
-/// Until a signal comes.
+/// Waits for a signal.
 fn wait() -> ! {
     loop {
         park();

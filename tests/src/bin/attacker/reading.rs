@@ -1,4 +1,4 @@
-//! Things that are large to whoever reads them: what a process has mapped, its command line, the names in its program.
+//! Data that is large for its readers: a process's mappings, its command line, the names in its program.
 
 use std::{
     env, fs,
@@ -16,19 +16,19 @@ use std::{
 
 use crate::{elf, ready};
 
-/// The longest name of a file, and so many of them make a path of 4 KiB (NAME_MAX, PATH_MAX).
+/// Length of a file name, and the number of them in a path of 4 KiB (NAME_MAX, PATH_MAX).
 const NAME: usize = 250;
 const NAMES: usize = 15;
 const PAGE: usize = 4096;
 
-/// Maps one file `count` times under a path of nearly 4 KiB, blocks SIGSEGV, and sends itself one again and again: each is, to the
-/// kernel, the generation of a fatal signal by the process itself.
+/// Maps one file `count` times under a path of nearly 4 KiB, blocks SIGSEGV, and sends itself one again and again: for
+/// the kernel each is a fatal signal that the process raises itself.
 pub(crate) fn mappings(directory: &Path, count: usize, pause: Duration) -> ! {
     env::set_current_dir(directory).expect("the directory can be entered");
     for _ in 0..NAMES {
         let name = "d".repeat(NAME);
         fs::create_dir_all(&name).expect("a directory can be made");
-        // Step by step: no call takes a path as long as the whole.
+        // One directory at a time: no system call takes the whole path.
         env::set_current_dir(&name).expect("it can be entered");
     }
     fs::write("f", vec![0; PAGE]).expect("a file can be made");
@@ -45,13 +45,13 @@ pub(crate) fn mappings(directory: &Path, count: usize, pause: Duration) -> ! {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, libc::SIGSEGV);
-        // The runtime has a handler of its own, for overflows of the stack; with one, a signal is no fatal one.
+        // Rust's runtime has a handler for stack overflows; a signal with a handler is not fatal.
         libc::signal(libc::SIGSEGV, libc::SIG_DFL);
         assert_eq!(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()), 0, "the signal can be blocked");
         ready();
         loop {
             libc::kill(libc::getpid(), libc::SIGSEGV);
-            // Taken away, so that the next one is a new one.
+            // Takes the signal, so that the next one is raised anew.
             libc::sigwaitinfo(&raw const set, ptr::null_mut());
             sleep(pause);
         }
@@ -77,11 +77,11 @@ struct MmMap {
     exe_fd: u32,
 }
 
-/// Shows a command line of that many GiB, all of it zero bytes. Takes no memory and no right.
+/// Shows a command line of `gib` GiB of zero bytes. Needs no memory and no privilege.
 pub(crate) fn command_line(gib: usize) {
     let stat = fs::read_to_string("/proc/self/stat").expect("it can be read");
     let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_ascii_whitespace().collect();
-    // Fields as proc_pid_stat(5) numbers them; the first behind the name is 3.
+    // Fields numbered as in proc_pid_stat(5); the first after the name is 3.
     let field = |number: usize| fields[number - 3].parse::<u64>().expect("an address");
     let length = gib << 30;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -114,7 +114,7 @@ pub(crate) fn command_line(gib: usize) {
 /// Makes a program that crashes in functions whose names are `length` bytes long.
 pub(crate) fn long_names(directory: &Path, length: usize) -> PathBuf {
     let program = directory.join("long-names");
-    // One that runs cannot be written.
+    // A running program's file cannot be written.
     fs::remove_file(&program).ok();
     fs::write(&program, elf::crashing(length)).expect("a program can be written");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("its mode can be set");

@@ -1,4 +1,4 @@
-//! Connections that take a server's room, and names that are not its own.
+//! Holds many connections to a server, and asks it under a foreign name.
 
 use std::{
     io::{Read as _, Write as _},
@@ -9,17 +9,17 @@ use std::{
 
 use crate::ready;
 
-/// Between two bytes of a request: within every patience that a server may have with a head.
+/// Pause between two bytes of a request: shorter than any server's timeout for a head.
 const PAUSE: Duration = Duration::from_secs(1);
-/// No server makes us wait longer.
+/// Longest wait for a server.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A server on this host that takes connections takes them within that time.
+/// Time in which a server on this host accepts a connection.
 const AT_ONCE: Duration = Duration::from_millis(200);
-/// After so many in a row that it does not take, there is no room for more.
+/// After this many refused connections in a row the server is full.
 const REFUSED: u32 = 3;
 
-/// Keeps so many connections open: each with half a request that grows by a byte a second, or with a whole one for `unread` whose
-/// answer is never read. One that the server ends is made anew.
+/// Keeps `count` connections open: each with half a request that grows by a byte a second, or with whole requests for
+/// `unread` whose answers are never read. Reopens those that the server closes.
 pub(crate) fn hold(address: SocketAddr, count: usize, unread: Option<&str>) -> ! {
     let mut connections: Vec<Option<TcpStream>> = (0..count).map(|_| None).collect();
     let mut is_first = true;
@@ -39,7 +39,7 @@ pub(crate) fn hold(address: SocketAddr, count: usize, unread: Option<&str>) -> !
     }
 }
 
-/// One byte more of a request, if it is one of these; false once the server has ended the connection.
+/// Sends one more byte of an unfinished request; false once the server has closed the connection.
 fn goes_on(stream: &mut TcpStream, is_whole: bool) -> bool {
     is_open(stream) && (is_whole || stream.write_all(b"x").is_ok())
 }
@@ -47,7 +47,7 @@ fn goes_on(stream: &mut TcpStream, is_whole: bool) -> bool {
 fn open(address: SocketAddr, unread: Option<&str>) -> Option<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&address, AT_ONCE).ok()?;
     let request = match unread {
-        // The same again and again: what is not read fills all room on the way.
+        // Many times the same request: unread answers fill all buffers.
         Some(path) => format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").repeat(64),
         None => format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nX-Slow: "),
     };
@@ -59,14 +59,14 @@ fn open(address: SocketAddr, unread: Option<&str>) -> Option<TcpStream> {
 /// False once the other side has closed it.
 fn is_open(stream: &TcpStream) -> bool {
     stream.set_nonblocking(true).ok();
-    // A closed one has an end to peek at; one that is reset has an error.
+    // A peek at a closed connection returns 0, at a reset one an error.
     match stream.peek(&mut [0]) {
         Ok(count) => count > 0,
         Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
     }
 }
 
-/// The status that a GET of `path` is answered with, when its `Host:` is another's name.
+/// Status of the answer to a GET of `path` with `host` as its `Host:`.
 pub(crate) fn status_as(address: SocketAddr, host: &str, path: &str) -> u16 {
     let mut stream = TcpStream::connect(address).expect("the agent listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");

@@ -108,7 +108,7 @@ pub(crate) fn call_what_is_forbidden() -> ! {
     panic!("the filter let the call through")
 }
 
-/// SIGKILL, which nobody sends: the strict mode of seccomp allows read, write, exit and sigreturn.
+/// SIGKILL without a sender: the strict mode of seccomp allows only read, write, exit and sigreturn.
 pub(crate) fn call_what_strict_mode_forbids() -> ! {
     // SAFETY: no memory is involved. The second call is the one that is forbidden.
     unsafe {
@@ -118,7 +118,7 @@ pub(crate) fn call_what_strict_mode_forbids() -> ! {
     panic!("the mode let the call through")
 }
 
-/// SIGBUS: a page of memory that the kernel was told is broken (`MADV_HWPOISON`, for tests; it takes a page from the machine).
+/// SIGBUS: reads a page that `MADV_HWPOISON` has marked as broken (for tests; the machine loses the page).
 #[inline(never)]
 pub(crate) fn read_broken_memory() -> ! {
     // SAFETY: a fresh mapping; the read is the fault that is wanted.
@@ -156,7 +156,7 @@ pub(crate) fn send_what_is_blocked() {
             0,
             "a signal can be blocked"
         );
-        // The handler of the runtime goes, for which the signal would be harmless.
+        // Without the runtime's handler, which would make the signal harmless.
         assert_ne!(libc::signal(libc::SIGSEGV, libc::SIG_DFL), libc::SIG_ERR, "the handler can go");
         assert_eq!(libc::raise(libc::SIGSEGV), 0, "the signal can be sent");
     }

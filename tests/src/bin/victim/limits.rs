@@ -58,7 +58,7 @@ pub(crate) fn alarm() -> ! {
     super::processes::idle()
 }
 
-/// SIGTERM from a timer that was asked for it, in a tenth of a second.
+/// SIGTERM from a timer (timer_create(2)), in a tenth of a second.
 pub(crate) fn timer() -> ! {
     // SAFETY: both structures are plain data, for which zeros are valid.
     let (mut event, mut time): (libc::sigevent, libc::itimerspec) = unsafe { std::mem::zeroed() };

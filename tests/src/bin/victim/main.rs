@@ -1,6 +1,6 @@
 //! Dies on command, in one of many ways. Each way is what a real program does; nothing is pretended.
 //!
-//! * `crowd`: holding the places of an HTTP server
+//! * `crowd`: holding connections of an HTTP server
 //! * `faults`: what a program brings on itself
 //! * `memory`: taking too much of it
 //! * `threads`: threads that end in an unusual order
@@ -118,7 +118,7 @@ enum Way {
         address: std::net::SocketAddr,
         /// How many
         count: usize,
-        /// Each with the begin of a TLS handshake
+        /// Send each the beginning of a TLS handshake
         #[arg(long)]
         tls: bool,
     },
@@ -191,17 +191,17 @@ enum Way {
     MemoryError,
     /// Write to a pipe that nobody reads
     BrokenPipe,
-    /// A child that shall not outlive this process, which exits with 0
+    /// Leave a child that asked for SIGTERM at this process's end, and exit with 0
     OutliveNobody,
-    /// A child at a terminal of its own, which this process then closes
+    /// Close the terminal of a child
     LoseTerminal,
     /// Let an alarm(2) ring
     Alarm,
     /// Let a timer of timer_create(2) run out
     Timer,
-    /// Become a program that is not there, as a child of a service manager would
+    /// Execute a missing program in a child, as a service manager would
     ExecNothing,
-    /// Start threads until that is refused, then exit with 1
+    /// Start threads until the kernel refuses one, then exit with 1
     UseUpThreads,
     /// Use more processor time than its soft limit allows
     Xcpu,

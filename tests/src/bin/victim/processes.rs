@@ -73,7 +73,7 @@ pub(crate) fn exec(words: &[String]) -> ! {
     panic!("cannot run {program}: {error}");
 }
 
-/// fork(2), in this process that has one thread: the child may do as it likes.
+/// fork(2). This process has one thread, so the child may do anything.
 fn fork() -> Option<Pid> {
     // SAFETY: this process has one thread.
     unsafe { processes::fork() }
@@ -151,7 +151,7 @@ pub(crate) fn oom_score_adj(value: i16) {
     fs::write("/proc/self/oom_score_adj", value.to_string()).expect("the score can be set");
 }
 
-/// A child that wants SIGTERM when its parent ends; this process ends once the child has said so.
+/// Starts a child that asks for SIGTERM at its parent's end; this process ends once the child has asked.
 pub(crate) fn outlive_nobody() {
     let (mut reader, mut writer) = io::pipe().expect("a pipe");
     if fork().is_none() {
@@ -163,7 +163,7 @@ pub(crate) fn outlive_nobody() {
     io::Read::read_exact(&mut reader, &mut [0]).expect("the child writes");
 }
 
-/// A child that leads a session at a pseudo terminal, which this process closes; it waits for the child's end.
+/// Starts a child that leads a session at a pseudo terminal, closes the terminal, and waits for the child's end.
 pub(crate) fn lose_terminal() {
     let (mut ours, mut theirs) = (0, 0);
     let (name, settings, size) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
@@ -172,7 +172,7 @@ pub(crate) fn lose_terminal() {
     assert_eq!(opened, 0, "a pseudo terminal can be had");
     let (mut reader, mut writer) = io::pipe().expect("a pipe");
     let Some(child) = fork() else {
-        // SAFETY: descriptors that this process has; the other side must not be held open here.
+        // SAFETY: descriptors of this process; the child must not keep the other side open.
         unsafe {
             libc::close(ours);
             assert!(libc::setsid() > 0, "a session of its own");
@@ -190,7 +190,7 @@ pub(crate) fn lose_terminal() {
     wait_for(child);
 }
 
-/// A child that becomes a program that is not there, and ends as systemd's and shells' children do; this process waits for its end.
+/// Starts a child that executes a missing program and exits as those of systemd and of shells do; waits for its end.
 pub(crate) fn exec_nothing() {
     let Some(child) = fork() else {
         drop(Command::new("/nonexistent/program").exec());

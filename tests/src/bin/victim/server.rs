@@ -4,8 +4,8 @@
 //! * `/hold/MIB`: takes so much and keeps it; `/release`: gives it back
 //! * `/slow/MS`: is answered after so many milliseconds
 //! * `/sick`, `/well`: from then on `/healthz` fails, or does not
-//! * `/crash`: reads from address zero, after `/hold/MIB` with so much to write into a core
-//! * `/survive`: sends itself the same signal while it has blocked it, and is answered
+//! * `/crash`: reads from address zero; after `/hold/MIB` the core has that size
+//! * `/survive`: sends itself the same signal while it is blocked, and answers
 //! * everything else: is answered
 
 use std::{
