@@ -1,4 +1,4 @@
-//! The agent: knows all the parts, and wires them in the order that lets nothing fall between.
+//! The agent: connects all the parts, in an order in which no event is missed.
 //!
 //! Start-up: bind the port (a taken one is known before anything is touched) → answer `/readyz` with what is still missing
 //! → note the kernel's own counts → attach the programs → scan what exists → watch what is configured → handle what the

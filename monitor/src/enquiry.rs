@@ -1,7 +1,6 @@
-//! Asks those who may know more about a death: systemd about the unit, whoever keeps its output about its last words.
+//! Asks others about a death: systemd about the unit; journal, engine or output file about the last words.
 //!
-//! Nothing here decides: an answer that does not come in time, or says nothing, leaves the verdict to the rest of the
-//! evidence.
+//! Nothing here decides. Without an answer in time the verdict rests on the other evidence.
 
 use std::{path::PathBuf, time::Duration};
 

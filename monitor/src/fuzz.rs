@@ -1,8 +1,8 @@
-//! Every reader of what others wrote, as a function of bytes: the kernel's records and type information, files of the host,
-//! answers of other programs, lines that come over sockets. None of them may panic, whatever comes.
+//! Every reader of data from others, as a function of bytes: the kernel's records and type information, files of the
+//! host, answers of other programs, lines from sockets. None of them may panic on any bytes.
 //!
-//! `cargo xtask fuzz` searches for bytes that make one do so (`monitor/fuzz/`). The seeds it begins with are run by a plain
-//! test, with some random changes; what it once found is among them.
+//! `cargo xtask fuzz` searches for bytes that make one panic (`monitor/fuzz/`). A plain test runs its seeds, with some
+//! random changes; earlier findings are among the seeds.
 
 use std::path::Path;
 

@@ -3,20 +3,20 @@
 //! Work that takes time (starting, proving health, asking for names, looking at processes) runs in tasks of its own and
 //! comes back as an input. They end with the steward.
 //!
-//! * [`adopt`]: which services there are
+//! * [`adopt`]: finds and adopts services
 //! * [`claims`]: cgroups that their owners have not confirmed yet
 //! * [`asking`]: questions to the journal, systemd and container engines
-//! * [`deaths`]: what records say of them
+//! * [`deaths`]: handles deaths and new processes of services
 //! * [`forget`]: services that their owner no longer knows
-//! * [`healing`]: what their engines decide
-//! * [`reconcile`]: what is believed, held against what is
-//! * [`growth`]: their memory
+//! * [`healing`]: carries out the decisions of the services' engines
+//! * [`reconcile`]: checks the state against the host
+//! * [`growth`]: follows the memory of services
 //! * [`looking`]: looks for the next main process of a command service
-//! * [`pictures`]: what was in their memory
-//! * [`operators`]: what operators ask and tell
-//! * [`planned`]: their planned restarts
+//! * [`pictures`]: pictures of the services' memory
+//! * [`operators`]: questions and commands of operators
+//! * [`planned`]: planned restarts
 //! * [`suspects`]: traces of services that leak
-//! * [`pool`]: where services stand in their pools
+//! * [`pool`]: states of services in their pools
 //! * [`turns`]: reports of slow turns
 
 mod adopt;

@@ -5,7 +5,9 @@
 //! root file system (mmdebstrap) ────┼─▶ qemu ─▶ output and exit status of the command
 //! programs, --with files ─▶ payload ┘
 //! ```
-//! Kernels and root file systems are kept in `target/vm` and shared by parallel runs; no run writes to them. Output and logs of a run stay in `target/vm/runs`. Every run ends by itself: when it is done, when it prints nothing for too long ([`patience`]), or at its deadline.
+//! Kernels and root file systems are kept in `target/vm` and shared by parallel runs; no run writes to them. Output and
+//! logs of a run stay in `target/vm/runs`. Every run ends by itself: when it is done, when it prints nothing for too
+//! long ([`patience`]), or at its deadline.
 
 mod apt;
 mod boot;

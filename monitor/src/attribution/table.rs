@@ -104,7 +104,7 @@ pub(crate) struct Table {
     containers: Recent<Arc<str>, Arc<str>>,
     /// Components of the deepest named path; lookups try no deeper prefix.
     deepest: usize,
-    /// Of all cgroups that are neither of a unit nor of a container.
+    /// The shared origin of all plain cgroups.
     plain: Arc<Origin>,
 }
 
@@ -175,7 +175,7 @@ impl Table {
         self.nested.remove(id);
     }
 
-    /// Notes one that was known to an earlier agent by this service's name, and is not there any more.
+    /// Adds a removed cgroup that an earlier agent knew by this service's name.
     pub(crate) fn recall(&mut self, id: u64, path: &str, service: &Arc<str>) {
         if self.get(id).is_some() {
             return;

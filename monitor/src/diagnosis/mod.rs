@@ -1,9 +1,9 @@
 //! From evidence to a cause of death. Pure: no I/O, no clock; time comes as an argument.
 //!
-//! * [`cause`]: what a death can be, as operators read it
+//! * [`cause`]: the causes of death, as operators read them
 //! * [`evidence`]: all that is known of one death
-//! * [`question`]: what somebody else may know about it
-//! * [`sender`]: what the sender of a signal is to the process
+//! * [`question`]: the question to others that a death raises
+//! * [`sender`]: classifies the sender of a signal
 //! * [`site`]: where a crash happened
 //! * [`docket`]: deaths that wait for late evidence, for a bounded time
 //! * [`verdict`]: the rules

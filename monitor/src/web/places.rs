@@ -8,7 +8,10 @@
 //!               │   └───── all else ──────────────────▶ Pages ───┤
 //!               └────────────────────────────────────────────────┘
 //! ```
-//! Answers that need a place are computed on a second thread, and the thread of the connections passes them on: no number of pages delays an answer to a probe. Each kind has its own [`Crowd`], so one kind of request never takes a place of another; requests of load balancers and probes need no place. A connection without a whole request can lose its place at any time: an honest client sends its request with the connection.
+//! Answers that need a place are computed on a second thread, and the thread of the connections passes them on: no
+//! number of pages delays an answer to a probe. Each kind has its own [`Crowd`], so one kind of request never takes a
+//! place of another; requests of load balancers and probes need no place. A connection without a whole request can lose
+//! its place at any time: an honest client sends its request with the connection.
 
 use std::{
     collections::HashMap,

@@ -146,7 +146,7 @@ pub(crate) fn as_pid(pid: i32, child: impl FnOnce()) {
     }
 }
 
-/// Sets how willingly the kernel kills this process for want of memory, -1000 to 1000.
+/// Sets this process's `oom_score_adj`, -1000 to 1000.
 pub(crate) fn oom_score_adj(value: i16) {
     fs::write("/proc/self/oom_score_adj", value.to_string()).expect("the score can be set");
 }

@@ -1,8 +1,8 @@
 //! A small web server with the ills that a real one can get, each on request.
 //!
-//! * `/leak`: takes memory until something ends it, and answers meanwhile; `/leak/KIB`: so much in each second
-//! * `/hold/MIB`: takes so much and keeps it; `/release`: gives it back
-//! * `/slow/MS`: is answered after so many milliseconds
+//! * `/leak`: takes memory until it is killed, and answers meanwhile; `/leak/KIB`: takes KIB each second
+//! * `/hold/MIB`: takes MIB and keeps them; `/release`: gives them back
+//! * `/slow/MS`: is answered after MS milliseconds
 //! * `/sick`, `/well`: from then on `/healthz` fails, or does not
 //! * `/crash`: reads from address zero; after `/hold/MIB` the core has that size
 //! * `/survive`: sends itself the same signal while it is blocked, and answers
