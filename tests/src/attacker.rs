@@ -30,7 +30,8 @@ pub struct Attacker {
 impl Attacker {
     /// Starts an attack in these cgroups, and returns when it is under way.
     ///
-    /// # Panics When it does not start.
+    /// # Panics
+    /// When it does not start.
     pub fn start(enter: &[&Path], words: &[&str]) -> Self {
         let mut child = command(enter, words)
             .process_group(0)

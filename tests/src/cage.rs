@@ -22,7 +22,8 @@ pub struct Cage {
 impl Cage {
     /// New cgroups with the unit's limits.
     ///
-    /// # Panics When they cannot be made, or the unit's limits cannot be read.
+    /// # Panics
+    /// When they cannot be made, or the unit's limits cannot be read.
     pub fn new() -> Self {
         let memory = setting("MemoryMax").strip_suffix('M').and_then(|mib| mib.parse::<u64>().ok()).expect("MiB");
         let tasks = setting("TasksMax");

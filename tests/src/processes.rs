@@ -10,7 +10,8 @@ use rustix::{
 /// # Panics
 /// When the kernel makes no process.
 ///
-/// # Safety The caller has one thread: with more, the child may find locks held by threads that do not exist in it.
+/// # Safety
+/// The caller has one thread: with more, the child may find locks held by threads that do not exist in it.
 pub unsafe fn fork() -> Option<Pid> {
     // SAFETY: the caller has one thread.
     match unsafe { libc::fork() } {

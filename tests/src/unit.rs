@@ -81,7 +81,8 @@ impl Unit {
 
     /// The main process, once it sleeps.
     ///
-    /// # Panics When it does not get to sleep.
+    /// # Panics
+    /// When it does not get to sleep.
     pub fn main(&self) -> i32 {
         eventually(&format!("{} to sleep", self.name), || {
             let pid: i32 = systemctl(&["show", "-P", "MainPID", &self.name]).parse().ok()?;

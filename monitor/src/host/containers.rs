@@ -107,7 +107,8 @@ pub(crate) async fn name(engine: &str, id: &str) -> Result<Option<String>> {
 /// Asks an engine for a container by its full id; `None` when it knows no such container. Asks again while the engine
 /// is silent.
 ///
-/// # Errors When the engine does not answer for half a minute, or cannot be asked this way (containerd, CRI-O).
+/// # Errors
+/// When the engine does not answer for half a minute, or cannot be asked this way (containerd, CRI-O).
 pub(crate) async fn known(engine: &str, id: &str) -> Result<Option<Container>> {
     for _ in 1..ASKED {
         let container = known_at_once(engine, id).await;

@@ -42,7 +42,8 @@ pub(crate) fn ensure_ours(path: &Path) -> Result<()> {
 
 /// Reads a file of at most `most` bytes that nobody else could have changed.
 ///
-/// # Errors One line to follow the path: when it cannot be read, is not a regular file, is too long, or is not ours.
+/// # Errors
+/// One line to follow the path: when it cannot be read, is not a regular file, is too long, or is not ours.
 pub(crate) fn read(path: &Path, most: usize) -> Result<Vec<u8>, String> {
     ensure_ours(path).map_err(|error| format!("is not safe: {error:#}"))?;
     let read = bounded::read(path, most).and_then(Bounded::whole);

@@ -50,7 +50,8 @@ const LINES: usize = 60;
 
 /// The end of a service's output, at most 8 KiB.
 ///
-/// # Errors When the output cannot be read.
+/// # Errors
+/// When the output cannot be read.
 ///
 /// `turn` is dropped once every program started for the answer has ended, which may be after the answer.
 pub(crate) async fn read(source: &Source, turn: impl Send + 'static) -> Result<String> {

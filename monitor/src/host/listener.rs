@@ -10,7 +10,8 @@ const BACKLOG: u32 = 4096;
 
 /// Listens on an address.
 ///
-/// # Errors When the address cannot be bound.
+/// # Errors
+/// When the address cannot be bound.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A connection of an agent that has ended may still be in TIME_WAIT.

@@ -51,7 +51,8 @@ const INIT: u32 = 1;
 
 /// Kills all processes left in the cgroup `path` of `service`, and waits until they have ended.
 ///
-/// # Errors When processes are left after ten seconds, or the cgroup also holds processes that are not the service's.
+/// # Errors
+/// When processes are left after ten seconds, or the cgroup also holds processes that are not the service's.
 pub(super) async fn clear(hierarchy: &Hierarchy, path: &str, service: &str) -> Result<()> {
     let fence = Fence {
         directory: hierarchy.directory(path),

@@ -148,8 +148,8 @@ static PLACES: Semaphore = Semaphore::const_new(WAITING);
 
 /// Names the frames of a stack, in a separate process.
 ///
-/// # Errors When that process cannot be started, fails, or takes longer than five seconds; when too many stacks are
-///   being named.
+/// # Errors
+/// When that process cannot be started, fails, or takes longer than five seconds; when too many stacks are being named.
 pub(crate) async fn name(mut stack: Stack, looked: &Looked) -> Result<Located> {
     let _place = PLACES.try_acquire().context("too many crashes at once to look up the names of all")?;
     let found = looked.take().await;

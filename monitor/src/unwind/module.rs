@@ -58,7 +58,8 @@ pub(crate) struct Module {
 impl Module {
     /// Maps an ELF file of this machine.
     ///
-    /// # Errors When the file cannot be read, or is not such an ELF file.
+    /// # Errors
+    /// When the file cannot be read, or is not such an ELF file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let descriptor = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         // SAFETY: others may change the bytes meanwhile, and every reader of them accepts any bytes; for a truncated
