@@ -1,18 +1,18 @@
-//! What travels from the programs that watch an allocator: samples of memory that was handed out, and word of those that came back.
-//! And mappings that the kernel hands out: these are few, so each travels.
+//! Records of the programs that watch an allocator: samples of memory handed out, releases of sampled memory, and, as they are few,
+//! all mappings that the kernel hands out.
 //!
-//! Only [`Sample`] is large, for the part of the stack that comes with it: code without frame pointers is unwound in user space,
-//! with the tables that its file has.
+//! Only [`Sample`] is large: it carries part of the stack, so that user space can unwind code without frame pointers with the tables
+//! of its file.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::stack::{STACK, UserStack};
 
-/// A [`Sample`].
+/// A [`Sample`] of an allocation.
 pub const KIND_SAMPLE: u32 = 1;
-/// A [`Gone`].
+/// A [`Gone`] of sampled memory.
 pub const KIND_GONE: u32 = 2;
-/// A [`Sample`] that is none: every mapping has one.
+/// A [`Sample`] of a mapping; every mapping has one.
 pub const KIND_MAPPED: u32 = 3;
 /// A [`Gone`] of a mapping or of a part of one.
 pub const KIND_UNMAPPED: u32 = 4;
@@ -25,63 +25,63 @@ pub struct Sample {
     pub kind: u32,
     /// Bytes of `stack` that were read.
     pub stack_len: u32,
-    /// Process.
+    /// Process id.
     pub tgid: u32,
-    /// Thread.
+    /// Thread id.
     pub tid: u32,
-    /// Of 2^32 calls like this, how many are sampled.
+    /// Share of calls like this that is sampled, of 2^32.
     pub share: u32,
-    /// Nothing.
+    /// Zero.
     pub zero: u32,
-    /// The kind of its call, as the programs number them.
+    /// Kind of the call, numbered by the programs.
     pub call: u64,
-    /// CLOCK_BOOTTIME, nanoseconds.
+    /// End of the call, CLOCK_BOOTTIME nanoseconds.
     pub time_ns: u64,
-    /// Where the memory is.
+    /// Address of the memory.
     pub address: u64,
-    /// How much was asked for, bytes.
+    /// Bytes requested.
     pub size: u64,
-    /// The allocator's function.
+    /// Address of the called function.
     pub ip: u64,
-    /// The address that it returns to.
+    /// Return address of the call.
     pub caller: u64,
-    /// The stack pointer when it has returned.
+    /// Stack pointer after the return.
     pub sp: u64,
-    /// The frame pointer then.
+    /// Frame pointer after the return.
     pub bp: u64,
-    /// The stack from `sp` on.
+    /// Stack from `sp` upwards.
     pub stack: UserStack,
 }
 
-/// Memory of a sample that is its owner's no longer.
+/// Release of sampled memory or of a mapping.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Gone {
     /// [`KIND_GONE`] or [`KIND_UNMAPPED`].
     pub kind: u32,
-    /// Process.
+    /// Process id.
     pub tgid: u32,
-    /// Where it was.
+    /// Address of the memory.
     pub address: u64,
-    /// Of memory: 1: released before our eyes. 0: handed out again, so it had been. Of a mapping: how many bytes.
+    /// Sampled memory: 1 when the release was seen, 0 when it was missed and the address handed out again. Mapping: bytes released.
     pub released: u64,
 }
 
 /// A record.
 #[derive(Clone, Copy)]
 pub enum Record<'a> {
-    /// See [`Sample`].
+    /// Sampled memory was handed out.
     Sample(&'a Sample),
-    /// See [`Gone`].
+    /// Sampled memory was released.
     Gone(Gone),
-    /// A mapping.
+    /// A mapping was handed out.
     Mapped(&'a Sample),
-    /// A mapping or a part of one that is none any more.
+    /// A mapping or a part of one was released.
     Unmapped(Gone),
 }
 
 impl<'a> Record<'a> {
-    /// Reads a record; `None` when it is none of ours. `bytes` must be aligned to eight, as records in a ring are.
+    /// Reads a record; `None` when `bytes` is no record. `bytes` must be aligned to eight bytes, as records in a ring are.
     pub fn decode(bytes: &'a [u8]) -> Option<Self> {
         let kind = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
         let sample = || {
@@ -99,25 +99,24 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Slots of the per-CPU counters: calls that began, samples, records that found no room in the ring, and samples that found none among
-/// those that are followed.
+/// Counter slot: allocator calls that began.
 pub const CALLS: u32 = 0;
-/// See [`CALLS`].
+/// Counter slot: samples sent.
 pub const SAMPLED: u32 = 1;
-/// See [`CALLS`].
+/// Counter slot: records without room in the ring.
 pub const NO_RING: u32 = 2;
-/// See [`CALLS`].
+/// Counter slot: samples without room in the map of sampled memory.
 pub const NO_ROOM: u32 = 3;
-/// Runs of the programs for the allocator: each is a probe that was hit.
+/// Counter slot: runs of the allocator programs, one for each probe hit.
 pub const HITS: u32 = 4;
-/// The same of the programs for mappings, and mappings that were told of.
+/// Counter slot: runs of the mapping programs, one for each probe hit.
 pub const MAPPING_HITS: u32 = 5;
-/// See [`MAPPING_HITS`].
+/// Counter slot: mappings sent.
 pub const MAPPINGS: u32 = 6;
 /// Number of slots.
 pub const SLOTS: u32 = 7;
 
-/// What a probe is for, as it is told to the program for many places.
+/// Roles of probes: the number that tells the program for many places what was hit.
 pub mod role {
     /// `malloc(size)` and its like.
     pub const ALLOCATE: u64 = 1;
@@ -129,15 +128,15 @@ pub mod role {
     pub const ALLOCATE_OUT: u64 = 4;
     /// `realloc(memory, size)`.
     pub const REALLOCATE: u64 = 5;
-    /// The functions before have returned.
+    /// Return probe of an allocating function.
     pub const RETURNED: u64 = 6;
     /// `free(memory)`.
     pub const RELEASE: u64 = 7;
-    /// A `ret` of them.
+    /// A `ret` of an allocating function.
     pub const ALLOCATED: u64 = 8;
     /// Go's `runtime.mallocgc(size, type, zero)`.
     pub const ALLOCATE_GO: u64 = 9;
-    /// A `ret` of that.
+    /// A `ret` of `runtime.mallocgc`.
     pub const ALLOCATED_GO: u64 = 10;
     /// `mmap(address, length, protection, flags, file, offset)`.
     pub const MAP: u64 = 11;
@@ -145,20 +144,20 @@ pub mod role {
     pub const REMAP: u64 = 12;
     /// `sbrk(length)`.
     pub const EXTEND: u64 = 13;
-    /// The functions before have returned.
+    /// Return probe of `mmap`, `mremap` or `sbrk`.
     pub const MAP_RETURNED: u64 = 14;
-    /// A `ret` of them.
+    /// A `ret` of `mmap`, `mremap` or `sbrk`.
     pub const MAPPED: u64 = 15;
     /// `munmap(address, length)`.
     pub const UNMAP: u64 = 16;
 }
 
-/// How long the memory of one kind of calls is held.
+/// Sampled calls of one kind, and their releases.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kind {
     /// Calls that were sampled.
     pub sampled: u32,
-    /// Those whose memory has come back.
+    /// Sampled calls whose memory was released.
     pub gone: u32,
 }

@@ -4,35 +4,35 @@
 //! before they are loaded. The verifier then knows every offset: it checks each read against the
 //! kernel's own types (a wrong offset is refused at load, never read) and removes the branches whose fields are absent.
 //!
-//! Where a program wants a slot, it has an instruction that loads a [`placeholder`], and the agent puts the slot's value in its
-//! stead. Nothing is read at run time for it.
+//! Where a program needs a slot, it has an instruction that loads a [`placeholder`]. The agent replaces the placeholder by the slot's
+//! value, so nothing is read at run time.
 
-/// The offset of a field that the running kernel does not have; the evidence it carries is off.
+/// Offset of a field that the running kernel does not have; evidence from that field is missing.
 pub const ABSENT: u32 = u32::MAX;
 
-/// Tells a placeholder from every number that means something: "defib", and a zero.
+/// High bits of a placeholder, which no other number has: "defib" and a zero byte.
 const PLACEHOLDER: u64 = 0x6465_6669_6200_0000;
 
-/// What the compiled programs load in place of the slot at this byte of a [`Layout`], which is below 64 KiB.
+/// What the compiled programs load for the slot at byte `at` of a [`Layout`]; `at` is below 64 KiB.
 #[must_use]
 pub const fn placeholder(at: usize) -> u64 {
     assert!(at < 1 << 16, "the place of a slot");
     PLACEHOLDER | at as u64
 }
 
-/// The place of the slot that a number stands for, bytes; `None` when it is no placeholder.
+/// Byte in a [`Layout`] that a placeholder stands for; `None` when `number` is no placeholder.
 #[must_use]
 pub const fn place_of(number: u64) -> Option<usize> {
     if number & !0xffff == PLACEHOLDER { Some((number & 0xffff) as usize) } else { None }
 }
 
-/// The number that takes the placeholder's place. [`ABSENT`] gets all 64 bits, which an instruction can compare with at no cost.
+/// The number that replaces a placeholder. [`ABSENT`] becomes all 64 bits, which an instruction can compare with at no cost.
 #[must_use]
 pub const fn constant(slot: u32) -> u64 {
     if slot == ABSENT { u64::MAX } else { slot as u64 }
 }
 
-/// One field of the kernel and where its offset goes.
+/// A field of a kernel structure.
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
     /// Name of the kernel structure.
@@ -67,7 +67,7 @@ macro_rules! layout {
             pub sigaction_size: u32,
             /// First counter of `mm_struct.rss_stat`, whose shape changed in 6.2, or [`ABSENT`].
             pub mm_rss: u32,
-            /// From one counter to the next.
+            /// Distance from one counter of `rss_stat` to the next, bytes.
             pub mm_rss_stride: u32,
             /// Size of `struct upid`, or [`ABSENT`].
             pub upid_size: u32,
@@ -75,7 +75,7 @@ macro_rules! layout {
             pub hierarchy: u32,
             /// Frame pointer in `struct pt_regs`, or [`ABSENT`].
             pub regs_bp: u32,
-            /// Link register there, on processors that have one, or [`ABSENT`].
+            /// Link register in `struct pt_regs`, on processors that have one, or [`ABSENT`].
             pub regs_lr: u32,
             /// Size of `struct pt_regs`, or [`ABSENT`].
             pub regs_size: u32,
@@ -94,7 +94,7 @@ macro_rules! layout {
                 ),)+
             ];
 
-            /// A layout that knows nothing yet.
+            /// A layout before the look-up of its fields.
             pub const fn unknown() -> Self {
                 Self {
                     $($slot: ABSENT,)+
@@ -130,9 +130,9 @@ layout! {
     task_exit_code: "task_struct"."exit_code",
     /// First thread; its start time and name are the process's.
     task_group_leader: "task_struct"."group_leader",
-    /// Nanoseconds since boot; renamed in 5.5.
+    /// Start of the thread, nanoseconds since boot; renamed in 5.5.
     task_start: "task_struct"."start_boottime" | "real_start_time",
-    /// Name, 16 bytes.
+    /// Thread name, 16 bytes.
     task_comm: "task_struct"."comm",
     /// Threads that have not begun to exit.
     signal_live: "signal_struct"."live",
@@ -142,15 +142,15 @@ layout! {
     signal_oom_mm: "signal_struct"."oom_mm" => "OOM victims whose mark was lost",
     /// Peak resident set in pages, filled when the process ends.
     signal_maxrss: "signal_struct"."maxrss" => "peak memory of the dead process",
-    /// The process that would be told of the death.
+    /// Parent: the process that the kernel tells of the death.
     task_real_parent: "task_struct"."real_parent" => "main process or worker",
     /// Credentials.
     task_cred: "task_struct"."cred" => "user of an OOM victim",
     /// User id.
     cred_uid: "cred"."uid" => "user of an OOM victim",
-    /// The parent of a controller's state.
+    /// The same controller's state in the parent cgroup.
     css_parent: "cgroup_subsys_state"."parent" => "cgroups made inside a watched service",
-    /// A cgroup's own state.
+    /// A cgroup's own `cgroup_subsys_state`.
     cgroup_self: "cgroup"."self" => "cgroups made inside a watched service",
     /// The root of a cgroup's hierarchy.
     cgroup_root: "cgroup"."root" => "cgroups that come and go",
@@ -158,29 +158,29 @@ layout! {
     cgroup_root_hierarchy: "cgroup_root"."hierarchy_id" => "cgroups that come and go",
     /// Why a signal was sent (siginfo(5)).
     siginfo_code: "kernel_siginfo"."si_code" => "origin of a signal",
-    /// The cgroup whose limit was met, in a request to the OOM killer; null for the host.
+    /// The cgroup whose limit was hit, in a request to the OOM killer; null for the host.
     oom_control_memcg: "oom_control"."memcg" => "limit behind an OOM kill, where the kernel's log does not say it",
-    /// Size of the request, −1 for SysRq-f.
+    /// Size of the request, 2^order pages; −1 for SysRq-f.
     oom_control_order: "oom_control"."order" => "limit behind an OOM kill, where the kernel's log does not say it",
     /// What ran out (`enum oom_constraint`).
     oom_control_constraint: "oom_control"."constraint" => "limit behind an OOM kill, where the kernel's log does not say it",
-    /// A memory cgroup's own state.
+    /// A memory cgroup's own `cgroup_subsys_state`.
     mem_cgroup_css: "mem_cgroup"."css" => "limit behind an OOM kill, where the kernel's log does not say it",
     /// The memory that counts against a memory cgroup's limit.
     mem_cgroup_memory: "mem_cgroup"."memory" => "size of the limit behind an OOM kill, when its cgroup is gone at once",
-    /// The limit of a counter in pages.
+    /// Limit of a counter, pages.
     page_counter_max: "page_counter"."max" => "size of the limit behind an OOM kill, when its cgroup is gone at once",
     /// Signal handlers.
     task_sighand: "task_struct"."sighand" => "whether a signal was fatal",
     /// The table of handlers.
     sighand_action: "sighand_struct"."action" => "whether a signal was fatal",
-    /// The user's part of one handler.
+    /// The `sigaction` of one entry.
     k_sigaction_sa: "k_sigaction"."sa" => "whether a signal was fatal",
-    /// The function, or SIG_DFL.
+    /// The handler function, or SIG_DFL.
     sigaction_handler: "sigaction"."sa_handler" => "whether a signal was fatal",
-    /// Threads that are being traced carry the tracer's wishes here.
+    /// The tracer's options (`PT_*`); 0 without a tracer.
     task_ptrace: "task_struct"."ptrace" => "kills by the end of a tracer",
-    /// A task's place in the pid namespaces.
+    /// A task's ids in its pid namespaces.
     task_thread_pid: "task_struct"."thread_pid" => "kills by the end of a pid namespace",
     /// Depth of the pid namespace, 0 for the initial one.
     pid_level: "pid"."level" => "kills by the end of a pid namespace",
@@ -192,62 +192,61 @@ layout! {
     task_mm: "task_struct"."mm" => "program of a crash",
     /// The program's file.
     mm_exe_file: "mm_struct"."exe_file" => "program of a crash",
-    /// Where the program's code begins.
+    /// Start of the program's code.
     mm_start_code: "mm_struct"."start_code" => "callers of a crash without frame pointers",
-    /// Where it ends.
+    /// End of the program's code.
     mm_end_code: "mm_struct"."end_code" => "callers of a crash without frame pointers",
     /// The file's inode.
     file_inode: "file"."f_inode" => "callers of a crash without frame pointers",
     /// The number of an inode.
     inode_number: "inode"."i_ino" => "callers of a crash without frame pointers",
-    /// Signals that a thread blocks.
-    /// The kernel's stack of a thread, with the registers of its program at the end.
+    /// The thread's kernel stack, with the user registers at its end.
     task_stack: "task_struct"."stack" => "callers of a crash without frame pointers",
     /// Instruction pointer of the program.
     regs_ip: "pt_regs"."ip" | "pc" => "callers of a crash without frame pointers",
     /// Stack pointer of the program.
     regs_sp: "pt_regs"."sp" => "callers of a crash without frame pointers",
-    /// Where a file is; renamed in 6.18.
+    /// Path of a file; renamed in 6.18.
     file_path: "file"."f_path" | "__f_path" => "program of a crash",
-    /// The directory entry.
+    /// Directory entry of a path.
     path_dentry: "path"."dentry" => "program of a crash",
     /// Name of a directory entry; renamed in 6.15.
     dentry_name: "dentry"."d_name" | "__d_name" => "program of a crash",
-    /// The entry above.
+    /// Directory entry of the parent.
     dentry_parent: "dentry"."d_parent" => "program of a crash",
     /// The characters of a name.
     qstr_name: "qstr"."name" => "program of a crash",
     /// Size of the address space in pages.
     mm_total_vm: "mm_struct"."total_vm" => "memory figures of an OOM victim",
-    /// Memory of the page tables.
+    /// Size of the page tables, bytes.
     mm_page_tables: "mm_struct"."pgtables_bytes" => "memory figures of an OOM victim",
-    /// How readily the OOM killer takes the process.
+    /// Adjustment of the OOM score, −1000 to 1000.
     signal_oom_score_adj: "signal_struct"."oom_score_adj" => "memory figures of an OOM victim",
     /// Resource limits.
     signal_rlim: "signal_struct"."rlim" => "limits of address space and processor time",
     /// Signals that a thread has blocked.
     task_blocked: "task_struct"."blocked" => "crashes that are certain before the process has ended, and those whose signal is blocked",
-    /// The signal that a process wants when its parent ends.
+    /// The signal that the kernel sends when the parent ends.
     task_pdeath_signal: "task_struct"."pdeath_signal" => "kills by the end of a parent",
     /// Processor time of a thread in user space, nanoseconds.
     task_utime: "task_struct"."utime" => "kills at a limit of processor time",
     /// Processor time of a thread in the kernel, nanoseconds.
     task_stime: "task_struct"."stime" => "kills at a limit of processor time",
-    /// Processor time of threads that were reaped, in user space.
+    /// Processor time of reaped threads in user space, nanoseconds.
     signal_utime: "signal_struct"."utime" => "kills at a limit of processor time",
-    /// Processor time of threads that were reaped, in the kernel.
+    /// Processor time of reaped threads in the kernel, nanoseconds.
     signal_stime: "signal_struct"."stime" => "kills at a limit of processor time",
-    /// The account of all threads, kept while a limit or a timer needs it.
+    /// Processor time of all threads, kept while a limit or a timer needs it.
     signal_cputimer: "signal_struct"."cputimer" => "kills at a limit of processor time",
-    /// Its sums.
+    /// The sums in `signal_cputimer`.
     cputimer_atomic: "thread_group_cputimer"."cputime_atomic" => "kills at a limit of processor time",
-    /// Processor time in user space.
+    /// Processor time in user space, nanoseconds.
     cputime_utime: "task_cputime_atomic"."utime" => "kills at a limit of processor time",
-    /// Processor time in the kernel.
+    /// Processor time in the kernel, nanoseconds.
     cputime_stime: "task_cputime_atomic"."stime" => "kills at a limit of processor time",
-    /// Rules for system calls.
+    /// Seccomp state.
     task_seccomp: "task_struct"."seccomp" => "kills by seccomp",
-    /// Which kind of rules.
+    /// Seccomp mode.
     seccomp_mode: "seccomp"."mode" => "kills by seccomp",
     /// System call number, on x86-64.
     regs_call: "pt_regs"."orig_ax" => "refused requests for memory",

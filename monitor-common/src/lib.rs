@@ -1,9 +1,9 @@
 //! What the kernel programs and the agent must agree on, and nothing else.
 //!
 //! * [`record`]: the records that travel over the two rings, with their checked decode;
-//! * [`stack`]: the stack of a process that crashes, which is too large for a ring;
+//! * [`stack`]: the stack of a crashing process, which is too large for a ring;
 //! * [`layout`]: where the running kernel keeps the fields that the programs read, filled from its BTF at start;
-//! * [`allocation`]: what the programs that watch an allocator send;
+//! * [`allocation`]: the records of the programs that watch an allocator;
 //! * [`counter`]: slots of the per-CPU counters;
 //! * [`status`]: what a wait status means.
 //!

@@ -1,28 +1,27 @@
 //! The records that travel over the rings.
 //!
-//! Each begins with a [`Header`]; [`Record::decode`] checks kind and length before it believes anything else, so a
-//! malformed record is an error to count, never a panic or a misread. All records are plain data without padding
-//! (`Pod` refuses to derive otherwise), their sizes are asserted below, and every field is written by the programs.
+//! Each begins with a [`Header`]; [`Record::decode`] checks kind and length before it reads more, so a malformed record is an error to
+//! count, never a panic or a misread. All records are plain data without padding (`Pod` refuses to derive otherwise), their sizes are
+//! asserted below, and the programs write every field.
 
 use bytemuck::{Pod, Zeroable};
 
 /// Bytes of a task's name, zero-padded (`TASK_COMM_LEN`, sched.h).
 pub const COMM_LEN: usize = 16;
-/// Bytes kept of a cgroup's path; the agent looks a longer one up by its id.
+/// Bytes kept of a cgroup's path; the agent looks up a longer path by the cgroup's id.
 pub const PATH_LEN: usize = 256;
 
 /// `SI_KERNEL` (siginfo.h): the kernel itself sent the signal.
 pub const SI_KERNEL: i32 = 0x80;
-/// `SI_USER`, `SI_QUEUE`, `SI_TKILL` (siginfo.h): another process, or the process itself, called kill(2), sigqueue(3) or
-/// tgkill(2).
+/// `kill(2)` (siginfo.h): sent by another process or the process itself.
 pub const SI_USER: i32 = 0;
-/// See [`SI_USER`].
+/// `sigqueue(3)`.
 pub const SI_QUEUE: i32 = -1;
-/// See [`SI_USER`].
+/// `tgkill(2)`.
 pub const SI_TKILL: i32 = -6;
-/// The first and the last of the codes that timers, message queues and I/O raise, mostly from an interrupt (`SI_SIGIO` to `SI_TIMER`).
+/// Codes that timers, message queues and I/O raise, mostly from an interrupt (`SI_SIGIO` to `SI_TIMER`).
 pub const SI_EVENT: core::ops::RangeInclusive<i32> = -5..=-2;
-/// The origin of the signal could not be read. No `si_code` of the kernel's is this small.
+/// The origin of the signal could not be read. The kernel has no `si_code` this small.
 pub const SI_UNKNOWN: i32 = i32::MIN;
 
 /// [`Header::kind`] of an [`OomMark`].
@@ -36,8 +35,8 @@ pub const KIND_CGROUP: u32 = 4;
 /// [`Header::kind`] of a [`CrashSite`].
 pub const KIND_CRASH_SITE: u32 = 5;
 
-/// [`OomMark`]: the kernel's `SIGKILL` to this victim was seen before the mark. Without it the victim was dying
-/// already and nothing was killed.
+/// [`OomMark`]: the kernel's `SIGKILL` to this victim was seen before the mark. Without this flag the victim was dying already and
+/// nothing was killed.
 pub const MARK_KILL_SENT: u32 = 1;
 /// [`OomMark`]: only the thread id is known (older prototype, and the kill was not seen).
 pub const MARK_THREAD_ONLY: u32 = 2;
@@ -45,7 +44,7 @@ pub const MARK_THREAD_ONLY: u32 = 2;
 /// [`OomMark`]: the victim's memory figures are filled.
 pub const MARK_MEMORY: u32 = 4;
 
-/// [`OomMark::scope`]: not known; the kernel lets no program in where the OOM killer begins.
+/// [`OomMark::scope`]: not known, for example without fentry where the OOM killer begins.
 pub const SCOPE_UNKNOWN: u32 = 0;
 /// [`OomMark::scope`]: a cgroup's limit.
 pub const SCOPE_MEMCG: u32 = 1;
@@ -53,39 +52,39 @@ pub const SCOPE_MEMCG: u32 = 1;
 pub const SCOPE_GLOBAL: u32 = 2;
 /// [`OomMark::scope`]: the nodes of a cpuset or memory policy.
 pub const SCOPE_CPUSET: u32 = 3;
-/// [`OomMark::scope`]: SysRq-f, asked for by a person.
+/// [`OomMark::scope`]: SysRq-f, requested by a person.
 pub const SCOPE_SYSRQ: u32 = 4;
 
 /// [`Exit`]: the process lived in a watched cgroup.
 pub const EXIT_WATCHED: u32 = 1;
-/// [`Exit`]: ended by `SIGKILL` with `signal->oom_mm` set, the OOM killer had chosen this process.
+/// [`Exit`]: ended by `SIGKILL` with `signal->oom_mm` set: the OOM killer chose this process.
 pub const EXIT_OOM_VICTIM: u32 = 2;
 /// [`Exit`]: [`Exit::sender`] is filled.
 pub const EXIT_SENDER: u32 = 4;
-/// [`Exit`]: no signal was delivered to the last thread (`PF_SIGNALED` is not set). With a signal in the status, kernel code ended the
-/// thread by itself: seccomp, or the end of an oops.
+/// [`Exit`]: no signal was delivered to the last thread (`PF_SIGNALED` is not set). If the status still has a signal, kernel code
+/// ended the thread directly: seccomp, or the end of an oops.
 pub const EXIT_WITHOUT_SIGNAL: u32 = 8;
 /// [`Exit`]: the process was forked and never executed a program (`PF_FORKNOEXEC`).
 pub const EXIT_NEVER_EXECUTED: u32 = 16;
-/// [`Exit`]: more processes of its service died in this second than have a place on the critical ring.
+/// [`Exit`]: the service had used up its share of the critical ring for this second.
 pub const EXIT_IN_CROWD: u32 = 32;
 
-/// [`Sender`]: the signal was for the whole process; without it, for one thread.
+/// [`Sender`]: the signal was for the whole process; without this flag, for one thread.
 pub const SENT_TO_PROCESS: u32 = 1;
 /// [`Sender`]: sent by kernel code on behalf of the sender, without a siginfo of its own, as `cgroup.kill` does.
 pub const SENT_WITHOUT_INFO: u32 = 2;
-/// [`Sender`]: by the first process of a pid namespace that is not the initial one, while it ended.
+/// [`Sender`]: sent by the exiting first process of a pid namespace that is not the initial one.
 pub const SENT_BY_NAMESPACE_END: u32 = 4;
-/// [`Sender`]: by a tracer while it ended, to a process that it had asked to be killed then (`PTRACE_O_EXITKILL`).
+/// [`Sender`]: sent by an exiting tracer that had asked for it (`PTRACE_O_EXITKILL`).
 pub const SENT_BY_TRACER_END: u32 = 8;
-/// [`Sender`]: the OOM killer sent its signal once more to a victim that was dying of the first: it kills the process that
-/// it has chosen, and then all of the group with it (`memory.oom.group`). The kernel counts both.
+/// [`Sender`]: the OOM killer sent its signal a second time to the dying victim: it kills the chosen process, and then the whole group
+/// with that process (`memory.oom.group`). The kernel counts both.
 pub const SENT_AGAIN: u32 = 16;
-/// [`Sender`]: by the end of its parent, which it had asked for (`PR_SET_PDEATHSIG`).
+/// [`Sender`]: sent at the end of the parent, as the process had asked (`PR_SET_PDEATHSIG`).
 pub const SENT_BY_PARENT_END: u32 = 32;
 
-/// [`CrashSite`]: the signal ends the process for certain, unless a debugger takes it: it is not blocked, has no handler and is not
-/// ignored. Such a process serves no request any more, however long its core dump takes.
+/// [`CrashSite`]: the signal certainly ends the process, unless a debugger takes it: it is not blocked, handled or ignored. The
+/// process serves no more requests, however long its core dump takes.
 pub const SITE_FATAL: u32 = 1;
 
 /// [`Exit::seccomp_mode`]: only read, write, exit and sigreturn are allowed (`SECCOMP_MODE_STRICT`).
@@ -97,11 +96,11 @@ pub const SECCOMP_DEAD: u32 = 3;
 
 /// [`CrashSite`]: the process lived in a watched cgroup.
 pub const SITE_WATCHED: u32 = 2;
-/// [`CrashSite`]: the thread blocked the signal when it came. So do some C libraries for a moment in raise(3), and so may a process
-/// that sends itself signals without end.
+/// [`CrashSite`]: the thread blocked the signal when it came. Some C libraries block signals for a moment in raise(3); a process that
+/// signals itself without end may block them too.
 pub const SITE_BLOCKED: u32 = 4;
 
-/// [`Life`]: a program was executed; without it, a process was forked.
+/// [`Life`]: a program was executed; without this flag, a process was forked.
 pub const LIFE_EXEC: u32 = 1;
 
 /// [`Cgroup::event`]: created.
@@ -112,7 +111,7 @@ pub const CGROUP_REMOVED: u32 = 2;
 pub const CGROUP_EMPTY: u32 = 3;
 /// [`Cgroup::event`]: its first process has come.
 pub const CGROUP_POPULATED: u32 = 4;
-/// [`Cgroup::event`]: it has another name (cgroup v1); the path is the new one.
+/// [`Cgroup::event`]: renamed (cgroup v1); the path is the new one.
 pub const CGROUP_RENAMED: u32 = 5;
 
 /// What every record begins with.
@@ -143,7 +142,7 @@ pub struct Process {
     pub start_ns: u64,
     /// Id of the cgroup in the watched hierarchy, the inode number of its directory; 0 when it cannot be read.
     pub cgroup: u64,
-    /// The parent's cgroup likewise.
+    /// Id of the parent's cgroup; 0 when it cannot be read.
     pub parent_cgroup: u64,
     /// Name of the group leader.
     pub comm: [u8; COMM_LEN],
@@ -153,30 +152,30 @@ pub struct Process {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Sender {
-    /// When, CLOCK_BOOTTIME in nanoseconds.
+    /// Time of the signal, CLOCK_BOOTTIME nanoseconds.
     pub kernel_ns: u64,
-    /// Start of the sending process, likewise; 0 when it cannot be read.
+    /// Start of the sending process, CLOCK_BOOTTIME nanoseconds; 0 when it cannot be read.
     pub start_ns: u64,
-    /// Id of its cgroup in the watched hierarchy; 0 when it cannot be read.
+    /// Id of the sender's cgroup in the watched hierarchy; 0 when it cannot be read.
     pub cgroup: u64,
-    /// The signal; 0: nobody sent one.
+    /// Signal number; 0: no signal.
     pub signal: u32,
-    /// `si_code` (siginfo.h): 0 a user's kill(2), 0x80 the kernel, positive otherwise a fault; or [`SI_UNKNOWN`].
+    /// `si_code` (siginfo.h): 0 for kill(2), 0x80 for the kernel, other positive values for faults; or [`SI_UNKNOWN`].
     pub si_code: i32,
-    /// Process that sent it; the process itself for a fault or abort(3).
+    /// Id of the sending process; for a fault or abort(3), of the process itself.
     pub tgid: u32,
-    /// Its thread.
+    /// Id of the sending thread.
     pub tid: u32,
-    /// Its user.
+    /// User id of the sender.
     pub uid: u32,
     /// `SENT_*` flags.
     pub flags: u32,
-    /// Name of the thread that sent it.
+    /// Name of the sending thread.
     pub comm: [u8; COMM_LEN],
 }
 
 impl Process {
-    /// Nobody.
+    /// No process.
     pub const NONE: Self =
         Self { tgid: 0, tid: 0, parent_tgid: 0, uid: 0, start_ns: 0, cgroup: 0, parent_cgroup: 0, comm: [0; COMM_LEN] };
 }
@@ -196,11 +195,11 @@ impl Sender {
         comm: [0; COMM_LEN],
     };
 
-    /// True when the task that ran when the signal was raised is the one that sent it. All other signals are raised by kernel code, in
-    /// whichever context it happens to run, so their sender is not known.
+    /// True when the running task sent the signal. Kernel code raises all other signals, in the context of any task, so their sender
+    /// is not known.
     ///
-    /// Without a siginfo the kernel sends in the name of the running task too: `cgroup.kill` (of the writer), or the end of a parent,
-    /// of a pid namespace, of a tracer. Where codes cannot be read (lockdown), all that is known speaks for the running task.
+    /// The kernel also sends without a siginfo in the running task's name: for the writer of `cgroup.kill`, or at the end of a parent,
+    /// a pid namespace or a tracer. Where codes cannot be read (lockdown), the running task counts as the sender.
     #[must_use]
     pub const fn is_named(&self) -> bool {
         matches!(self.si_code, SI_USER | SI_QUEUE | SI_TKILL | SI_UNKNOWN)
@@ -217,11 +216,11 @@ pub struct OomMark {
     pub header: Header,
     /// The victim; with [`MARK_THREAD_ONLY`] only `tid` is filled.
     pub victim: Process,
-    /// Process whose allocation triggered the OOM killer.
+    /// Id of the process whose allocation triggered the OOM killer.
     pub trigger_tgid: u32,
-    /// Its thread.
+    /// Id of the allocating thread.
     pub trigger_tid: u32,
-    /// Its user.
+    /// User id of the allocating process.
     pub trigger_uid: u32,
     /// What ran out, one of the `SCOPE_*` values.
     pub scope: u32,
@@ -229,14 +228,14 @@ pub struct OomMark {
     pub trigger_comm: [u8; COMM_LEN],
     /// Id of the allocating process's cgroup; 0 when it cannot be read.
     pub trigger_cgroup: u64,
-    /// Id of the cgroup whose limit fired, with [`SCOPE_MEMCG`].
+    /// Id of the cgroup whose limit was hit, with [`SCOPE_MEMCG`].
     pub limit_owner: u64,
-    /// That limit in pages; 0 when it cannot be read. The cgroup may be gone before anybody can look it up.
+    /// Limit of that cgroup, pages; 0 when it cannot be read. Recorded, as the cgroup may be gone before a look-up.
     pub limit_pages: u64,
-    /// When the request to the OOM killer began, CLOCK_BOOTTIME nanoseconds; victims of one request have it in common.
-    /// 0 where no program is let in there.
+    /// Start of the request to the OOM killer, CLOCK_BOOTTIME nanoseconds, the same for all victims of one request. 0 without fentry
+    /// there.
     pub request_ns: u64,
-    /// Size of the victim's address space in pages; this and what follows with [`MARK_MEMORY`].
+    /// Size of the victim's address space in pages; filled, like the fields below, with [`MARK_MEMORY`].
     pub total_vm_pages: u64,
     /// Resident anonymous memory in pages.
     pub anon_pages: u64,
@@ -262,21 +261,21 @@ pub struct Exit {
     pub process: Process,
     /// Wait status, as [`crate::status`] reads it.
     pub status: u32,
-    /// Requests for memory (mmap, brk) that the kernel refused to the process; 0 also when nobody watched.
+    /// Requests for memory (mmap, brk) that the kernel refused to the process; 0 also when refusals were not observed.
     pub refusals: u32,
-    /// When the last of them was refused, CLOCK_BOOTTIME nanoseconds.
+    /// Time of the last refusal, CLOCK_BOOTTIME nanoseconds.
     pub refused_ns: u64,
-    /// What it asked for, bytes.
+    /// Bytes requested in the last refusal.
     pub refused_bytes: u64,
     /// Peak resident set in pages; 0 when unknown.
     pub max_rss_pages: u64,
     /// Limit of the address space (`RLIMIT_AS`) in bytes, all ones without a limit; 0 when it cannot be read.
     pub address_space_limit: u64,
-    /// Limit of processor time (`RLIMIT_CPU`, the hard one) in seconds, likewise.
+    /// Hard limit of processor time (`RLIMIT_CPU`) in seconds, all ones without a limit; 0 when it cannot be read.
     pub cpu_limit: u64,
-    /// Processor time of the last thread and of those that were reaped before it, nanoseconds; 0 when it cannot be read.
+    /// Processor time of the last thread and of threads reaped before it, nanoseconds; 0 when it cannot be read.
     pub cpu_used_ns: u64,
-    /// Processor time of all threads as the kernel compares it with the limit, nanoseconds; 0 when it keeps no such account.
+    /// Processor time of all threads that the kernel compares with the limit, nanoseconds; 0 without such an account.
     pub cpu_timer_ns: u64,
     /// One of the `SECCOMP_*` values; 0: no seccomp, or it cannot be read.
     pub seccomp_mode: u32,
@@ -284,11 +283,11 @@ pub struct Exit {
     pub reserved: u32,
     /// The last recorded signal, with [`EXIT_SENDER`].
     pub sender: Sender,
-    /// The one before.
+    /// The recorded signal before `sender`.
     pub before: Sender,
 }
 
-/// Frames of a [`CrashSite`], the innermost first.
+/// Number of frames in a [`CrashSite`].
 pub const FRAMES: usize = 16;
 /// [`Frame::status`]: build id and file offset.
 pub const FRAME_BUILD_ID: i32 = 1;
@@ -296,9 +295,9 @@ pub const FRAME_BUILD_ID: i32 = 1;
 pub const FRAME_ADDRESS: i32 = 2;
 /// [`CrashSite::stack`]: the stack was not copied.
 pub const NO_STACK: u32 = u32::MAX;
-/// Names of a [`CrashSite::program`].
+/// Number of names in a [`CrashSite::program`].
 pub const PROGRAM_NAMES: usize = 12;
-/// Bytes kept of each, zero-padded; one without a zero byte may be cut.
+/// Bytes kept of each name, zero-padded; a name without a zero byte may be cut.
 pub const PROGRAM_NAME_LEN: usize = 48;
 
 /// One frame of a user stack: `struct bpf_stack_build_id` (uapi bpf.h).
@@ -313,7 +312,7 @@ pub struct Frame {
     pub offset: u64,
 }
 
-/// Where a process was when it brought a fatal signal on itself. Precedes its [`Exit`] on the same ring.
+/// Where a process was when it caused its own fatal signal. Precedes its [`Exit`] on the same ring.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct CrashSite {
@@ -323,23 +322,23 @@ pub struct CrashSite {
     pub start_ns: u64,
     /// Process id in the initial namespace.
     pub tgid: u32,
-    /// The thread.
+    /// Thread id.
     pub tid: u32,
-    /// The signal.
+    /// Signal number.
     pub signal: u32,
-    /// Frames filled.
+    /// Number of `frames` filled.
     pub depth: u32,
     /// Slot of the [`crate::stack::CrashStack`], or [`NO_STACK`].
     pub stack: u32,
     /// Zero.
     pub reserved: u32,
-    /// The innermost first. Outer frames are only right in code with frame pointers.
+    /// Frames, the innermost first. Outer frames are only right in code with frame pointers.
     pub frames: [Frame; FRAMES],
-    /// Path of the program from its own name up to the root of its file system (`/`); what is empty is not known.
+    /// Path of the program from its own name up to the root of its file system (`/`); an empty name is not known.
     pub program: [[u8; PROGRAM_NAME_LEN]; PROGRAM_NAMES],
 }
 
-/// A process came to life in a watched cgroup.
+/// A process was forked or executed in a watched cgroup.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Life {
@@ -355,7 +354,7 @@ pub struct Life {
 pub struct Cgroup {
     /// Kind, no flags, time.
     pub header: Header,
-    /// Its id.
+    /// Id of the cgroup.
     pub id: u64,
     /// One of the `CGROUP_*` values.
     pub event: u32,
@@ -386,7 +385,7 @@ pub enum Record {
     OomMark(OomMark),
     /// A process ended.
     Exit(Exit),
-    /// A process came to life in a watched cgroup.
+    /// A process was forked or executed in a watched cgroup.
     Life(Life),
     /// A cgroup changed.
     Cgroup(Cgroup),
@@ -528,7 +527,7 @@ mod tests {
             (SI_KERNEL, SENT_WITHOUT_INFO, false),
             (SI_KERNEL, SENT_BY_NAMESPACE_END, true),
             (SI_KERNEL, SENT_BY_TRACER_END, true),
-            // A fault, or the code of a file descriptor that was asked to send a signal.
+            // A fault, or a file descriptor that was set to send a signal.
             (1, 0, false),
             (SI_UNKNOWN, 0, true),
         ] {

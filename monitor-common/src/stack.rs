@@ -1,26 +1,26 @@
 //! The user stack of a process that is about to crash, beside its [`crate::record::CrashSite`].
 //!
-//! It does not travel over a ring: 8 KiB for each crash would push deaths out. The programs write it into a slot of an array, the site
-//! names the slot, and the agent copies it out soon after. A later crash may take the slot first; then only the callers are lost that
-//! the stack would have told.
+//! The stack does not use a ring: 8 KiB for each crash would push deaths out. The programs write it into a slot of an array, the site
+//! names the slot, and the agent copies the slot soon after. If a later crash takes the slot first, only the callers known from the
+//! stack are lost.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::record::FRAMES;
 
-/// Bytes of stack that are copied, from its pointer upwards: some fifty frames of usual size.
+/// Bytes of stack copied, from the stack pointer upwards: some fifty frames of usual size.
 pub const STACK: usize = PIECES * PIECE;
-/// It is read in pieces of so many bytes, until one is not there.
+/// Size of one read, bytes; the first failing read ends the copy.
 pub const PIECE: usize = 512;
-/// So many of them.
+/// Number of reads.
 pub const PIECES: usize = 16;
-/// The bytes; samples of allocations carry them too.
+/// Bytes of a stack; samples of allocations carry them too.
 pub type UserStack = [[u8; PIECE]; PIECES];
-/// Slots for the processes of watched services, and as many for all others: a storm of crashes that nobody watches takes no stack from
-/// a service. A power of two.
+/// Slots for watched services, and as many for all other processes: a storm of unwatched crashes takes no slot from a service. A power
+/// of two.
 pub const SLOTS: u32 = 16;
 
-/// One slot.
+/// One crash's registers and stack.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct CrashStack {
@@ -30,7 +30,7 @@ pub struct CrashStack {
     pub start_ns: u64,
     /// Process id in the initial namespace.
     pub tgid: u32,
-    /// The thread.
+    /// Thread id.
     pub tid: u32,
     /// Instruction pointer.
     pub ip: u64,
@@ -40,21 +40,21 @@ pub struct CrashStack {
     pub bp: u64,
     /// Link register, on processors that have one; otherwise 0.
     pub lr: u64,
-    /// Where the code of the program begins (`mm_struct.start_code`); 0 when it cannot be read.
+    /// Start of the program's code (`mm_struct.start_code`); 0 when it cannot be read.
     pub code_begin: u64,
-    /// The first address behind it (`mm_struct.end_code`).
+    /// First address behind that code (`mm_struct.end_code`).
     pub code_end: u64,
     /// Inode number of the program's file; 0 when it cannot be read.
     pub program_inode: u64,
-    /// The frames of the site once more, as addresses.
+    /// Frames of the site, as addresses.
     pub addresses: [u64; FRAMES],
-    /// How many of them are filled.
+    /// Number of `addresses` filled.
     pub depth: u32,
     /// Bytes of `stack` that were read.
     pub stack_len: u32,
-    /// The stack from `sp` on.
+    /// Stack from `sp` upwards.
     pub stack: UserStack,
-    /// The same as `kernel_ns` when all is written.
+    /// Equal to `kernel_ns` once the slot is complete.
     pub sealed_ns: u64,
 }
 
@@ -65,7 +65,7 @@ const _: () = assert!(size_of::<CrashStack>() == 8416 && SLOTS.is_power_of_two()
 pub const WORDS: usize = size_of::<CrashStack>() / 8;
 
 impl CrashStack {
-    /// The stack that belongs to a site; `None` when the slot has another's by now, or is being written.
+    /// The stack that belongs to a site; `None` when the slot is being written or belongs to another crash.
     pub fn of_site(words: &[u64; WORDS], kernel_ns: u64, tgid: u32, start_ns: u64) -> Option<&Self> {
         let stack: &Self = bytemuck::try_from_bytes(bytemuck::cast_slice(words)).ok()?;
         let is_whole = stack.kernel_ns == kernel_ns && stack.sealed_ns == kernel_ns;

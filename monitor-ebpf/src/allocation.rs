@@ -1,16 +1,15 @@
-//! Memory that an allocator hands out and takes back, for a service that is traced: probes in user space, attached for moments.
+//! Probes in the allocator of a traced service, attached for moments only: which memory it hands out and takes back.
 //!
-//! A call is noted when it begins (how much is asked for) and finished when it ends, where the address of the memory is known and the
-//! stack is as it was at the beginning. The end is seen in one of two ways: by the kernel's return probe, which puts an address of its
-//! own in place of the one to return to; or by probes at the `ret` instructions, for processes to which that might do harm (system
-//! call filters of some kernels end them; languages that move stacks). The second costs several times as much: the kernel steps over
-//! the instruction. An end belongs to the call that began with the same stack pointer, so functions that the allocator calls, or
-//! ends by a jump to, may be probed as well.
+//! A call is noted when it begins (size requested) and finished when it ends, where the memory's address is known and the stack is as
+//! at the beginning. Two kinds of probe see the end: the kernel's return probe, which replaces the return address by one of its own;
+//! or probes at the `ret` instructions, for processes that a return probe might harm (on some kernels system call filters end them;
+//! some languages move stacks). The second kind costs several times as much: the kernel steps over the instruction. An end belongs to
+//! the call that began with the same stack pointer, so functions that the allocator calls or ends by a jump to may be probed as well.
 //!
-//! Beside the allocator's functions, those by which memory is taken from the kernel are probed, not for moments but all the time:
-//! they are called seldom, and each call counts. An allocator's own calls of them are told by the stack, later.
+//! Functions that take memory from the kernel are probed all the time: they are called seldom, and each call counts. An allocator's
+//! own calls of them are recognised later, by the stack.
 //!
-//! x86-64 only: where arguments are is the machine's convention.
+//! x86-64 only: the calling convention says where arguments are.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -29,7 +28,7 @@ use monitor_common::allocation::{
 
 use crate::{stack, task};
 
-/// Samples and what became of them. The agent proper loads these maps with next to no room.
+/// Samples, mappings and their releases. The agent itself does not trace and loads these maps with almost no room.
 #[map]
 static ALLOCATIONS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
 
@@ -37,21 +36,21 @@ static ALLOCATIONS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
 #[map]
 static BEGUN: LruHashMap<u64, Call> = LruHashMap::with_max_entries(1024, 0);
 
-/// Samples that are followed: memory that was handed out and has not come back, as far as we know. With the kind of its call.
+/// Sampled memory whose release has not been seen. The value is the kind of its call.
 #[map]
 static FOLLOWED: HashMap<Memory, u64> = HashMap::with_max_entries(8192, 0);
 
-/// Kinds of calls, and how long what they get is held. Calls of one kind come from the same place, at the same depth of the stack, for
-/// memory of about the same size: mostly the same call path. Where what was sampled has come back, fewer are sampled, so that the
-/// few whose memory stays are seen among the many. The agent writes here too what it finds to be gone.
+/// Kinds of calls, and how much of their sampled memory was released. Calls of one kind come from the same place, at the same stack
+/// depth, for about the same size: mostly the same call path. The more samples of a kind are released, the fewer of its calls are
+/// sampled, so that the few calls whose memory stays stand out. The agent adds the releases that it finds itself.
 #[map]
 static KINDS: LruHashMap<u64, Kind> = LruHashMap::with_max_entries(4096, 0);
 
-/// Of 2^32 calls, how many are sampled at most.
+/// Highest share of calls to sample, of 2^32.
 #[map]
 static SHARE: Array<u32> = Array::with_max_entries(1, 0);
 
-/// See [`monitor_common::allocation`].
+/// Counters, by slot of [`monitor_common::allocation`].
 #[map]
 static ALLOCATION_COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);
 
@@ -60,20 +59,21 @@ static ALLOCATION_COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS
 #[derive(Clone, Copy)]
 struct Call {
     size: u64,
-    /// Where it is.
+    /// Address of the function.
     ip: u64,
-    /// Stack pointer at its beginning, where the address to return to is.
+    /// Stack pointer at the beginning; the return address is there.
     sp: u64,
-    /// Where the address is put, for functions that do not return it.
+    /// Where the function stores the memory's address, if it does not return it; else 0.
     out: u64,
 }
 
 /// `PROT_WRITE` and `MAP_ANONYMOUS` (asm-generic/mman-common.h).
 const PROT_WRITE: u64 = 2;
 const MAP_ANONYMOUS: u64 = 0x20;
-/// Of a kind whose memory always comes back, one call of so many is sampled all the same: a leak may be among them.
+/// Divisor of the lowest share: a kind whose memory always comes back is still sampled at 1/32 of [`SHARE`], as a leak may be among
+/// its calls.
 const RAREST: u64 = 32;
-/// Samples of a kind after which the older ones begin to count for less.
+/// Samples of a kind above which its counts are halved, so that older ones count less.
 const REMEMBERED: u32 = 4096;
 
 /// Memory of a process.
@@ -91,8 +91,8 @@ macro_rules! register {
     };
 }
 
-/// One program for all places: which is which is told by the number that each was attached with. Where the kernel can attach to
-/// many places at once (6.6 and newer), they are given up at once as well; one by one, each takes some ten milliseconds.
+/// One program for all places; the number that each was attached with tells its role. Kernels that attach many places at once (6.6 and
+/// newer) detach them at once too; one by one, each takes some ten milliseconds.
 #[uprobe]
 fn probed(ctx: ProbeContext) -> u32 {
     // SAFETY: the helper takes the context.
@@ -134,7 +134,7 @@ macro_rules! programs {
     };
 }
 
-// The same for older kernels: a program for each.
+// For kernels before 6.6: one program for each role.
 programs! {
     HITS;
     probed_allocate: allocate;
@@ -157,7 +157,7 @@ programs! {
     probed_unmap: unmap;
 }
 
-/// For older kernels: the return probe.
+/// Return probe of allocators, for kernels before 6.6.
 #[uretprobe]
 fn probed_returned(ctx: RetProbeContext) -> u32 {
     count(HITS);
@@ -165,7 +165,7 @@ fn probed_returned(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// Likewise.
+/// Return probe of mapping functions, for kernels before 6.6.
 #[uretprobe]
 fn probed_map_returned(ctx: RetProbeContext) -> u32 {
     count(MAPPING_HITS);
@@ -197,7 +197,7 @@ fn allocate_out(ctx: &ProbeContext) {
     begin(ctx, thread(), register!(ctx, rdx), register!(ctx, rdi));
 }
 
-/// `realloc(memory, size)`: what was there goes, whether it moves or not.
+/// `realloc(memory, size)`: releases `memory`, whether it moves or not.
 #[inline(always)]
 fn reallocate(ctx: &ProbeContext) {
     give_up(register!(ctx, rdi));
@@ -210,13 +210,13 @@ fn release(ctx: &ProbeContext) {
     give_up(register!(ctx, rdi));
 }
 
-/// Go's `runtime.mallocgc(size, type, zero)`: arguments are in registers of Go's own.
+/// Go's `runtime.mallocgc(size, type, zero)`: Go passes arguments in its own registers.
 #[inline(always)]
 fn allocate_go(ctx: &ProbeContext) {
     begin(ctx, goroutine(ctx), register!(ctx, rax), 0);
 }
 
-/// Who calls in a Go program: a goroutine may go on on another thread.
+/// The calling goroutine (R14): it may continue on another thread.
 #[inline(always)]
 fn goroutine(ctx: &ProbeContext) -> u64 {
     register!(ctx, r14)
@@ -227,13 +227,13 @@ fn thread() -> u64 {
     bpf_get_current_pid_tgid()
 }
 
-/// Apart from the call of the allocator that the same thread may be in.
+/// The thread as caller of a mapping function: bit 63 keeps it apart from its allocator call.
 #[inline(always)]
 fn mapper() -> u64 {
     thread() | 1 << 63
 }
 
-/// `mmap`: memory that can be written and is no file.
+/// `mmap`: notes only writable anonymous memory.
 #[inline(always)]
 fn map(ctx: &ProbeContext) {
     if register!(ctx, rdx) & PROT_WRITE != 0 && register!(ctx, rcx) & MAP_ANONYMOUS != 0 {
@@ -241,14 +241,14 @@ fn map(ctx: &ProbeContext) {
     }
 }
 
-/// `mremap`: what was there goes. Should it fail, we have forgotten a mapping.
+/// `mremap`: the old mapping is gone. If the call fails, that mapping is forgotten.
 #[inline(always)]
 fn remap(ctx: &ProbeContext) {
     unmap(ctx);
     note(ctx, mapper(), register!(ctx, rdx), 0);
 }
 
-/// `sbrk`: the end of the heap moves; less is no memory for anybody.
+/// `sbrk`: moves the end of the heap. Notes only growth.
 #[inline(always)]
 fn extend(ctx: &ProbeContext) {
     let length = register!(ctx, rdi);
@@ -260,7 +260,7 @@ fn extend(ctx: &ProbeContext) {
 #[inline(always)]
 fn mapped(ctx: &ProbeContext, call: &Call, back: u64, sp: u64) {
     let address = register!(ctx, rax);
-    // The last page of all is where errors are.
+    // Addresses in the last page are error codes.
     if address == 0 || address >= -4096_i64 as u64 {
         return;
     }
@@ -295,14 +295,14 @@ fn begin(ctx: &ProbeContext, caller: u64, size: u64, out: u64) {
 #[inline(always)]
 fn note(ctx: &ProbeContext, caller: u64, size: u64, out: u64) {
     let call = Call { size, ip: register!(ctx, rip), sp: register!(ctx, rsp), out };
-    // Of a thread that began another call and never came to its end, the latest counts.
+    // If a thread's earlier call never came to its end, the latest call counts.
     BEGUN.insert(caller, call, 0).ok();
 }
 
-/// What is done at the end of a call: with where it returns to, and the stack pointer there.
+/// What to do at the end of a call; the numbers are the return address and the stack pointer there.
 type Finish = fn(&ProbeContext, &Call, u64, u64);
 
-/// At a `ret`.
+/// Probe at a `ret`.
 #[inline(always)]
 fn end(ctx: &ProbeContext, caller: u64, finish: Finish) {
     let sp = register!(ctx, rsp);
@@ -310,7 +310,7 @@ fn end(ctx: &ProbeContext, caller: u64, finish: Finish) {
     finish(ctx, &call, word_at(sp), sp + 8);
 }
 
-/// A word of the process; 0 when it cannot be read.
+/// Reads a word of the process; 0 when that fails.
 #[inline(always)]
 fn word_at(address: u64) -> u64 {
     let mut word = 0_u64;
@@ -319,7 +319,7 @@ fn word_at(address: u64) -> u64 {
     word
 }
 
-/// Behind the call, where the return probe leads.
+/// Return probe: runs after the `ret`.
 #[inline(always)]
 fn returned(ctx: &ProbeContext, caller: u64, finish: Finish) {
     let sp = register!(ctx, rsp);
@@ -331,7 +331,7 @@ fn returned(ctx: &ProbeContext, caller: u64, finish: Finish) {
 #[inline(always)]
 fn ended(caller: u64, sp: u64) -> Option<Call> {
     let call = BEGUN.get_ptr(caller)?;
-    // SAFETY: a value of a preallocated map stays mapped; at worst it is another call's by now, whose stack pointer differs.
+    // SAFETY: a value of a preallocated map stays mapped; at worst it belongs to another call by now, with another stack pointer.
     let call = unsafe { *call };
     if call.sp != sp {
         return None;
@@ -340,7 +340,7 @@ fn ended(caller: u64, sp: u64) -> Option<Call> {
     Some(call)
 }
 
-/// `back`: where it has returned to, with the stack pointer at `sp`.
+/// Samples memory just handed out, or not. `back`: the return address, with the stack pointer at `sp`.
 #[inline(always)]
 fn finish(ctx: &ProbeContext, call: &Call, back: u64, sp: u64) {
     let mut address = register!(ctx, rax);
@@ -370,10 +370,10 @@ fn finish(ctx: &ProbeContext, call: &Call, back: u64, sp: u64) {
     }
 }
 
-/// The kind of a call that has returned to `back`. The stacks of threads, and of goroutines, begin at whole multiples of 2 KiB.
+/// The kind of a call that has returned to `back`. Stacks of threads and goroutines begin at multiples of 2 KiB.
 #[inline(always)]
 fn kind(back: u64, call: &Call) -> u64 {
-    // Four steps for each power of two.
+    // Sizes in four steps for each power of two.
     let size = call.size | 4;
     let mut step = 0;
     while step < 64 && size >> step >= 8 {
@@ -382,12 +382,12 @@ fn kind(back: u64, call: &Call) -> u64 {
     back ^ (step << 2 | (size >> step & 3)) << 48 ^ (call.sp & 0x7ff) << 53
 }
 
-/// Of 2^32 calls of this kind, how many are sampled.
+/// Share of this kind's calls to sample, of 2^32.
 #[inline(always)]
 fn share_of(kind: u64) -> u32 {
     let most = u64::from(SHARE.get(0).copied().unwrap_or(0));
     let Some(known) = KINDS.get_ptr(kind) else { return most as u32 };
-    // SAFETY: a value of a preallocated map stays mapped; at worst it is another kind's by now.
+    // SAFETY: a value of a preallocated map stays mapped; at worst it belongs to another kind by now.
     let Kind { sampled, gone } = unsafe { *known };
     let left = u64::from(sampled.saturating_sub(gone)) + 1;
     let all = u64::from(sampled) + 1;
@@ -395,11 +395,11 @@ fn share_of(kind: u64) -> u32 {
     (if share < most / RAREST { most / RAREST } else { share }) as u32
 }
 
-/// Counts for a kind; which may be new.
+/// Adds to the counts of a kind, which may be new.
 #[inline(always)]
 fn learn(kind: u64, sampled: u32, gone: u32) {
     match KINDS.get_ptr_mut(kind) {
-        // SAFETY: as above; what another processor counts at the same time may be lost, which makes a share a little wrong.
+        // SAFETY: as above; counts that another processor adds at the same time may be lost, and a share is a little wrong then.
         Some(known) => unsafe {
             (*known).sampled += sampled;
             (*known).gone += gone;
@@ -437,7 +437,7 @@ fn follow(ctx: &ProbeContext, memory: Memory, call: &Call, kind: u64, share: u32
     true
 }
 
-/// Fills all of a sample but how it was chosen.
+/// Fills a sample; `share` and `call` as for a mapping.
 ///
 /// # Safety
 /// `sample` must be writable.
@@ -463,7 +463,7 @@ unsafe fn describe(ctx: &ProbeContext, sample: *mut Sample, kind: u32, address: 
     }
 }
 
-/// Memory is released, or on the way to be another.
+/// Memory is released or reallocated: reports it if sampled.
 #[inline(always)]
 fn give_up(address: u64) {
     if address == 0 {
@@ -476,7 +476,7 @@ fn give_up(address: u64) {
     }
 }
 
-/// Says so. Without room it stays followed, and is told of when it is handed out again.
+/// Reports that sampled memory is gone. Without room it stays followed until its next hand-out.
 #[inline(always)]
 fn went(memory: Memory, kind: u64, released: u64) {
     let Some(mut entry) = ALLOCATIONS.reserve::<Gone>(0) else {

@@ -1,8 +1,8 @@
 //! `cgroup_mkdir`, `cgroup_rmdir`, `cgroup_rename` (v1), `cgroup_notify_populated` (v2) of the watched hierarchy.
 //!
-//! A cgroup made inside a watched one is watched from its first moment, without waiting for the agent. A service decides how many
-//! it makes, so all of these together take half of the map at most. Paths come from the tracepoint's own argument; nothing is
-//! walked here.
+//! A cgroup made inside a watched one is watched from its first moment, without waiting for the agent. A service can make any number
+//! of cgroups, so those added here take at most half of the map. Paths come from the tracepoint's own argument; no program walks the
+//! tree.
 
 use core::ptr::{read_volatile, write_volatile};
 
@@ -37,7 +37,7 @@ fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     let id = task::node_id(cgroup);
-    // Absent for most cgroups; ids are not used again, so a late removal can hit no other.
+    // Most cgroups are not in the map. Ids are not reused, so a late removal hits no other cgroup.
     // SAFETY: copied out before the map changes.
     let handle = unsafe { WATCHED.get(id) }.copied();
     if WATCHED.remove(id).is_ok() && handle.is_some_and(|handle| handle & INHERITS != 0) {
@@ -46,7 +46,7 @@ fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     report(id, CGROUP_REMOVED, ctx.arg(1))
 }
 
-/// A cgroup keeps its id, and so whether it is watched; its path and those of all below it are others.
+/// A rename changes the paths of a cgroup and of all below it, but no id: the same cgroups stay watched.
 #[btf_tracepoint(function = "cgroup_rename")]
 fn cgroup_rename(ctx: BtfTracePointContext) -> i32 {
     let cgroup: Kernel = ctx.arg(0);
@@ -71,7 +71,7 @@ fn cgroup_populated(ctx: BtfTracePointContext) -> i32 {
     report(id, event, ctx.arg(1))
 }
 
-/// True in the hierarchy that services are watched in.
+/// True in the hierarchy where services are watched.
 #[inline(always)]
 fn is_followed(cgroup: Kernel) -> bool {
     let root = field!(cgroup, cgroup_root: Kernel, else return false);
@@ -90,7 +90,7 @@ fn inherit(cgroup: Kernel, id: u64) {
     let parent = task::node_id(field!(parent, css_cgroup: Kernel, else return));
     // SAFETY: copied out before the map changes.
     if let Some(handle) = unsafe { WATCHED.get(parent) }.copied() {
-        // Beyond, the deaths in it are told all the same, though not ahead of others.
+        // Above the limit, deaths in the new cgroup are still reported, but without priority.
         if inherited() < INHERITED_MAX && WATCHED.insert(id, handle | INHERITS, 0).is_ok() {
             count_inherited(1);
         }
@@ -98,9 +98,9 @@ fn inherit(cgroup: Kernel, id: u64) {
     }
 }
 
-/// In the value of a cgroup in [`WATCHED`]: it was added here and not by the agent.
+/// Flag in a value of [`WATCHED`]: a program added the cgroup, not the agent.
 pub(crate) const INHERITS: u32 = 1 << 31;
-/// Cgroups that are added here at a time: half of [`WATCHED`].
+/// Most cgroups that the programs may add to [`WATCHED`]: half of it.
 const INHERITED_MAX: u64 = 8192;
 
 #[inline(always)]
@@ -114,7 +114,7 @@ fn inherited() -> u64 {
 fn count_inherited(by: i64) {
     if let Some(count) = INHERITED.get_ptr_mut(0) {
         // SAFETY: an aligned word of a map value, which stays mapped. Both tracepoints run under the kernel's cgroup_mutex
-        // (cgroup_mkdir and cgroup_rmdir in kernel/cgroup/cgroup.c), so no other run comes between.
+        // (cgroup_mkdir and cgroup_rmdir in kernel/cgroup/cgroup.c), so they never run at the same time.
         unsafe { write_volatile(count, read_volatile(count).wrapping_add_signed(by)) };
     }
 }

@@ -1,8 +1,8 @@
-//! Where a process is when it brings a fatal signal on itself: the user stack, by build id.
+//! Where a process is when it causes its own fatal signal: the user stack, by build id.
 //!
-//! Taken when the signal is generated, since the address space has gone by the exit on kernels before 6.16. The kernel
-//! follows frame pointers, so the innermost frame is always right and outer ones are in code that keeps them. For all other code the
-//! stack itself is copied, see [`crate::stack`].
+//! The stack is read when the signal is generated: before 6.16 the address space is gone at the exit. The kernel follows frame
+//! pointers, so the innermost frame is always right and outer frames are right in code that keeps frame pointers. For other code
+//! [`crate::stack`] copies the stack itself.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -24,16 +24,15 @@ use crate::{
     task::{self, ABSENT, Kernel, field, offset},
 };
 
-/// Signals whose default action is a core dump, QUIT apart: ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS (signal(7)).
+/// Signals whose default action is a core dump, except QUIT: ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS (signal(7)).
 const FAULTS: u64 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 30;
-/// A site costs some microseconds and 1136 bytes; in a storm of crashes nobody reads them all. Watched services are
-/// exempt.
+/// A site costs some microseconds and 1136 bytes, so unwatched processes have a budget for each window of this length.
 const WINDOW_NS: u64 = 1_000_000_000;
-/// Sites for each window on each processor, and those among them whose stack is copied.
+/// Budget of each processor for a window: sites, and sites with a copied stack.
 const SITES_IN_WINDOW: u64 = 64;
 const STACKS_IN_WINDOW: u64 = 8;
 
-/// Sends the site of a fatal `signal` that the current process has just brought on itself; `flags`: `SITE_*`.
+/// Sends the site of a fatal `signal` that the current process has just caused itself; `flags`: `SITE_*`.
 #[inline(always)]
 pub(crate) fn site(
     ctx: &BtfTracePointContext,
@@ -51,7 +50,7 @@ pub(crate) fn site(
     if taken > SITES_IN_WINDOW {
         return;
     }
-    // The ring that its exit will be on, so that it comes first.
+    // The ring that the exit will use, so that the site comes first.
     let lane = if watched && !crowd::is_beyond_share(cgroup, crowd::SITE) { Lane::Critical } else { Lane::Bulk };
     let kernel_ns = task::now_ns();
     let blocked = field!(task, task_blocked: u64, else 0) >> (signal - 1) & 1 != 0;
@@ -77,7 +76,7 @@ pub(crate) fn site(
     lane.submit(entry);
 }
 
-/// The number of this site among those in this window.
+/// Counts this site; its number in this window, from 1.
 #[inline(always)]
 fn taken() -> u64 {
     let Some(window) = SITES.get_ptr_mut(0) else { return u64::MAX };
@@ -93,7 +92,7 @@ fn taken() -> u64 {
     }
 }
 
-/// Fills the path of the program, from its name upwards.
+/// Fills the path of the program: its own name, then the directories upwards.
 ///
 /// # Safety
 /// `site` must be writable for the whole of a [`CrashSite`].
@@ -104,7 +103,7 @@ unsafe fn program(site: *mut CrashSite) {
     unsafe {
         for at in 0..PROGRAM_NAMES {
             let name = (&raw mut (*site).program).cast::<[u8; PROGRAM_NAME_LEN]>().add(at);
-            // An unused place begins with a zero byte; the rest of it is what the ring held before, so all is written.
+            // Each place is zeroed first, as the ring holds old bytes; an unused place begins with a zero byte.
             let words = name.cast::<u64>();
             for word in 0..PROGRAM_NAME_LEN / 8 {
                 core::ptr::write_volatile(words.add(word), 0);
@@ -116,7 +115,7 @@ unsafe fn program(site: *mut CrashSite) {
     }
 }
 
-/// Copies the name of a directory entry; the entry above, or 0.
+/// Copies the name of a directory entry. Returns the entry above, or 0.
 ///
 /// # Safety
 /// `out` must be writable for [`PROGRAM_NAME_LEN`] bytes.

@@ -1,7 +1,7 @@
-//! What is asked of the thread that runs now, beyond what helpers tell.
+//! Facts about the running thread that no helper gives.
 //!
-//! Kernels before 5.11 hand out the current task as a plain number, so these reads go through the helper that checks
-//! addresses; lockdown=confidentiality refuses it, and then the answers are "not known".
+//! Kernels before 5.11 return the current task as a plain number, so each read uses the helper that checks addresses.
+//! lockdown=confidentiality refuses that helper; the answers are then "not known".
 
 use aya_ebpf::helpers::{
     bpf_get_current_cgroup_id, bpf_get_current_task, bpf_probe_read_kernel,
@@ -20,7 +20,7 @@ const EXITING: u32 = 4;
 /// A plain address in the kernel.
 pub(crate) type Address = u64;
 
-/// Reads a field at an offset of the table; returns the given default from what encloses it when that is not possible.
+/// Reads a field at an offset of the layout; evaluates the given default when that fails.
 macro_rules! probe {
     ($base:expr, $slot:ident: $type:ty, else $default:expr) => {{
         let (base, offset): ($crate::current::Address, u64) = ($base, $crate::task::offset!($slot));
@@ -53,28 +53,28 @@ pub(crate) fn task() -> Address {
     unsafe { bpf_get_current_task() }
 }
 
-/// Identity of the current process; without its start when that cannot be read.
+/// Identity of the current process; start 0 when it cannot be read.
 #[inline(always)]
 pub(crate) fn identity() -> Identity {
     Identity { start_ns: start_ns(), tgid: u64::from(task::current_tgid()) }
 }
 
-/// When the current process started, and its cgroup in the watched hierarchy; 0 for what cannot be read.
+/// Start of the current process, and its cgroup in the watched hierarchy; each 0 when it cannot be read.
 #[inline(always)]
 pub(crate) fn origin() -> (u64, u64) {
     (start_ns(), cgroup_id())
 }
 
-/// The size of the kernel's stack of a thread (`THREAD_SIZE`) on the kernels that do not tell where the registers are: 16 KiB on x86-64
-/// (asm/page_64_types.h), and on arm64 with pages of 4 KiB (asm/memory.h). Where that is wrong, what is read is no registers, which
-/// [`crate::stack`] finds out.
+/// Size of a thread's kernel stack (`THREAD_SIZE`), for kernels without the helper that finds the registers: 16 KiB on x86-64
+/// (asm/page_64_types.h), and on arm64 with pages of 4 KiB (asm/memory.h). Where the size differs, [`crate::stack`] detects that the
+/// bytes read are no registers.
 const KERNEL_STACK: u64 = 16 * 1024;
 
-/// Where the kernel keeps the registers of the current thread's program; 0 when that cannot be told.
+/// Address of the current thread's user registers; 0 when it is not known.
 #[inline(always)]
 pub(crate) fn registers() -> Address {
     if offset!(tells_regs) == 1 {
-        // SAFETY: helpers that kernels with the second one have; the first gives the argument of the second.
+        // SAFETY: kernels with the second helper have the first, which returns the second's argument.
         return unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as Address;
     }
     let size = offset!(regs_size);
@@ -102,7 +102,7 @@ pub(crate) fn cgroup_id() -> u64 {
     probe!(node, kernfs_id: u64, else 0)
 }
 
-/// True while the current thread ends.
+/// True while the current thread exits.
 #[inline(always)]
 pub(crate) fn is_exiting() -> bool {
     probe!(task(), task_flags: u32, else 0) & EXITING != 0
@@ -121,7 +121,7 @@ pub(crate) fn is_namespace_init() -> bool {
     if level == 0 {
         return false;
     }
-    // The id in its own namespace is the last one.
+    // The last id is the one in the process's own namespace.
     let own = pid + u64::from(level) * size;
     let at = offset!(pid_numbers);
     if at == ABSENT {

@@ -1,16 +1,16 @@
 //! `sched_process_exit`: a process ended when its last thread did.
 //!
-//! `pid == tgid` says nothing (a leader may leave first): `group_dead` does from 6.16 on, before that
-//! `signal->live == 0`, which two threads may both see. A clean exit that nobody watches costs one counter and a
-//! look at what [`crate::watched`] remembers: some 20 ns beyond an empty program's 55 (6.18, cgroup v1; docs/performance.md), where
-//! reading the whole way to the cgroup's id and looking that up took 110. Most of what is left are cache lines that the kernel itself
-//! has not touched for long: the counter, `task->cgroups` and the set that it leads to. But instructions count as well: some 50 fewer
-//! of them, by offsets that are part of the code and an epoch that takes no look-up, were 15 to 20 ns; and so does the stack, see
-//! [`ended`]: 13 ns.
+//! `pid == tgid` does not tell the last thread, as a leader may leave first. From 6.16 on, `group_dead` tells it; before that,
+//! `signal->live == 0`, which two threads may both see.
 //!
-//! From 7.0 on, a program on this tracepoint can be preempted, and the kernel then skips it for every other exit on the
-//! same processor until it goes on: 1 % of the exits of a storm on 7.2. So there a second copy of the program is
-//! attached behind the first, and takes what the first was skipped for.
+//! A clean exit of an unwatched process costs one counter and one comparison with what [`crate::watched`] remembers: some 20 ns beyond
+//! an empty program's 55 ns (6.18, cgroup v1; docs/performance.md). Reading the cgroup's id and looking it up took 110 ns. Most of the
+//! rest is cache misses: the counter, `task->cgroups` and its `css_set`. Instructions count too: offsets in the code and an epoch
+//! without a look-up save some 50 instructions, 15 to 20 ns. The stack costs 13 ns, see [`ended`].
+//!
+//! From 7.0 on, a program on this tracepoint can be preempted. Until it continues, the kernel skips it for other exits on the same
+//! processor: 1 % of the exits of a storm on 7.2. So a second copy of the program is attached behind the first and handles the exits
+//! that the first missed.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
@@ -31,19 +31,19 @@ use crate::{
     watched,
 };
 
-/// `SIGNAL_GROUP_EXIT` (sched/signal.h): `group_exit_code` holds the status. Without it wait(2) reports the leader's.
+/// `SIGNAL_GROUP_EXIT` (sched/signal.h): `group_exit_code` holds the status. Without this flag wait(2) reports the leader's.
 const SIGNAL_GROUP_EXIT: u32 = 4;
-/// Bytes of a `struct rlimit`: the limit in force, then the highest that it may be raised to (uapi resource.h).
+/// Bytes of a `struct rlimit`: the soft limit, then the hard limit (uapi resource.h).
 const RLIMIT: u64 = 16;
-/// In the table of limits: `RLIMIT_AS`, in force; `RLIMIT_CPU`, the highest (asm-generic/resource.h).
+/// Offsets in the table of limits: `RLIMIT_AS`, soft; `RLIMIT_CPU`, hard (asm-generic/resource.h).
 const ADDRESS_SPACE_NOW: u64 = 9 * RLIMIT;
 const CPU_MAX: u64 = 8;
-/// `PF_FORKNOEXEC` and `PF_SIGNALED` (sched.h): forked and never executed a program; a signal was delivered that ends the thread.
+/// `PF_FORKNOEXEC` and `PF_SIGNALED` (sched.h): forked without executing a program; a delivered signal ends the thread.
 const FORKED_ONLY: u32 = 0x40;
 const SIGNALED: u32 = 0x400;
 /// `BPF_NOEXIST` (uapi bpf.h): insert only.
 const NOEXIST: u64 = 1;
-/// `-EEXIST` (errno-base.h): it is there already.
+/// `-EEXIST` (errno-base.h): the key exists.
 const EEXIST: i32 = -17;
 
 #[btf_tracepoint(function = "sched_process_exit")]
@@ -58,13 +58,12 @@ fn process_exit(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The second copy, for [`process_exit`]'s misses.
+/// Second copy, for exits that [`process_exit`] missed.
 #[btf_tracepoint(function = "sched_process_exit")]
 fn process_exit_again(ctx: BtfTracePointContext) -> i32 {
     if let Some(cpu) = cpu() {
-        // SAFETY: this CPU's slot of the map. Taken out, so that a later task at the same address is not mistaken for
-        // this one. When another exit came between the copies, this one is reported twice, and the agent drops the
-        // second by its identity.
+        // SAFETY: this CPU's slot of the map. Cleared, so that a later task at the same address is not mistaken for this one. After
+        // another exit between the copies, both report this one; the agent drops the second record by its identity.
         let before = unsafe { core::ptr::replace(&raw mut (*cpu).handled, 0) };
         if before == ctx.arg::<u64>(0) {
             return 0;
@@ -90,15 +89,15 @@ fn exited(ctx: &BtfTracePointContext) {
     }
     let Some(cpu) = cpu() else { return };
     if offset!(report_clean) == 0 && is_clean_at_a_glance(task, signal) && watched::was_asked_last(task, cpu) {
-        // SAFETY: this CPU's slot of the map; of the race see `count`.
+        // SAFETY: this CPU's slot of the map; `maps::count` tells of the race.
         unsafe { (*cpu).counters[EXIT_CLEAN as usize] += 1 };
         return;
     }
     ended(ctx, cpu);
 }
 
-/// True when a look at the task alone tells that wait(2) will report 0: it is its process' only or first thread, and neither it nor
-/// the process as a whole has another status. False says nothing.
+/// True when the task alone shows that wait(2) will report 0: it is the leader, and its own status and the process's are 0. False
+/// means not known.
 #[inline(always)]
 fn is_clean_at_a_glance(task: Kernel, signal: Kernel) -> bool {
     known!(task, task_exit_code: u32) == 0
@@ -106,19 +105,19 @@ fn is_clean_at_a_glance(task: Kernel, signal: Kernel) -> bool {
         && known!(signal, signal_group_exit_code: u32) == 0
 }
 
-/// All that is to be done for the end of a process, when a glance did not do.
+/// Handles an exit that the fast path could not.
 ///
-/// A function of its own, for what it takes: many registers, and 64 bytes of stack or more, which from 6.13 on are not the kernel's own
-/// warm stack, but memory that each CPU keeps for the program. Whom it does not concern pays for neither.
+/// A separate function: it needs many registers and 64 bytes of stack or more, which from 6.13 on is per-CPU memory and not the warm
+/// kernel stack.
 #[inline(never)]
 fn ended(ctx: &BtfTracePointContext, cpu: *mut Cpu) {
     let task: Kernel = ctx.arg(0);
     let signal = known!(task, task_signal: Kernel);
     let status = wait_status(task, signal);
-    // Of another end it says nothing, and it is a cache line more.
+    // `oom_mm` means nothing for other deaths, and costs a cache line.
     let oom_victim = status & 0x7f == SIGKILL && field!(signal, signal_oom_mm: u64, else 0) != 0;
     let outcome = Outcome::of(status, oom_victim);
-    // SAFETY: this CPU's slot of the map; of the race see `count`.
+    // SAFETY: this CPU's slot of the map; `maps::count` tells of the race.
     unsafe { (*cpu).counters[outcome.slot() as usize] += 1 };
 
     let watched = if outcome == Outcome::Clean && offset!(report_clean) == 0 {
@@ -148,7 +147,7 @@ fn is_last_thread(task: Kernel, signal: Kernel) -> bool {
     }
     let identity = task::identity(task);
     if known!(signal, signal_nr_threads: u32) == 1 {
-        // The only thread left to be reaped; another may have come here before it, and have been reaped since.
+        // The only thread not reaped yet; another may have come here before it, and been reaped since.
         // SAFETY: the value is only compared with "absent".
         return unsafe { ENDED.get(identity) }.is_none();
     }
@@ -167,11 +166,10 @@ fn wait_status(task: Kernel, signal: Kernel) -> u32 {
     status & 0xffff
 }
 
-/// Sends what is known of the end.
+/// Sends the record of an exit.
 ///
-/// The verifier walks what follows a branch once for each way into it, unless the ways look the same to it. So the long straight
-/// part comes first, the branches after it, and nothing that a way is chosen by is kept in a variable over it: the ring is told
-/// from the record again.
+/// The verifier walks the code after a branch once for each path into it, unless the paths look the same to it. So the long straight
+/// part comes before the branches, and no variable keeps a branch's condition across it: the ring is derived again from the record.
 #[inline(always)]
 fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, oom_victim: bool) {
     let identity = task::identity(task);
@@ -187,7 +185,7 @@ fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, 
         flags |= EXIT_OOM_VICTIM;
     }
     let task_flags = known!(task, task_flags: u32);
-    // Without a branch: the flags of the record are multiples of the flags of the task.
+    // Arithmetic instead of branches: the bit of a task flag times the record's flag.
     flags |= task_flags / FORKED_ONLY % 2 * EXIT_NEVER_EXECUTED;
     flags |= (1 - task_flags / SIGNALED % 2) * EXIT_WITHOUT_SIGNAL;
     let Some(mut entry) = lane.reserve::<Exit>() else { return };
@@ -207,8 +205,7 @@ fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, 
         (*exit).cpu_timer_ns = cpu_timer_ns(signal);
         (*exit).seccomp_mode = seccomp_mode(task);
         (*exit).reserved = 0;
-        // What was found is removed. Room for others: on a machine with many processors an LRU map evicts long before it is
-        // full.
+        // Entries found are removed to make room: with many processors an LRU map evicts long before it is full.
         match REFUSED.get_ptr(identity) {
             Some(refused) => {
                 (*exit).refusals = (*refused).count as u32;
@@ -238,7 +235,7 @@ fn report(task: Kernel, signal: Kernel, lane: Lane, status: u32, watched: bool, 
     }
 }
 
-/// Processor time of this thread, the last one, and of all that were reaped before; 0 where it cannot be read.
+/// Processor time of this last thread and of all reaped before it, nanoseconds; unreadable parts count as 0.
 #[inline(always)]
 fn cpu_used_ns(task: Kernel, signal: Kernel) -> u64 {
     field!(task, task_utime: u64, else 0)
@@ -247,7 +244,7 @@ fn cpu_used_ns(task: Kernel, signal: Kernel) -> u64 {
         + field!(signal, signal_stime: u64, else 0)
 }
 
-/// Processor time of the process as the kernel compares it with `RLIMIT_CPU`; 0 where it keeps no such account.
+/// Processor time of the process that the kernel compares with `RLIMIT_CPU`, nanoseconds; 0 without such an account.
 #[inline(always)]
 fn cpu_timer_ns(signal: Kernel) -> u64 {
     let (timer, sums) = (offset!(signal_cputimer), offset!(cputimer_atomic));
@@ -258,20 +255,20 @@ fn cpu_timer_ns(signal: Kernel) -> u64 {
     task::read::<u64>(signal, timer + sums + utime) + task::read::<u64>(signal, timer + sums + stime)
 }
 
-/// Which rules for system calls the thread had; 0 where that cannot be read.
+/// Seccomp mode of the thread; 0 when it cannot be read.
 #[inline(always)]
 fn seccomp_mode(task: Kernel) -> u32 {
     let (seccomp, mode) = (offset!(task_seccomp), offset!(seccomp_mode));
     if seccomp == ABSENT || mode == ABSENT { 0 } else { task::read::<u32>(task, seccomp + mode) }
 }
 
-/// The ring that a record of an exit is on; which lane of the critical one makes no difference any more.
+/// The ring of an exit's record. Routine and critical records are submitted alike: `Critical` stands for both.
 ///
 /// # Safety
 /// `exit` must be readable, its flags and status filled.
 #[inline(always)]
 unsafe fn lane_of(exit: *const Exit) -> Lane {
-    // SAFETY: the caller vouches for it. Volatile, or the compiler would keep what was written.
+    // SAFETY: the caller vouches for it. Volatile, so that the compiler does not keep the written values.
     let (flags, status) = unsafe {
         (core::ptr::read_volatile(&raw const (*exit).header.flags), core::ptr::read_volatile(&raw const (*exit).status))
     };

@@ -1,7 +1,7 @@
-//! `sched_process_exec` and `sched_process_fork` inside watched cgroups: a service has life again.
+//! `sched_process_exec` and `sched_process_fork` inside watched cgroups: a service runs again.
 //!
-//! A supervisor usually forks in its own cgroup, moves the child and execs there, so the exec is the first word of a
-//! new incarnation; forks show the workers it makes afterwards.
+//! A supervisor usually forks in its own cgroup, moves the child and execs there, so the exec is the first sign of a restarted
+//! service; forks show the workers that it starts afterwards.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use monitor_common::record::{Header, KIND_LIFE, LIFE_EXEC, Life};
@@ -22,7 +22,7 @@ fn process_exec(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_fork")]
 fn process_fork(ctx: BtfTracePointContext) -> i32 {
     let child: Kernel = ctx.arg(1);
-    // A new thread is no new process.
+    // A new thread is not a new process.
     if known!(child, task_pid: u32) == task::tgid(child) {
         report(child, 0);
     }

@@ -1,20 +1,19 @@
-//! The kernel programs: one file for each hook family, all on BTF tracepoints (`tp_btf`), no kprobes; but for the last, which
-//! probes a traced service's own allocator and is loaded by `defib trace` alone.
+//! The kernel programs: one file for each hook family, on BTF tracepoints (`tp_btf`), fentry and fexit, no kprobes. Only
+//! [`allocation`] probes a traced service's own allocator; `defib trace` alone loads it.
 //!
 //! * [`exit`]: a process ended; counts every outcome, reports abnormal deaths and all that is watched
 //! * [`signal`]: remembers who sent the signal that ends a process
-//! * [`crash`]: where a process was when it brought a fatal signal on itself
-//! * [`stack`]: what is on its stack then
+//! * [`crash`]: where a process was when it caused its own fatal signal
+//! * [`stack`]: copies the stack of such a process
 //! * [`oom`]: the OOM killer marked a victim
-//! * [`memory`]: requests for memory that were refused
+//! * [`memory`]: requests for memory that the kernel refused
 //! * [`life`]: exec and fork inside watched cgroups
-//! * [`cgroup`]: cgroups that come, go, empty and fill
+//! * [`cgroup`]: cgroups created, removed, renamed, emptied and populated
 //! * [`allocation`]: memory that an allocator hands out and takes back
 //!
-//! They share [`maps`] (every map and global), [`task`] and [`current`] (how a task is read), [`watched`] (whether
-//! its cgroup is) and [`ring`] (how a record is sent).
-//! Kernel fields are read through typed pointers at offsets that the agent took from BTF, so the verifier checks each
-//! read and no helper call is spent on it.
+//! They share [`maps`] (maps and globals), [`task`] and [`current`] (reading a task), [`watched`] (whether its cgroup is), [`crowd`]
+//! (a service's share of the critical ring) and [`ring`] (sending a record). Kernel fields are read through typed pointers at offsets
+//! that the agent took from BTF, so the verifier checks each read and no helper call is needed.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 // For [`task::constant`], the only assembly here.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

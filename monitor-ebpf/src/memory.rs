@@ -1,9 +1,8 @@
-//! Requests for memory that the kernel refused: evidence that a process which then dies ran out of memory by itself,
-//! against a limit that kills nobody (`RLIMIT_AS`, overcommit).
+//! Requests for memory that the kernel refused: evidence that a process died after it hit a limit where the kernel refuses and does
+//! not kill (`RLIMIT_AS`, overcommit).
 //!
-//! Where the kernel lets a program out of `vm_mmap_pgoff` and `brk` (fexit), it costs these calls only. Elsewhere the
-//! tracepoint at the end of every system call is the only place, which costs all of them; the agent attaches that program
-//! only when it is asked to.
+//! With fexit on `vm_mmap_pgoff` and `brk`, only these calls cost more. Without fexit the only place is the tracepoint at the end of
+//! every system call, which makes all calls cost more; the agent attaches that program only on request.
 
 use aya_ebpf::{
     macros::{btf_tracepoint, fexit},
@@ -18,11 +17,11 @@ use crate::{
 
 /// `-ENOMEM` (errno-base.h).
 const NO_MEMORY: i64 = -12;
-/// System calls of x86-64 that take memory and say so when there is none: mmap, mremap.
+/// System calls of x86-64 that take memory and report a refusal: mmap, mremap.
 const MMAP: u64 = 9;
 const MREMAP: u64 = 25;
 
-/// `unsigned long vm_mmap_pgoff(file, addr, len, prot, flag, pgoff)`, behind every mmap(2).
+/// `unsigned long vm_mmap_pgoff(file, addr, len, prot, flag, pgoff)`: every mmap(2) calls it.
 #[fexit(function = "vm_mmap_pgoff")]
 fn mmap_ended(ctx: FExitContext) -> i32 {
     // The result follows the six arguments.
@@ -32,7 +31,7 @@ fn mmap_ended(ctx: FExitContext) -> i32 {
     0
 }
 
-/// `long __x64_sys_brk(const struct pt_regs *)`: never an error, the break is where it was.
+/// `long __x64_sys_brk(const struct pt_regs *)`: returns the break; a refusal leaves it unchanged.
 #[fexit(function = "__x64_sys_brk")]
 fn brk_ended(ctx: FExitContext) -> i32 {
     let asked = probe!(ctx.arg::<u64>(0), regs_first: u64, else return 0);
@@ -63,6 +62,6 @@ fn refused(bytes: u64) {
     let kernel_ns = task::now_ns();
     // SAFETY: copied right after the look-up.
     let count = unsafe { REFUSED.get(identity) }.map_or(0, |earlier| earlier.count);
-    // An LRU map makes room by itself; an insert that fails under contention loses a hint, no verdict.
+    // An LRU map makes room by itself; an insert that fails under contention loses only a hint.
     REFUSED.insert(identity, Refused { kernel_ns, bytes, count: count + 1 }, 0).ok();
 }

@@ -1,11 +1,11 @@
-//! `mark_victim`: the OOM killer chose. Sent at once, hundreds of milliseconds before any supervisor can know.
+//! `mark_victim`: the OOM killer chose a victim. The record is sent at once, hundreds of milliseconds before any supervisor can know.
 //!
-//! `current` is the process whose allocation failed, not the victim. Two prototypes exist, also within one release
-//! series (back-ported in 2025), so the agent picks the program by BTF. The older one names a *thread* id only; the
-//! process comes from the SIGKILL that the kernel sent just before, on this CPU.
+//! `current` is the process whose allocation failed, not the victim. Two prototypes exist, also within one release series (back-ported
+//! in 2025), so the agent picks the program by BTF. The older has only a *thread* id; the process is that of the SIGKILL that the
+//! kernel sent just before on this CPU.
 //!
-//! What ran out is known where the OOM killer begins: `out_of_memory(struct oom_control *)`. Kernels that let a program in
-//! there (fentry) give exact scope and limit; on others both come from the kernel's log, which is rate-limited.
+//! Scope and limit are known where the OOM killer begins: `out_of_memory(struct oom_control *)`. With fentry there both are exact;
+//! without fentry both come from the kernel's log, which is rate-limited.
 
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_probe_read_kernel},
@@ -36,8 +36,8 @@ const CONSTRAINT_MEMORY_POLICY: u32 = 2;
 const MM_FILEPAGES: u64 = 0;
 const MM_ANONPAGES: u64 = 1;
 const MM_SHMEMPAGES: u64 = 3;
-/// From the begin of a request to its mark: the report to the log lies between, and a slow console makes it long. The same
-/// thread overwrites an older request, so this only guards against a thread id that is used again.
+/// Longest time from a request to its mark, nanoseconds: in between the kernel logs its report, slowly on a slow console. A thread
+/// overwrites its older request, so this only guards against a reused thread id.
 const REQUEST_MAX_NS: u64 = 60_000_000_000;
 
 /// The OOM killer begins.
@@ -58,7 +58,7 @@ fn oom_begins(ctx: FEntryContext) -> i32 {
         limit_pages: if memcg.is_null() { 0 } else { limit_pages(memcg) },
         sysrq: u64::from(field!(control, oom_control_order: i32, else 0) == -1),
     };
-    // Without room the log's line is the source.
+    // Without room the kernel's log is the source.
     OOM_REQUESTS.insert(bpf_get_current_pid_tgid(), request, 0).ok();
     0
 }
@@ -72,7 +72,7 @@ fn limit_pages(memcg: Kernel) -> u64 {
     task::read(memcg, memory + max)
 }
 
-/// What is known of the request that this thread is in.
+/// What is known of this thread's request.
 struct Reason {
     scope: u32,
     limit_owner: u64,
@@ -104,7 +104,7 @@ fn reason() -> Reason {
     if offset!(may_probe) == 0 || constraint == ABSENT {
         return of_host(SCOPE_UNKNOWN);
     }
-    // SAFETY: the helper checks the address. The structure is on this thread's stack, below the call that marks.
+    // SAFETY: the helper checks the address. The structure is on this thread's stack, in the frame of a caller.
     match unsafe { bpf_probe_read_kernel((request.control + constraint) as *const u32) } {
         Ok(CONSTRAINT_NONE) => of_host(SCOPE_GLOBAL),
         Ok(CONSTRAINT_CPUSET | CONSTRAINT_MEMORY_POLICY) => of_host(SCOPE_CPUSET),
@@ -137,15 +137,14 @@ fn oom_mark_pid(ctx: BtfTracePointContext) -> i32 {
         // SAFETY: `victim` is writable for a `Process`.
         report(if sent { MARK_KILL_SENT } else { 0 }, killed.task, |victim| unsafe { *victim = killed.process });
     } else {
-        // SAFETY: likewise.
+        // SAFETY: `victim` is writable for a `Process`.
         report(MARK_THREAD_ONLY, 0, |victim| unsafe { *victim = Process { tid, ..Process::NONE } });
     }
     0
 }
 
-/// The kernel sent this process SIGKILL before, from this very thread: the OOM killer sends the signal and then marks, whatever delays
-/// it in between. A mark without that is of a process that was dying anyway, also when this thread ended it for another reason (the
-/// end of a pid namespace, or of a tracer).
+/// True when this thread sent SIGKILL to the process before: the OOM killer sends the signal, then marks. Otherwise the process was
+/// dying anyway, for example because its pid namespace or tracer ended.
 #[inline(always)]
 fn was_killed(identity: Identity) -> bool {
     // SAFETY: read once, right after the look-up.
@@ -156,7 +155,7 @@ fn was_killed(identity: Identity) -> bool {
         && u64::from(sender.tgid) << 32 | u64::from(sender.tid) == bpf_get_current_pid_tgid()
 }
 
-/// Sends the mark. `task` is where the kernel keeps the victim, 0 when that is not known.
+/// Sends the mark. `task` is the address of the victim's task, 0 when it is not known.
 #[inline(always)]
 fn report(flags: u32, task: Address, describe: impl FnOnce(*mut Process)) {
     let kernel_ns = task::now_ns();
@@ -184,7 +183,7 @@ fn report(flags: u32, task: Address, describe: impl FnOnce(*mut Process)) {
     Lane::Urgent.submit(entry);
 }
 
-/// Fills what the victim holds; false when it cannot be read. These are the numbers of the kernel's own report.
+/// Fills the victim's memory figures, those of the kernel's own report; false when they cannot be read.
 ///
 /// # Safety
 /// `mark` must be writable.
@@ -204,12 +203,12 @@ unsafe fn figures(task: Address, mark: *mut OomMark) -> bool {
         return false;
     }
     let signal = probe!(task, task_signal: Address, else return false);
-    // Set before the mark; the task's own pointer may be gone, when it is a leader that has left.
+    // `oom_mm` is set before the mark; the `mm` of a leader that has left may be gone.
     let mm = probe!(signal, signal_oom_mm: Address, else return false);
     if mm == 0 {
         return false;
     }
-    // A counter is the sum of what processors have handed in and may be below zero for a moment.
+    // A counter sums what processors have handed in and may be below zero for a moment.
     let pages =
         |counter: u64| current::probe_at::<i64>(mm, rss + counter * stride).map_or(0, |count| count.max(0) as u64);
     // SAFETY: the caller vouches for `mark`.

@@ -1,8 +1,8 @@
-//! How a record is sent: which ring, when the reader is woken, what is counted when there is no room.
+//! How a record is sent: which ring, when the reader is woken, what is counted without room.
 //!
-//! Waking the reader costs an interrupt to oneself and a task switch, ten times as much as writing the record. So it is
-//! done once after a quiet spell: a reader that is awake says so in [`AWAKE`], looks again by itself every few
-//! milliseconds, and is left alone until it goes back to sleep. Only OOM marks wake it always.
+//! Waking the reader costs a self-interrupt and a task switch, ten times as much as writing the record. So a program wakes only a
+//! sleeping reader: an awake reader says so in [`AWAKE`] and polls every few milliseconds until it sleeps again. Only OOM marks always
+//! wake it.
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -12,19 +12,19 @@ use monitor_common::counter;
 
 use crate::maps::{AWAKE, BULK, CRITICAL, count};
 
-/// Bytes of the critical ring from which on routine records leave the rest to deaths.
+/// Bytes used in the critical ring above which routine records are dropped to keep room for deaths.
 const ROUTINE_CEILING: u64 = 1024 * 1024;
 
-/// Where a record goes and how much it matters.
+/// Ring and priority of a record.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     /// OOM marks: never held back, the reader wakes at once.
     Urgent,
     /// OOM deaths and abnormal deaths of watched services.
     Critical,
-    /// Clean exits, execs, forks and cgroups of watched services: they stand back when the critical ring is half full.
+    /// Clean exits, execs, forks and cgroups of watched services: dropped while the critical ring is half full.
     Routine,
-    /// Abnormal deaths that nobody watches.
+    /// Abnormal deaths of unwatched processes, or beyond a share.
     Bulk,
 }
 
@@ -34,7 +34,7 @@ impl Lane {
         if self == Self::Bulk { &BULK } else { &CRITICAL }
     }
 
-    /// Reserves room for `T`; without room the loss is counted. Every read that can fail comes before this.
+    /// Reserves room for `T`; without room the loss is counted. Do every read that can fail before this call.
     #[inline(always)]
     pub(crate) fn reserve<T: 'static>(self) -> Option<RingBufEntry<T>> {
         if self == Self::Routine && CRITICAL.query(u64::from(BPF_RB_AVAIL_DATA)) > ROUTINE_CEILING {
@@ -59,7 +59,7 @@ impl Lane {
         entry.submit(u64::from(if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }));
     }
 
-    /// A reader that falls asleep between this look and the record's submission looks twice more before it does.
+    /// True while the reader polls. Before it sleeps, it looks twice more and finds a record submitted meanwhile.
     #[inline(always)]
     fn reader_is_awake(self) -> bool {
         let slot = u32::from(self == Self::Bulk);

@@ -1,7 +1,7 @@
 //! `signal_generate`: remembers who sent the signal that is about to end a process.
 //!
-//! The exit itself no longer knows. Only signals that kill are kept (by default action, or `SIGKILL`), and the few that
-//! ask a process to stop even when it handles them; all else leaves after two comparisons.
+//! At the exit the sender is no longer known. Only signals that kill are recorded (by default action, or `SIGKILL`), and the few that
+//! ask a process to stop even when it handles them; other signals cost two comparisons.
 
 use core::mem::MaybeUninit;
 
@@ -29,9 +29,9 @@ use crate::{
 /// SIGKILL to a dying process is ignored, so the first sender stays.
 const DELIVERED: i32 = 0;
 const LOSE_INFO: i32 = 4;
-/// `TRACE_SIGNAL_IGNORED`: by choice, by the first process of a pid namespace, or by one that is dying.
+/// `TRACE_SIGNAL_IGNORED`: by choice, by the first process of a pid namespace, or by a dying process.
 const IGNORED: i32 = 1;
-/// `TRACE_SIGNAL_ALREADY_PENDING`: what 5.10 says of one that is dying.
+/// `TRACE_SIGNAL_ALREADY_PENDING`: reported by 5.10 for a dying process.
 const PENDING: i32 = 2;
 /// `SIGNAL_GROUP_EXIT` (sched/signal.h): the process is dying.
 const DYING: u32 = 4;
@@ -43,7 +43,7 @@ const PRIVATE: u64 = 1;
 /// `_NSIG` (signal.h).
 const COUNT: u32 = 64;
 
-/// `PT_EXITKILL` (linux/ptrace.h): `PTRACE_O_EXITKILL` as a traced task carries it.
+/// `PT_EXITKILL` (linux/ptrace.h): `PTRACE_O_EXITKILL` in the flags of a traced task.
 const KILLED_WITH_TRACER: u32 = 1 << 23;
 
 /// Signals as bits, bit n - 1 for signal n.
@@ -59,9 +59,9 @@ const fn bits(signals: &[u32]) -> u64 {
 
 /// Never fatal by default: CHLD, CONT, STOP, TSTP, TTIN, TTOU, URG, WINCH (signal(7), x86 and arm numbers).
 const HARMLESS: u64 = bits(&[17, 18, 19, 20, 21, 22, 23, 28]);
-/// Requests to stop, worth knowing even when handled: HUP, INT, QUIT, TERM; and KILL, which cannot be.
+/// Recorded even when handled: the requests to stop HUP, INT, QUIT, TERM; and KILL, which has no handler.
 const REQUESTS: u64 = bits(&[1, 2, 3, 9, 15]);
-/// Of these, the ones that ask for an end and can be ignored: INT, QUIT, TERM.
+/// Requests among these to end, which can be ignored: INT, QUIT, TERM.
 const STOPS: u64 = bits(&[2, 3, 15]);
 
 #[btf_tracepoint(function = "signal_generate")]
@@ -74,11 +74,11 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     let task: Kernel = ctx.arg(2);
     match result {
         DELIVERED | LOSE_INFO => {}
-        // A stop that is ignored is followed by a kill, which is no accident then.
         IGNORED | PENDING if signal == SIGKILL && ctx.arg::<u64>(1) == PRIVATE && is_oom_victim(task) => {
             again(task);
             return 0;
         }
+        // An ignored request to stop explains the kill that follows it.
         IGNORED if STOPS >> (signal - 1) & 1 != 0 && !is_dying(task) => {}
         _ => return 0,
     }
@@ -107,7 +107,7 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
             flags |= reason(task);
         }
     }
-    // The end of a parent, sent in its name like all that leaves a siginfo out.
+    // A parent's end: the kernel sends this signal without a siginfo, in the parent's name.
     if flags & SENT_WITHOUT_INFO != 0
         && si_code == SI_USER
         && field!(task, task_pdeath_signal: u32, else 0) == signal
@@ -116,7 +116,7 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
         flags |= SENT_BY_PARENT_END;
     }
     let (start_ns, cgroup) = if own { (identity.start_ns, task::cgroup_id(task)) } else { current::origin() };
-    // An interrupt that raises a timer's signal meets whoever runs, by chance the process itself.
+    // An interrupt raises signals of timers and I/O while any process runs, by chance this one.
     if own && !SI_EVENT.contains(&si_code) {
         let flags = if is_certain(task, signal) { SITE_FATAL } else { 0 };
         crash::site(&ctx, signal, task, (identity, cgroup), flags);
@@ -144,7 +144,7 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
         task::current_comm(&raw mut (*last).comm);
         signals.assume_init_ref()
     };
-    // A full LRU map evicts the oldest; an insert fails only under contention, and then the sender reads as unknown.
+    // A full LRU map evicts the oldest; an insert fails only under contention, and the sender is then unknown.
     let recorded = SIGNALS.insert(identity, signals, 0).is_ok();
     trace!(&ctx, "signal {} to process {} recorded: {}", signal, task::tgid(task), u32::from(recorded));
     0
@@ -168,12 +168,12 @@ fn is_oom_victim(task: Kernel) -> bool {
 #[inline(always)]
 fn again(task: Kernel) {
     if let Some(signals) = SIGNALS.get_ptr_mut(task::identity(task)) {
-        // SAFETY: a value of a preallocated map, which stays mapped; the process is dying, so nobody else writes it.
+        // SAFETY: a value of a preallocated map, which stays mapped; the process is dying, so no other program writes it.
         unsafe { (*signals).last.flags |= SENT_AGAIN };
     }
 }
 
-/// Why the kernel kills a process with another one's hands, memory apart.
+/// `SENT_*` flags: why an exiting task's kernel code kills `victim`.
 #[inline(always)]
 fn reason(victim: Kernel) -> u32 {
     if !current::is_exiting() {
@@ -189,8 +189,8 @@ fn reason(victim: Kernel) -> u32 {
     flags
 }
 
-/// `si_code` of a siginfo. Some kernels call this argument a plain number for the verifier, because it may be one of the
-/// constants above, so it is read through the helper.
+/// `si_code` of a siginfo. To some verifiers this argument is a plain number, as it may be one of the constants above, so the helper
+/// reads it.
 #[inline(always)]
 fn code_of(info: u64) -> i32 {
     let offset = offset!(siginfo_code);
@@ -201,9 +201,8 @@ fn code_of(info: u64) -> i32 {
     unsafe { bpf_probe_read_kernel((info + offset) as *const i32) }.unwrap_or(SI_UNKNOWN)
 }
 
-/// True when nothing keeps a signal that was delivered, and that [`is_default`] found without a handler, from ending the process: the
-/// thread has not blocked it, and no tracer may take it. The kernel takes a block and a handler away before it sends a signal that it
-/// forces on a process, so that both are read as they count.
+/// True when a delivered signal without a handler (see [`is_default`]) certainly ends the process: the thread has not blocked it and
+/// has no tracer. Before the kernel forces a signal on a process, it removes block and handler, so both reads are right then too.
 #[inline(always)]
 fn is_certain(task: Kernel, signal: u32) -> bool {
     if offset!(may_probe) == 0 || offset!(sigaction_size) == ABSENT || offset!(sigaction_handler) == ABSENT {
@@ -222,7 +221,7 @@ fn is_default(task: Kernel, signal: u32) -> bool {
         return true;
     }
     let table = field!(task, task_sighand: Kernel, else return true);
-    // What older verifiers know nothing of after a product, the mask tells again: a table of 64 entries is smaller.
+    // Older verifiers lose the bound of a product; the mask restores one, above the size of the table of 64 entries.
     let at = actions + (u64::from(signal - 1) * size & 0xffff) + action + handler;
     // SAFETY: the helper checks the address; the index is below the 64 entries of the table.
     unsafe { bpf_probe_read_kernel((table as u64 + at) as *const u64) }.unwrap_or(0) == 0

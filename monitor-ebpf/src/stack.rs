@@ -1,5 +1,5 @@
-//! The user stack of a process that is about to crash, for code without frame pointers: the agent follows it by the tables of the
-//! files, as a debugger does. Copied into a slot of an array; [`monitor_common::stack`] tells why.
+//! Copies the user stack of a crashing process, for code without frame pointers: the agent unwinds it with the tables of the files, as
+//! a debugger does. The copy goes into a slot of an array; [`monitor_common::stack`] tells why.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -17,7 +17,7 @@ use crate::{
     maps::{Identity, STACKS, STACKS_WRITTEN},
 };
 
-/// Copies registers and stack of the current thread; the slot, or [`NO_STACK`].
+/// Copies registers and stack of the current thread. Returns the slot, or [`NO_STACK`].
 #[inline(always)]
 pub(crate) fn copy(ctx: &BtfTracePointContext, identity: Identity, kernel_ns: u64, watched: bool) -> u32 {
     let regs = current::registers();
@@ -32,13 +32,13 @@ pub(crate) fn copy(ctx: &BtfTracePointContext, identity: Identity, kernel_ns: u6
     let Some(stack) = STACKS.get_ptr_mut(slot) else { return NO_STACK };
     let size = (FRAMES * size_of::<u64>()) as u32;
     // SAFETY: the slot is as large as a `CrashStack`; each helper writes no more than it is told. The order of the writes to both ends
-    // is what tells the agent whether the rest is whole.
+    // tells the agent whether the rest is complete.
     unsafe {
         core::ptr::write_volatile(&raw mut (*stack).sealed_ns, 0);
         core::ptr::write_volatile(&raw mut (*stack).kernel_ns, 0);
         let filled =
             bpf_get_stack(ctx.as_ptr(), (&raw mut (*stack).addresses).cast(), size, u64::from(BPF_F_USER_STACK));
-        // What the kernel itself follows begins where the program is: other registers are none.
+        // The kernel's own trace begins at the program's `ip`; if not, these are no registers.
         if filled < 8 || (*stack).addresses[0] != ip {
             return NO_STACK;
         }
@@ -58,7 +58,7 @@ pub(crate) fn copy(ctx: &BtfTracePointContext, identity: Identity, kernel_ns: u6
     slot
 }
 
-/// Copies the user stack of the current thread from its pointer upwards, until a piece cannot be read; the bytes copied.
+/// Copies the user stack of the current thread from `sp` upwards, until a piece cannot be read. Returns the bytes copied.
 ///
 /// # Safety
 /// `to` must be writable.
@@ -78,7 +78,7 @@ pub(crate) unsafe fn copy_from(sp: u64, to: *mut UserStack) -> u32 {
     read as u32
 }
 
-/// The slot that was written the longest ago, of the half for watched services or of the other.
+/// Takes the oldest slot, in the half for watched services or in the other.
 #[inline(always)]
 fn next(watched: bool) -> u32 {
     let half = u32::from(watched);
@@ -90,7 +90,7 @@ fn next(watched: bool) -> u32 {
     half * SLOTS + (number & (SLOTS - 1))
 }
 
-/// Notes where the program's own code is, and which file it comes from.
+/// Notes the range of the program's code and the inode of its file.
 ///
 /// # Safety
 /// `stack` must be writable for the whole of a [`CrashStack`].

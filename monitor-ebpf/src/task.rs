@@ -1,4 +1,4 @@
-//! How a task is read: through pointers that the verifier knows the type of, at offsets from BTF.
+//! Reads tasks through pointers whose type the verifier knows, at offsets from BTF.
 
 use core::{arch::asm, ffi::c_void};
 
@@ -24,13 +24,13 @@ macro_rules! offset {
 }
 pub(crate) use offset;
 
-/// A slot of the layout, by its place there: an instruction that holds the number itself, once the agent has put it there
-/// ([`monitor_common::layout`] tells how). A global would be a cache line more for each exit, and one that every other read waits for.
+/// The layout slot at byte `AT`, held in the instruction itself: the agent writes it there ([`monitor_common::layout`] tells how). A
+/// global would cost each exit one more cache line, for which every other read waits.
 #[inline(always)]
 pub(crate) fn constant<const AT: usize>() -> u64 {
     let value: u64;
-    // SAFETY: the instruction loads a number and does nothing else. Not `pure`: it shall stand where the number is wanted, or the compiler
-    // carries it over branches and the stack, where older verifiers lose it.
+    // SAFETY: the instruction loads a number and does nothing else. Not `pure`, or the compiler moves the number away from its use,
+    // over branches and the stack, where older verifiers lose it.
     unsafe {
         asm!("{value} = {placeholder} ll", value = out(reg) value, placeholder = const placeholder(AT),
             options(nomem, nostack, preserves_flags));
@@ -41,7 +41,7 @@ pub(crate) fn constant<const AT: usize>() -> u64 {
 /// The offset of a field that the running kernel does not have.
 pub(crate) const ABSENT: u64 = layout::constant(layout::ABSENT);
 
-/// Reads a field at an offset of the table; the given default where the kernel has no such field.
+/// Reads a field at an offset of the layout; evaluates the given default where the kernel has no such field.
 macro_rules! field {
     ($base:expr, $slot:ident: $type:ty, else $default:expr) => {{
         let offset = $crate::task::offset!($slot);
@@ -84,7 +84,7 @@ pub(crate) fn tgid(task: Kernel) -> u32 {
     known!(task, task_tgid: u32)
 }
 
-/// Who a task's process is.
+/// Identity of a task's process.
 #[inline(always)]
 pub(crate) fn identity(task: Kernel) -> Identity {
     Identity { start_ns: known!(leader(task), task_start: u64), tgid: u64::from(tgid(task)) }
@@ -148,7 +148,7 @@ pub(crate) fn current_tgid() -> u32 {
 
 /// Fills `out` with the name of the thread that runs now.
 ///
-/// The wrapper of the library zeroes a buffer and copies it, and zeroing becomes a loop that the verifier walks.
+/// The library's wrapper would zero a buffer, in a loop that the verifier walks, and copy it.
 ///
 /// # Safety
 /// `out` must be writable.
