@@ -64,12 +64,13 @@ fn commit(root: &Path) -> Option<String> {
         let text = String::from_utf8(output.stdout).ok()?;
         output.status.success().then(|| text.trim().to_owned())
     };
-    // What a checkout or a commit changes. Only what exists: cargo would rerun us for ever for a file that does not.
-    for file in ["HEAD", "refs/heads", "packed-refs"] {
-        let path = root.join(git(&["rev-parse", "--git-path", file])?);
-        if path.exists() {
-            println!("cargo::rerun-if-changed={}", path.display());
-        }
+    // What a checkout or a commit changes: the log of HEAD, where there is one. Other branches are of no concern. Only what exists:
+    // cargo would rerun us for ever for a file that does not.
+    let path = |file| Some(root.join(git(&["rev-parse", "--git-path", file])?));
+    let (log, head) = (path("logs/HEAD")?, path("HEAD")?);
+    let files = if log.exists() { vec![head, log] } else { vec![head, path("refs/heads")?, path("packed-refs")?] };
+    for file in files.iter().filter(|file| file.exists()) {
+        println!("cargo::rerun-if-changed={}", file.display());
     }
     git(&["rev-parse", "--verify", "--quiet", "--short=12", "HEAD"])
 }

@@ -11,6 +11,7 @@ use monitor_common::record::{
     CGROUP_CREATED, CGROUP_EMPTY, CGROUP_POPULATED, CGROUP_REMOVED, CGROUP_RENAMED, Cgroup, Header, KIND_CGROUP,
     PATH_LEN,
 };
+use monitor_common::watched::INHERITS;
 
 use crate::{
     maps::{INHERITED, WATCHED},
@@ -98,8 +99,6 @@ fn inherit(cgroup: Kernel, id: u64) {
     }
 }
 
-/// Flag in a value of [`WATCHED`]: a program added the cgroup, not the agent.
-pub(crate) const INHERITS: u32 = 1 << 31;
 /// Most cgroups that the programs may add to [`WATCHED`]: half of it.
 const INHERITED_MAX: u64 = 8192;
 

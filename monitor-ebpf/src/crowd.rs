@@ -2,10 +2,9 @@
 //! for some thousands of deaths. So each service has a share for each second; further deaths go to the bulk ring and take no room from
 //! other services.
 
-use monitor_common::counter::SPREAD;
+use monitor_common::{counter::SPREAD, watched::INHERITS};
 
 use crate::{
-    cgroup::INHERITS,
     maps::{CROWDS, SERVICES, WATCHED},
     task,
 };

@@ -40,7 +40,7 @@ pub(crate) struct Cpu {
 const _: () = assert!(size_of::<Cpu>() == CPU_WORDS * 8, "what the agent reads");
 
 /// Watched cgroups by id. The value names the service, the same for all its cgroups; cgroups made inside get a copy with
-/// [`crate::cgroup::INHERITS`] set.
+/// [`monitor_common::watched::INHERITS`] set.
 ///
 /// A new epoch of [`crate::watched`] follows each addition.
 #[map]

@@ -164,6 +164,8 @@ pub(crate) struct Steward {
     claims: Claims,
     /// Cgroups that the kernel programs had no room to watch, with the own cgroups of their services.
     unwatched: BTreeSet<(u64, u64)>,
+    /// Watched cgroups that an earlier agent left and this one did not know at its start.
+    unknown: BTreeSet<u64>,
     policies: Shared<Policy>,
     words: (mpsc::Sender<Word>, mpsc::Receiver<Word>),
     tasks: JoinSet<()>,
@@ -290,6 +292,7 @@ impl Steward {
             roster: Roster::new(config.host_budget()),
             claims: Claims::default(),
             unwatched: BTreeSet::new(),
+            unknown: BTreeSet::new(),
             policies: Shared::default(),
             words: mpsc::channel(WORDS),
             tasks: JoinSet::new(),
@@ -504,7 +507,7 @@ impl Steward {
             }
             Word::Owner(path, answer) => self.owner_answered(&path, answer, clock::boot_ns()),
             Word::Gone(service) => self.forget(&service),
-            Word::Vanished(ids) => ids.into_iter().for_each(|id| self.observer.vanished(id)),
+            Word::Vanished(ids) => self.vanished(ids),
             Word::Replied(asker, process, reply) => self.replied(&asker, process, reply),
             Word::Meant(unit, reply) => self.meant(unit, &reply),
             Word::Main(service, main) => self.main_named(&service, main),

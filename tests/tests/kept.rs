@@ -173,7 +173,7 @@ fn systemd_keeps_the_programs_over_a_crash_and_a_restart_and_not_over_a_stop() {
     assert!(died.elapsed() > Duration::from_secs(2), "no agent was there");
     assert!(!first["timeline"].to_string().contains("no agent was watching"), "{first:#}");
     assert_ne!(main_process(AGENT), agent);
-    assert_eq!(kept, 7 + 2 * attached, "seven maps, and for each program itself and its link");
+    assert_eq!(kept, 9 + 2 * attached, "nine maps, and for each program itself and its link");
     assert!(journal().contains("goes on with the kernel programs of the agent before"));
     host.is_watching();
 

@@ -11,11 +11,14 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Btf, Ebpf, EbpfLoader, Endianness,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
     programs::{BtfTracePoint, Program, ProgramError},
 };
 use aya_log::EbpfLogger;
-use monitor_common::counter::{self, Author, CPU_WORDS, SLOTS};
+use monitor_common::{
+    counter::{self, Author, CPU_WORDS, SLOTS},
+    watched::INHERITS,
+};
 
 use super::{
     about::{About, Remains},
@@ -29,6 +32,10 @@ use super::{
     stacks::CrashStacks,
 };
 use crate::host::{cgroup::Hierarchy, clock, cpus, inherited::Named, privilege};
+
+/// `BPF_NOEXIST` and `BPF_EXIST` (include/uapi/linux/bpf.h): whether an insertion adds an entry or replaces one.
+const ADD: u64 = 1;
+const REPLACE: u64 = 2;
 
 /// Where the kernel shows its type information.
 pub(crate) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -79,9 +86,11 @@ pub(crate) struct Kernel {
     diagnostics: Option<Diagnostics>,
 }
 
-/// The cgroups that are watched, and the epoch whose change makes the programs look again.
+/// The cgroups that are watched, the number of those that the programs have added, and the epoch whose change makes the programs
+/// look again.
 struct Watched {
     cgroups: HashMap<MapData, u64, u32>,
+    inherited: Array<MapData, u64>,
     epoch: Array<MapData, u64>,
 }
 
@@ -276,6 +285,7 @@ fn begin(
         (set::AWAKE, "AWAKE"),
         (set::COUNTERS, "COUNTERS"),
         (set::WATCHED, "WATCHED"),
+        (set::INHERITED, "INHERITED"),
         (set::EPOCH, ".bss"),
         (set::STACKS, "STACKS"),
     ] {
@@ -341,6 +351,7 @@ fn open(
     let counters = Map::from_map_data(set.map(set::COUNTERS)?)?.try_into()?;
     let watched = Mutex::new(Watched {
         cgroups: Map::from_map_data(set.map(set::WATCHED)?)?.try_into()?,
+        inherited: Map::from_map_data(set.map(set::INHERITED)?)?.try_into()?,
         epoch: Map::from_map_data(set.map(set::EPOCH)?)?.try_into()?,
     });
     let mut missing = plan.missing;
@@ -391,9 +402,6 @@ pub(super) fn explain(error: anyhow::Error) -> anyhow::Error {
     error
 }
 
-/// The bits of a watched cgroup's value that identify the service; the programs use the other bit.
-const HANDLE: u32 = u32::MAX >> 1;
-
 impl Kernel {
     /// Sums the per-CPU counters; the index is a slot of [`monitor_common::counter`].
     pub(crate) fn counters(&self) -> Result<[u64; SLOTS as usize]> {
@@ -408,17 +416,25 @@ impl Kernel {
     /// # Errors
     /// When the map is full (16,384 cgroups) or gone.
     pub(crate) fn watch(&self, cgroup: u64, own: u64) -> Result<()> {
-        let Watched { cgroups, epoch } = &mut *self.lock();
-        // The programs count the entries that they add. Overwriting such an entry would leave it counted for ever.
-        if cgroups.get(&cgroup, 0).is_ok() {
-            return Ok(());
+        let Watched { cgroups, epoch, .. } = &mut *self.lock();
+        let own = own as u32 & !INHERITS;
+        let (value, flags) = match cgroups.get(&cgroup, 0) {
+            Ok(value) if value & !INHERITS == own => return Ok(()),
+            // The programs count the cgroups that they have added, so the bit stays.
+            Ok(value) => (own | value & INHERITS, REPLACE),
+            Err(_) => (own, ADD),
+        };
+        match cgroups.insert(cgroup, value, flags) {
+            Ok(()) => {}
+            // The programs have added or removed it meanwhile.
+            Err(MapError::SyscallError(error))
+                if matches!(error.io_error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot watch the cgroup with id {cgroup}")),
         }
         // The epoch after the cgroup: the programs rely on it.
-        let mut watch = || {
-            cgroups.insert(cgroup, own as u32 & HANDLE, 0)?;
-            epoch.set(0, counter::epoch(clock::boot_ns(), Author::Agent), 0)
-        };
-        watch().with_context(|| format!("cannot watch the cgroup with id {cgroup}"))
+        epoch
+            .set(0, counter::epoch(clock::boot_ns(), Author::Agent), 0)
+            .context("cannot tell the kernel programs that a cgroup is watched")
     }
 
     /// The cgroups that are watched.
@@ -429,12 +445,28 @@ impl Kernel {
         self.lock().cgroups.keys().collect::<Result<_, _>>().context("cannot list the cgroups that are watched")
     }
 
-    /// Watches a cgroup no longer, if it is watched.
+    /// Stops watching a cgroup, if it is watched.
     pub(crate) fn unwatch(&self, cgroup: u64) {
-        let gone = self.lock().cgroups.remove(&cgroup);
-        if let Err(error) = gone {
-            tracing::debug!("the cgroup with id {cgroup} was not watched: {error}");
+        let Watched { cgroups, inherited, .. } = &mut *self.lock();
+        let value = cgroups.get(&cgroup, 0).unwrap_or_default();
+        // When the programs have removed it meanwhile, they have counted it.
+        if cgroups.remove(&cgroup).is_ok() && value & INHERITS != 0 {
+            let counted = inherited.get(&0, 0).and_then(|count| inherited.set(0, count.saturating_sub(1), 0));
+            if let Err(error) = counted {
+                tracing::debug!("cannot count the cgroups that the kernel programs watch: {error}");
+            }
         }
+    }
+
+    /// Counts the cgroups that the programs have added, which they limit. Their count and [`Self::unwatch`] may miss one
+    /// that is made or removed at the same moment.
+    ///
+    /// # Errors
+    /// When a map cannot be read or written.
+    pub(crate) fn recount(&self) -> Result<()> {
+        let Watched { cgroups, inherited, .. } = &mut *self.lock();
+        let added = cgroups.iter().filter(|entry| entry.as_ref().is_ok_and(|(_, value)| value & INHERITS != 0)).count();
+        inherited.set(0, added as u64, 0).context("cannot count the cgroups that the kernel programs watch")
     }
 
     /// The stacks of processes that crash.
@@ -613,8 +645,25 @@ mod tests {
             assert!(reported(&mut rings, &hierarchy, &child), "in round {round}");
             hierarchy.remove(&child).expect("it is empty");
         }
-        for path in [inside("a"), inside("watched"), top.clone()] {
-            hierarchy.remove(&path).expect("it is empty");
+
+        // What the programs add is counted, however it goes.
+        let inherited = || kernel.lock().inherited.get(&0, 0).expect("it can be read");
+        let children: Vec<_> = ["c", "d", "e"].map(|name| inside(&format!("watched/{name}"))).into();
+        for child in &children {
+            hierarchy.create(child).expect("a cgroup");
+        }
+        assert_eq!(inherited(), 3);
+        kernel.watch(id(&children[0]), 2).expect("room");
+        kernel.unwatch(id(&children[0]));
+        kernel.unwatch(id(&children[0]));
+        assert_eq!(inherited(), 2, "once, and although it became another service's");
+        hierarchy.remove(&children[1]).expect("it is empty");
+        assert_eq!(inherited(), 1);
+        kernel.lock().inherited.set(0, 8192, 0).expect("it can be written");
+        kernel.recount().expect("both maps can be used");
+        assert_eq!(inherited(), 1);
+        for path in [&children[0], &children[2], &inside("a"), &inside("watched"), &top] {
+            hierarchy.remove(path).expect("it is empty");
         }
     }
 }

@@ -20,12 +20,13 @@ pub(super) const BULK: &str = "map-bulk";
 pub(super) const AWAKE: &str = "map-awake";
 pub(super) const COUNTERS: &str = "map-counters";
 pub(super) const WATCHED: &str = "map-watched";
+pub(super) const INHERITED: &str = "map-inherited";
 pub(super) const EPOCH: &str = "map-epoch";
 pub(super) const STACKS: &str = "map-stacks";
 /// What the others are like, see [`super::about`].
 pub(super) const ABOUT: &str = "map-about";
 /// All of them.
-pub(super) const MAPS: [&str; 8] = [CRITICAL, BULK, AWAKE, COUNTERS, WATCHED, EPOCH, STACKS, ABOUT];
+pub(super) const MAPS: [&str; 9] = [CRITICAL, BULK, AWAKE, COUNTERS, WATCHED, INHERITED, EPOCH, STACKS, ABOUT];
 const PROGRAM: &str = "program-";
 const LINK: &str = "link-";
 

@@ -115,15 +115,35 @@ impl Steward {
         Ok(failures)
     }
 
-    /// An earlier agent may have watched what is not configured any more. A cgroup that is not known was made just now.
-    fn unwatch_the_unwanted(&self) -> Result<()> {
+    /// An earlier agent may have watched what is not configured any more, or what has gone without word of it.
+    fn unwatch_the_unwanted(&mut self) -> Result<()> {
         for id in self.kernel.watched()? {
-            let place = self.observer.known_place(id);
-            if place.is_some_and(|place| self.roster.at(place).is_none() && !self.claims.has(place.root())) {
+            match self.observer.known_place(id) {
+                Some(place) if self.roster.at(place).is_some() || self.claims.has(place.root()) => {}
+                Some(_) => self.kernel.unwatch(id),
+                None => {
+                    self.unknown.insert(id);
+                }
+            }
+        }
+        self.kernel.recount()
+    }
+
+    /// Stops watching cgroups that an earlier agent watched and that are unknown still: a new cgroup is known by now.
+    pub(super) fn unwatch_the_unknown(&mut self) {
+        for id in mem::take(&mut self.unknown) {
+            if self.observer.known_place(id).is_none() {
                 self.kernel.unwatch(id);
             }
         }
-        Ok(())
+    }
+
+    /// Cgroups have gone without word of it.
+    pub(super) fn vanished(&mut self, ids: Vec<u64>) {
+        for id in ids {
+            self.observer.vanished(id);
+            self.kernel.unwatch(id);
+        }
     }
 
     /// Continues with services that an earlier agent knew and that have no cgroup now. `confirmed`: their own cgroups

@@ -46,7 +46,8 @@ pub(super) struct Claim {
 }
 
 impl Claims {
-    /// Adds a claim. It replaces an older one for the same path: the cgroup was made anew.
+    /// Adds a claim. It replaces an older one for the same path: the cgroup was made anew. The answer to a question under way is
+    /// about the path, so it holds for the new cgroup too.
     pub(super) fn add(&mut self, id: u64, place: &Place) {
         if let Some(claim) = self.waiting.get_mut(&place.path) {
             (claim.id, claim.place) = (id, place.clone());

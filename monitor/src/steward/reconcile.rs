@@ -22,6 +22,7 @@ impl Steward {
     pub(super) fn look_again(&mut self) {
         self.progress.tick(clock::boot_ns());
         self.attach_again();
+        self.unwatch_the_unknown();
         self.watch_again();
         self.look_for_the_gone();
         self.metrics.own().claims_dropped(self.claims.dropped());

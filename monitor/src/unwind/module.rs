@@ -29,6 +29,10 @@ const NATIVE: object::Architecture = object::Architecture::Aarch64;
 #[cfg(not(target_arch = "aarch64"))]
 const NATIVE: object::Architecture = object::Architecture::X86_64;
 
+/// Size of a table for unwinding that is read from its beginning for each address, where it has no index: GCC gives none to programs
+/// that it links statically.
+const UNINDEXED: u64 = 4 << 20;
+
 type Elf<'a> = ElfFile64<'a, LittleEndian>;
 
 /// Part of a mapped file.
@@ -153,14 +157,19 @@ impl Module {
     /// The extent of the function around an address, by the unwind table.
     pub(crate) fn extent(&self, address: u64) -> Option<Range<u64>> {
         let elf = self.elf()?;
-        let (hdr, frame) = (elf.section_by_name(".eh_frame_hdr")?, elf.section_by_name(".eh_frame")?);
+        let table = elf.section_by_name(".eh_frame")?;
         let text = elf.section_by_name(".text").map_or(0, |text| text.address());
-        let bases =
-            BaseAddresses::default().set_eh_frame_hdr(hdr.address()).set_eh_frame(frame.address()).set_text(text);
-        let (hdr, frame) = (hdr.data().ok()?, frame.data().ok()?);
-        let parsed = EhFrameHdr::new(hdr, NativeEndian).parse(&bases, 8).ok()?;
-        let frame = EhFrame::new(frame, NativeEndian);
-        let entry = parsed.table()?.fde_for_address(&frame, &bases, address, EhFrame::cie_from_offset).ok()?;
+        let bases = BaseAddresses::default().set_eh_frame(table.address()).set_text(text);
+        let frames = EhFrame::new(table.data().ok()?, NativeEndian);
+        let entry = if let Some(index) = elf.section_by_name(".eh_frame_hdr") {
+            let bases = bases.set_eh_frame_hdr(index.address());
+            let parsed = EhFrameHdr::new(index.data().ok()?, NativeEndian).parse(&bases, 8).ok()?;
+            parsed.table()?.fde_for_address(&frames, &bases, address, EhFrame::cie_from_offset).ok()?
+        } else if table.size() <= UNINDEXED {
+            frames.fde_for_address(&bases, address, EhFrame::cie_from_offset).ok()?
+        } else {
+            return None;
+        };
         Some(entry.initial_address()..entry.end_address())
     }
 
