@@ -1,7 +1,7 @@
 //! Deaths in units of a real systemd: the unit's name, main process told from worker. Runs where systemd is PID 1, as in
 //! `cargo xtask vm --kernel 6.1 --test systemd`.
 
-use std::{path::PathBuf, process::Command, thread::sleep, time::Duration};
+use std::{os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command, thread::sleep, time::Duration};
 
 use serde_json::Value;
 
@@ -178,6 +178,44 @@ fn units_that_systemd_leaves_dead_are_started_again() {
     assert!(incident["timeline"].to_string().contains("start limit: 3 starts"), "{incident}");
     assert_eq!(unit.starts(), 4, "three of systemd's, one of ours");
     measured("start limit hit", &unit, &incident);
+}
+
+#[test]
+fn a_unit_that_fails_before_it_is_ready_is_tried_again() {
+    if !can_run("a_unit_that_fails_before_it_is_ready_is_tried_again") {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a directory");
+    let (broken, health) = (place.path().join("broken"), place.path().join("health"));
+    std::fs::write(&health, format!("#!/bin/sh\ntest ! -e {}\n", broken.display())).expect("a script");
+    std::fs::set_permissions(&health, std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let agent = Agent::start(&format!(
+        "[defaults]\nbudget = {{ per_service = '100/10m', per_host = '1000/10m' }}\n\
+         [[service]]\nunit = 'healed-*.service'\nrestart = true\ngrace = '0s'\nhealth = 'exec:{}'\n",
+        health.display()
+    ));
+    let readies = format!("{{ test -e {} && exit 1; systemd-notify --ready; }}", broken.display());
+    let limit = "StartLimitBurst=3\nStartLimitIntervalSec=60";
+    for (name, restart, limit) in
+        [("healed-notify", "Restart=no", ""), ("healed-notify-limit", "Restart=on-failure\nRestartSec=10ms", limit)]
+    {
+        let service = format!("Type=notify\nNotifyAccess=all\n{restart}");
+        let unit = Unit::start(name, &service, limit, &readies, 1000);
+        unit.main();
+        up(&agent, &unit);
+        std::fs::write(&broken, "").expect("a fault");
+        unit.kill();
+        // systemd's own starts under the limit are two.
+        eventually("starts that fail", || (unit.starts() >= 5).then_some(()));
+        std::fs::remove_file(&broken).expect("mended");
+        let incident = ended(&agent, &unit);
+        // Under the limit, which our start resets, systemd starts it too.
+        assert!(incident["outcome"] == "restarted" || !limit.is_empty(), "{incident}");
+        assert_ne!(incident["outcome"], "intended", "{incident}");
+        assert_eq!(incident["cause"]["kind"], "killed", "{incident}");
+        assert!(incident["restarts"].as_u64() >= Some(1), "{incident}");
+        assert_eq!(agent.incidents(&unit.name).len(), 1, "one outage");
+    }
 }
 
 /// Outages of a unit that nobody wanted. A stop that systemd confirms late, as an emulated one may, is recorded with that end.

@@ -9,8 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use futures_util::future::join_all;
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    time::timeout,
+};
 use zbus::{Connection, OwnedObjectPath, OwnedVariant};
 
 const DESTINATION: &str = "org.freedesktop.systemd1";
@@ -25,41 +27,26 @@ const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 /// How systemd writes a time without end.
 const FOR_EVER: u64 = u64::MAX;
 
-/// What [`Unit`] needs of any unit, and of a service.
-const UNIT_PROPERTIES: [&str; 9] = [
-    "LoadState",
-    "ActiveState",
-    "SubState",
-    "Job",
-    "InvocationID",
-    "StartLimitBurst",
-    "StartLimitIntervalUSec",
-    "ActiveExitTimestampMonotonic",
-    "TriggeredBy",
-];
-const SERVICE_PROPERTIES: [&str; 10] = [
-    "ExecMainExitTimestampMonotonic",
-    "Result",
-    "Restart",
-    "Type",
-    "KillMode",
-    "ControlGroup",
-    "MainPID",
-    "RestartUSec",
-    "RestartUSecNext",
-    "RestartPreventExitStatus",
-];
-
-/// What [`Progress`] needs of any unit.
-const PROGRESS_PROPERTIES: [&str; 3] = ["InvocationID", "ActiveState", "Job"];
-
 /// systemd answers within milliseconds; one that is this slow is asked again later.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Questions under way at a time. Each has three calls under way at most, and dbus-daemon allows a connection 128.
+const AT_ONCE: usize = 32;
+
+/// Properties by their names.
+type Told = HashMap<String, OwnedVariant>;
+
 /// The host's systemd. Cheap to clone; the clones share one connection, which is made again when it was lost.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Systemd {
     bus: Arc<Mutex<Option<Connection>>>,
+    turns: Arc<Semaphore>,
+}
+
+impl Default for Systemd {
+    fn default() -> Self {
+        Self { bus: Arc::default(), turns: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
 }
 
 /// What a unit is and does, in systemd's own words.
@@ -95,7 +82,7 @@ pub(crate) struct Unit {
     pub(crate) prevents_some: bool,
     /// It names SIGKILL.
     pub(crate) prevents_restart: bool,
-    /// It had left its active state before its main process ended: it was being stopped, by whatever means (`ExecStop=`).
+    /// This run was active, and was so no longer when its main process ended: it was being stopped, by whatever means (`ExecStop=`).
     pub(crate) stopped_first: bool,
     /// Sockets, timers and paths that start it on demand.
     pub(crate) triggers: Vec<String>,
@@ -191,6 +178,9 @@ impl Systemd {
 
     /// Asks; after a failure the next question connects again.
     async fn ask<T>(&self, question: impl AsyncFnOnce(&Bus) -> Result<T>) -> Result<T> {
+        // Those that are asked first are slow when there is no turn.
+        let _turn =
+            timeout(PATIENCE, self.turns.acquire()).await.context("systemd is too slow for all questions")??;
         let answer = async {
             let bus = self.bus().await?;
             question(&bus).await
@@ -301,7 +291,7 @@ impl Systemd {
 impl Unit {
     /// What systemd told of a unit, without what is asked for elsewhere: whether the host stops, and the type of the job at
     /// this path.
-    fn read(mut told: HashMap<&str, OwnedVariant>) -> Result<(Self, Option<OwnedObjectPath>)> {
+    fn read(mut told: Told) -> Result<(Self, Option<OwnedObjectPath>)> {
         let mut words = |name: &str| told.remove(name).map(text).transpose().map(Option::unwrap_or_default);
         let (load_state, active_state, sub_state) = (words("LoadState")?, words("ActiveState")?, words("SubState")?);
         let (result, restart, kind) = (words("Result")?, words("Restart")?, words("Type")?);
@@ -312,8 +302,11 @@ impl Unit {
         let usual = span(told.remove("RestartUSec"));
         let job = job_of(&mut told)?;
         let mut moment = |name: &str| told.remove(name).and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
-        // Both by systemd's own clock. After a death of its own, a unit leaves its active state when that is noticed.
+        // All by systemd's own clock. After a death of its own, a unit leaves its active state when that is noticed. A run that
+        // did not become active has the moments of an earlier one.
+        let (began, active) = (moment("InactiveExitTimestampMonotonic"), moment("ActiveEnterTimestampMonotonic"));
         let (left, ended) = (moment("ActiveExitTimestampMonotonic"), moment("ExecMainExitTimestampMonotonic"));
+        let stopped_first = (began..).contains(&active) && (active..ended).contains(&left) && left != 0;
         // Two lists, of codes and of signals.
         let prevents = told.remove("RestartPreventExitStatus");
         let prevents = prevents.and_then(|lists| TryInto::<(Vec<i32>, Vec<i32>)>::try_into(lists).ok());
@@ -336,7 +329,7 @@ impl Unit {
             ),
             prevents_some: prevents.as_ref().is_some_and(|(codes, signals)| !codes.is_empty() || !signals.is_empty()),
             prevents_restart: prevents.is_some_and(|(_, signals)| signals.contains(&9)),
-            stopped_first: left != 0 && left < ended,
+            stopped_first,
             triggers: told.remove("TriggeredBy").and_then(|names| Vec::try_from(names).ok()).unwrap_or_default(),
             host_stops: false,
         };
@@ -439,12 +432,8 @@ impl Bus {
 
     async fn progress(&self, name: &str) -> Result<Progress> {
         let path = unit_path(name)?;
-        let (unit, main_pid) =
-            tokio::join!(self.several(&path, UNIT, &PROGRESS_PROPERTIES), self.property(&path, SERVICE, "MainPID"),);
-        let mut told: HashMap<&str, OwnedVariant> = HashMap::new();
-        for (name, value) in unit {
-            told.insert(name, value?);
-        }
+        let (told, main_pid) = tokio::join!(self.all(&path, UNIT), self.property(&path, SERVICE, "MainPID"));
+        let mut told = told?;
         Ok(Progress {
             invocation: invocation(&mut told),
             active_state: told.remove("ActiveState").map(text).transpose()?.unwrap_or_default(),
@@ -456,18 +445,14 @@ impl Bus {
     async fn unit(&self, name: &str) -> Result<Unit> {
         let path = unit_path(name)?;
         let manager = OwnedObjectPath::try_from(MANAGER_PATH).context("the manager's path is one")?;
-        // One by one, all under way at once: all that a service has is 250 properties, many of them read from files.
         let (unit, service, host) = tokio::join!(
-            self.several(&path, UNIT, &UNIT_PROPERTIES),
-            self.several(&path, SERVICE, &SERVICE_PROPERTIES),
+            self.all(&path, UNIT),
+            self.all(&path, SERVICE),
             self.property(&manager, MANAGER, "SystemState"),
         );
-        let mut told: HashMap<&str, OwnedVariant> = HashMap::new();
-        for (name, value) in unit {
-            told.insert(name, value?);
-        }
-        // Other units have none of these, and older versions lack some.
-        told.extend(service.into_iter().filter_map(|(name, value)| Some((name, value.ok()?))));
+        let mut told = unit?;
+        // Other units than services have none of these.
+        told.extend(service.unwrap_or_default());
         let (mut unit, job) = Unit::read(told)?;
         if let Some(job) = job {
             unit.job = self.job(&job).await;
@@ -476,13 +461,12 @@ impl Bus {
         Ok(unit)
     }
 
-    async fn several(
-        &self,
-        path: &OwnedObjectPath,
-        interface: &str,
-        names: &[&'static str],
-    ) -> Vec<(&'static str, Result<OwnedVariant>)> {
-        join_all(names.iter().map(async |&name| (name, self.property(path, interface, name).await))).await
+    /// All properties of one interface, in one call: dbus-daemon allows a connection 128 replies that are due
+    /// (`max_replies_per_connection`).
+    async fn all(&self, path: &OwnedObjectPath, interface: &str) -> Result<Told> {
+        let reply = self.0.call_method(Some(DESTINATION), path, Some(PROPERTIES), "GetAll", &(interface,)).await;
+        let reply = reply.with_context(|| format!("systemd does not tell of {}", path.as_str()))?;
+        reply.body().deserialize().with_context(|| format!("systemd tells of {} in another way", path.as_str()))
     }
 
     /// The type of a job; nothing when it has ended meanwhile.
@@ -492,34 +476,25 @@ impl Bus {
 
     async fn view(&self, unit: &str) -> Result<Option<View>> {
         let path = unit_path(unit)?;
-        let (active_state, sub_state, result, job, began, active, left, most) = tokio::join!(
-            self.property(&path, UNIT, "ActiveState"),
-            self.property(&path, UNIT, "SubState"),
-            // A scope has no result.
-            self.property(&path, SERVICE, "Result"),
-            self.property(&path, UNIT, "Job"),
-            self.property(&path, UNIT, "InactiveExitTimestampMonotonic"),
-            self.property(&path, UNIT, "ActiveEnterTimestampMonotonic"),
-            self.property(&path, UNIT, "ActiveExitTimestampMonotonic"),
-            // Neither has a scope before version 244.
-            self.property(&path, SERVICE, "RuntimeMaxUSec"),
-        );
-        let (_, job): (u32, OwnedObjectPath) = job?.try_into().context("the job of a unit is something else")?;
-        let job = match job.as_str() {
-            "/" => String::new(),
-            _ => self.job(&job).await,
+        let (unit, service) = tokio::join!(self.all(&path, UNIT), self.all(&path, SERVICE));
+        // A scope has no result, and before version 244 no longest run.
+        let (mut unit, mut service) = (unit?, service.unwrap_or_default());
+        let job = match job_of(&mut unit)? {
+            Some(job) => self.job(&job).await,
+            None => String::new(),
         };
-        let moment = |value: Result<OwnedVariant>| anyhow::Ok(u64::try_from(value?)?);
-        let (began, active, left) = (moment(began)?, moment(active)?, moment(left)?);
+        let mut moment = |name| anyhow::Ok(u64::try_from(told(&mut unit, name)?)?);
+        let began = moment("InactiveExitTimestampMonotonic")?;
+        let (active, left) = (moment("ActiveEnterTimestampMonotonic")?, moment("ActiveExitTimestampMonotonic")?);
         if began == 0 {
             // It was unloaded since, and loaded again for this question.
             return Ok(None);
         }
-        let most = moment(most).unwrap_or(FOR_EVER);
+        let most = service.remove("RuntimeMaxUSec").and_then(|most| u64::try_from(most).ok()).unwrap_or(FOR_EVER);
         Ok(Some(View {
-            active_state: text(active_state?)?,
-            sub_state: text(sub_state?)?,
-            result: result.and_then(text).unwrap_or_default(),
+            active_state: text(told(&mut unit, "ActiveState")?)?,
+            sub_state: text(told(&mut unit, "SubState")?)?,
+            result: service.remove("Result").map(text).transpose()?.unwrap_or_default(),
             job,
             was_active: active >= began,
             ran_its_time: most != FOR_EVER && left.saturating_sub(active) >= most,
@@ -533,13 +508,18 @@ impl Bus {
     }
 }
 
+/// A property that every unit has.
+fn told(all: &mut Told, name: &str) -> Result<OwnedVariant> {
+    all.remove(name).with_context(|| format!("systemd does not tell {name}"))
+}
+
 /// `InvocationID`.
-fn invocation(told: &mut HashMap<&str, OwnedVariant>) -> Vec<u8> {
+fn invocation(told: &mut Told) -> Vec<u8> {
     told.remove("InvocationID").and_then(|id| Vec::try_from(id).ok()).unwrap_or_default()
 }
 
 /// The path of the job in `Job`, if there is one.
-fn job_of(told: &mut HashMap<&str, OwnedVariant>) -> Result<Option<OwnedObjectPath>> {
+fn job_of(told: &mut Told) -> Result<Option<OwnedObjectPath>> {
     let job = told.remove("Job").map(TryInto::<(u32, OwnedObjectPath)>::try_into).transpose()?;
     Ok(job.filter(|(id, _)| *id != 0).map(|(_, path)| path))
 }
@@ -609,7 +589,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     let Some((order, body)) = bytes.split_first() else { return };
     let endian = if order & 1 == 0 { Endian::Little } else { Endian::Big };
     let data = serialized::Data::new(body, serialized::Context::new(endian, 0));
-    let Ok((told, _)) = data.deserialize::<HashMap<&str, OwnedVariant>>() else { return };
+    let Ok((told, _)) = data.deserialize::<Told>() else { return };
     let Ok((unit, _)) = Unit::read(told) else { return };
     drop((unit.gap(), unit.gives_up_after()));
     unit.hit_start_limit();
