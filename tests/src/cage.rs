@@ -1,5 +1,5 @@
 //! Applies the limits of the packaged unit (`deploy/systemd/defib.service`) without systemd: cgroups with its limits of
-//! memory and tasks, and systemd's limit of open files.
+//! memory, tasks and processor time, and systemd's limit of open files.
 
 use std::{
     fs,
@@ -12,6 +12,10 @@ use crate::cgroup::{Cgroup, memory_hierarchy};
 const UNIT: &str = include_str!("../../deploy/systemd/defib.service");
 /// `DefaultLimitNOFILE=` (systemd-system.conf(5)), soft and hard, since the unit sets none.
 const FILES: (u32, u32) = (1024, 524_288);
+
+/// Hierarchies of cgroup v1 that limit tasks and processor time.
+const PIDS: &str = "/sys/fs/cgroup/pids";
+const CPU: &str = "/sys/fs/cgroup/cpu";
 
 /// Cgroups with the limits of the packaged unit.
 #[derive(Debug)]
@@ -26,17 +30,24 @@ impl Cage {
     /// When they cannot be made, or the unit's limits cannot be read.
     pub fn new() -> Self {
         let memory = setting("MemoryMax").strip_suffix('M').and_then(|mib| mib.parse::<u64>().ok()).expect("MiB");
-        let tasks = setting("TasksMax");
+        let (tasks, weight) = (setting("TasksMax"), setting("CPUWeight").parse::<u64>().expect("a number"));
         let mut cgroups = vec![Cgroup::new(Some(memory << 20))];
         let (mount, is_v2) = memory_hierarchy();
-        let pids = Path::new("/sys/fs/cgroup/pids");
         if is_v2 {
-            fs::write(mount.join("cgroup.subtree_control"), "+pids").expect("the pids controller can be passed on");
-        } else if pids.exists() {
-            cgroups.push(Cgroup::at(pids));
+            fs::write(mount.join("cgroup.subtree_control"), "+pids +cpu").expect("the controllers can be passed on");
+            fs::write(cgroups[0].directory.join("pids.max"), tasks).expect("the limit of tasks can be set");
+            fs::write(cgroups[0].directory.join("cpu.weight"), weight.to_string()).expect("the weight can be set");
+            return Self { cgroups };
         }
-        let limited = &cgroups[cgroups.len() - 1];
-        fs::write(limited.directory.join("pids.max"), tasks).expect("the limit of tasks can be set");
+        // A weight of 100 is 1024 shares.
+        let shares = (weight * 1024 / 100).to_string();
+        for (hierarchy, file, value) in [(PIDS, "pids.max", tasks), (CPU, "cpu.shares", &shares)] {
+            if Path::new(hierarchy).exists() {
+                let cgroup = Cgroup::at(Path::new(hierarchy));
+                fs::write(cgroup.directory.join(file), value).expect("the limit can be set");
+                cgroups.push(cgroup);
+            }
+        }
         Self { cgroups }
     }
 
@@ -73,11 +84,11 @@ impl Default for Cage {
     }
 }
 
-/// Cgroups for processes that must not count as the agent's tasks: on v1, children of an agent stay in its cgroup of
-/// every hierarchy but memory's.
+/// Cgroups for processes that must not take the agent's tasks and processor time: on v1, children of an agent stay in its cgroup
+/// of every hierarchy but memory's.
 pub fn outside() -> Vec<PathBuf> {
-    let pids = PathBuf::from("/sys/fs/cgroup/pids");
-    if memory_hierarchy().1 || !pids.exists() { Vec::new() } else { vec![pids] }
+    let roots = [PIDS, CPU].map(PathBuf::from);
+    if memory_hierarchy().1 { Vec::new() } else { roots.into_iter().filter(|root| root.exists()).collect() }
 }
 
 fn setting(name: &str) -> &'static str {
