@@ -30,18 +30,16 @@ impl Cage {
     /// When they cannot be made, or the unit's limits cannot be read.
     pub fn new() -> Self {
         let memory = setting("MemoryMax").strip_suffix('M').and_then(|mib| mib.parse::<u64>().ok()).expect("MiB");
-        let (tasks, weight) = (setting("TasksMax"), setting("CPUWeight").parse::<u64>().expect("a number"));
+        let tasks = setting("TasksMax");
         let mut cgroups = vec![Cgroup::new(Some(memory << 20))];
         let (mount, is_v2) = memory_hierarchy();
         if is_v2 {
             fs::write(mount.join("cgroup.subtree_control"), "+pids +cpu").expect("the controllers can be passed on");
             fs::write(cgroups[0].directory.join("pids.max"), tasks).expect("the limit of tasks can be set");
-            fs::write(cgroups[0].directory.join("cpu.weight"), weight.to_string()).expect("the weight can be set");
+            fs::write(cgroups[0].directory.join("cpu.weight"), setting("CPUWeight")).expect("the weight can be set");
             return Self { cgroups };
         }
-        // A weight of 100 is 1024 shares.
-        let shares = (weight * 1024 / 100).to_string();
-        for (hierarchy, file, value) in [(PIDS, "pids.max", tasks), (CPU, "cpu.shares", &shares)] {
+        for (hierarchy, file, value) in [(PIDS, "pids.max", tasks), (CPU, "cpu.shares", &shares())] {
             if Path::new(hierarchy).exists() {
                 let cgroup = Cgroup::at(Path::new(hierarchy));
                 fs::write(cgroup.directory.join(file), value).expect("the limit can be set");
@@ -82,6 +80,49 @@ impl Default for Cage {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Gives threads of a test the agent's weight for the processors: what asks an agent from another host does not compete with what
+/// runs on the agent's. Does nothing on cgroup v2, which does not take single threads so easily.
+#[derive(Debug)]
+pub struct Elsewhere(Option<Cgroup>);
+
+impl Elsewhere {
+    /// Makes the cgroup. It has to outlive the threads.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn new() -> Self {
+        let here = Path::new(CPU);
+        let cgroup = (!memory_hierarchy().1 && here.exists()).then(|| Cgroup::at(here));
+        if let Some(cgroup) = &cgroup {
+            fs::write(cgroup.directory.join("cpu.shares"), shares()).expect("the weight can be set");
+        }
+        Self(cgroup)
+    }
+
+    /// Takes the calling thread in.
+    ///
+    /// # Panics
+    /// When the kernel refuses it.
+    pub fn enter(&self) {
+        if let Some(cgroup) = &self.0 {
+            let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+            fs::write(cgroup.directory.join("tasks"), thread).expect("the thread can be moved");
+        }
+    }
+}
+
+impl Default for Elsewhere {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The unit's weight as shares of cgroup v1: a weight of 100 is 1024 shares.
+fn shares() -> String {
+    let weight: u64 = setting("CPUWeight").parse().expect("a number");
+    (weight * 1024 / 100).to_string()
 }
 
 /// Cgroups for processes that must not take the agent's tasks and processor time: on v1, children of an agent stay in its cgroup

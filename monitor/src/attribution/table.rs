@@ -12,8 +12,8 @@ use crate::recent::Recent;
 
 /// Own cgroups known at a time.
 const ROOTS: usize = 49_152;
-/// Cgroups below them known at a time, some 300 bytes each: as many as the kernel programs watch.
-const NESTED: usize = 8_192;
+/// Cgroups below them known at a time, some 300 bytes each: more than the ten thousand of a crowded host.
+const NESTED: usize = 12_288;
 /// Removed cgroups that stay known in each part.
 const REMEMBERED: usize = 1024;
 /// Longest path of a nested cgroup that is kept, bytes. A longer one (up to 4,096) is cut to its unit or container.

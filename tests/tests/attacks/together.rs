@@ -12,6 +12,7 @@ use std::{
 use serde_json::{Value, json};
 use tests::{
     attacker::{Attacker, Delegated, directory, share},
+    cage::Elsewhere,
     cgroup::Cgroup,
     defib::{Metrics, get},
     live,
@@ -131,10 +132,14 @@ fn attacks(agent: &str, delegated: &Delegated, share: Option<&Cgroup>, places: [
 /// Lets honest services die one after the other, each of every cause in turn, while the agent is asked all the time.
 fn go_on(scene: &mut Scene, length: Duration, times: &mut Times) {
     let (begin, address, over) = (Instant::now(), scene.agent.address(), AtomicBool::new(false));
+    let elsewhere = Elsewhere::new();
     scope(|scope| {
         let ask = |path: &'static str| {
-            let over = &over;
-            scope.spawn(move || asked(address, path, over))
+            let (over, elsewhere) = (&over, &elsewhere);
+            scope.spawn(move || {
+                elsewhere.enter();
+                asked(address, path, over)
+            })
         };
         let (healthz, pool) = (ask("/healthz"), ask("/pool/web"));
         // Set also on a panic below; otherwise the scope would wait for ever.
