@@ -49,7 +49,7 @@ impl Kind {
         }
     }
 
-    /// Questions that may wait for their turn: verdicts wait 100 ms, so a longer queue would answer too late.
+    /// Questions that may wait for their turn: verdicts wait 500 ms, so a longer queue would answer too late.
     fn waiting(self) -> usize {
         match self {
             Self::Symbols | Self::Journal => 16,

@@ -2,7 +2,7 @@
 //!
 //! A fast thread can reach its exit before the OOM killer has marked it, the two rings and the kernel log are read apart,
 //! and systemd and a service's output are asked beside. So a death that lacks something that can change its verdict waits,
-//! at most [`EVIDENCE_WAIT_NS`]; all others are decided at once.
+//! at most [`EVIDENCE_WAIT_NS`], for an answer at most [`ANSWER_WAIT_NS`]; all others are decided at once.
 
 use std::collections::VecDeque;
 
@@ -32,6 +32,9 @@ use crate::{
 /// How long a death waits for evidence that could change its verdict: 100 ms. Marks follow the signal within 32 µs on
 /// the kernel's side; the rest is for a busy host.
 const EVIDENCE_WAIT_NS: u64 = 100_000_000;
+/// How long a death waits for an answer of others that could change its verdict: 500 ms. systemd, a journal or a file answers within
+/// milliseconds, except on a host with no processor time to spare, where a wrong cause would be worse than a late one.
+const ANSWER_WAIT_NS: u64 = 500_000_000;
 /// How long an OOM kill waits for the kernel log's line, which only adds to it: 20 ms. It is written before the signal is
 /// sent, so one that is not there by then was rate-limited away.
 const ADDITION_WAIT_NS: u64 = 20_000_000;
@@ -339,7 +342,7 @@ impl Docket {
         let evidence = &death.evidence;
         let whole = death.seen_ns + EVIDENCE_WAIT_NS;
         if evidence.systemd == Answer::Pending || evidence.last_words == Answer::Pending {
-            return whole;
+            return death.seen_ns + ANSWER_WAIT_NS;
         }
         if evidence.signal().map(u32::from) != Some(SIGKILL) {
             return 0;
