@@ -92,7 +92,7 @@ const BATCH: usize = 256;
 /// Answers on their way. A task whose answer finds no room waits.
 const WORDS: usize = 1024;
 /// A death whose record has not come this long after its cgroup was empty will not come: twice what a verdict may wait.
-const WORD_OF_DEATH: Duration = Duration::from_millis(200);
+const WORD_OF_DEATH: Duration = Duration::from_secs(1);
 /// How often what we believe is held against what is: OOM kills counted, services alive.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(10);
 /// Bytes of the critical ring whose records left nothing to write, before their room is given back.

@@ -62,6 +62,15 @@ impl Victim {
         self.child.wait().expect("the victim can be waited for")
     }
 
+    /// Kills it and waits for its end. A dropped one lives on.
+    ///
+    /// # Panics
+    /// When it cannot be killed.
+    pub fn kill(mut self) {
+        self.child.kill().expect("the victim can be killed");
+        self.child.wait().expect("the victim can be waited for");
+    }
+
     /// Waits for its end, its standard input left open.
     ///
     /// # Panics

@@ -335,7 +335,7 @@ fn no_crowd_keeps_out_probes_load_balancers_and_prometheus() {
         (evicted > Some(500.0)).then_some(())
     });
     ask_amid(&agent, &format!("{CROWD} connections of another user"));
-    drop(crowd);
+    crowd.kill();
 }
 
 #[test]
@@ -353,7 +353,7 @@ fn a_crowd_over_tls_keeps_out_nobody_either() {
     for _ in 0..30 {
         assert_eq!(authority.ask(agent.address(), "/healthz", &[]).expect("an answer").0, 200);
     }
-    drop(crowd);
+    crowd.kill();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// A turn of 250 ms or more is slow: a verdict waits up to 100 ms for evidence, the service manager's watchdog seconds.
+/// A turn of 250 ms or more is slow: a verdict waits up to 500 ms for answers, the service manager's watchdog seconds.
 pub(super) const SLOW: Duration = Duration::from_millis(250);
 /// Least time between two log lines about slow turns, nanoseconds: 10 s.
 const QUIET_NS: u64 = 10_000_000_000;

@@ -237,13 +237,13 @@ fn systemd_is_asked_when_it_sent_the_signal_and_waited_for_so_long() {
     let mut docket = docket();
     let question = docket.death(death, None, 0, context());
     assert_eq!(question, Some(Question::Systemd { unit: "web.service".to_owned() }));
-    assert!(docket.decide(99 * MS).is_empty());
+    assert!(docket.decide(499 * MS).is_empty());
     docket.reply(identity(&death), Reply::Systemd(Ok(Meaning::StartTimeout)));
-    assert_eq!(kinds(&docket.decide(99 * MS)), ["killed"]);
+    assert_eq!(kinds(&docket.decide(499 * MS)), ["killed"]);
 
     let death = Exit { process: Process { tgid: 6, ..death.process }, ..death };
     docket.death(death, None, 0, context());
-    let found = docket.decide(100 * MS);
+    let found = docket.decide(500 * MS);
     assert_eq!((kinds(&found), &found[0].evidence.missing), (vec!["stopped"], &vec![Missing::Systemd]));
 }
 
