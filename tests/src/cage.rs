@@ -39,13 +39,8 @@ impl Cage {
             fs::write(cgroups[0].directory.join("cpu.weight"), setting("CPUWeight")).expect("the weight can be set");
             return Self { cgroups };
         }
-        for (hierarchy, file, value) in [(PIDS, "pids.max", tasks), (CPU, "cpu.shares", &shares())] {
-            if Path::new(hierarchy).exists() {
-                let cgroup = Cgroup::at(Path::new(hierarchy));
-                fs::write(cgroup.directory.join(file), value).expect("the limit can be set");
-                cgroups.push(cgroup);
-            }
-        }
+        cgroups.extend(limited(PIDS, "pids.max", tasks));
+        cgroups.extend(weighed());
         Self { cgroups }
     }
 
@@ -93,12 +88,7 @@ impl Elsewhere {
     /// # Panics
     /// When it cannot be made.
     pub fn new() -> Self {
-        let here = Path::new(CPU);
-        let cgroup = (!memory_hierarchy().1 && here.exists()).then(|| Cgroup::at(here));
-        if let Some(cgroup) = &cgroup {
-            fs::write(cgroup.directory.join("cpu.shares"), shares()).expect("the weight can be set");
-        }
-        Self(cgroup)
+        Self(if memory_hierarchy().1 { None } else { weighed() })
     }
 
     /// Takes the calling thread in.
@@ -119,10 +109,17 @@ impl Default for Elsewhere {
     }
 }
 
-/// The unit's weight as shares of cgroup v1: a weight of 100 is 1024 shares.
-fn shares() -> String {
+/// A new cgroup with a limit in a hierarchy of cgroup v1, where that is mounted.
+fn limited(hierarchy: &str, file: &str, value: &str) -> Option<Cgroup> {
+    let cgroup = Path::new(hierarchy).exists().then(|| Cgroup::at(Path::new(hierarchy)))?;
+    fs::write(cgroup.directory.join(file), value).expect("the limit can be set");
+    Some(cgroup)
+}
+
+/// One with the unit's weight: a weight of 100 is 1024 shares.
+fn weighed() -> Option<Cgroup> {
     let weight: u64 = setting("CPUWeight").parse().expect("a number");
-    (weight * 1024 / 100).to_string()
+    limited(CPU, "cpu.shares", &(weight * 1024 / 100).to_string())
 }
 
 /// Cgroups for processes that must not take the agent's tasks and processor time: on v1, children of an agent stay in its cgroup

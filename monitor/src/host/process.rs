@@ -235,10 +235,8 @@ mod tests {
         assert!(!has_ended(stat("S", 1).as_bytes()));
     }
 
-    #[test]
-    fn a_build_is_the_same_for_the_same_program_and_arguments() {
-        let sleeper = |seconds: &str| std::process::Command::new("sleep").arg(seconds).spawn().expect("sleep starts");
-        let mut children = [sleeper("1000"), sleeper("1000"), sleeper("1001")];
+    /// The builds of these children, once each has executed its program; ends the children.
+    fn builds<const COUNT: usize>(mut children: [std::process::Child; COUNT]) -> [Option<u64>; COUNT] {
         // A child has our own file until it executes its own.
         let ours = build(std::process::id());
         let builds = children.each_ref().map(|child| {
@@ -248,6 +246,14 @@ mod tests {
             child.kill().expect("killed");
             child.wait().expect("it ends");
         }
+        builds
+    }
+
+    #[test]
+    fn a_build_is_the_same_for_the_same_program_and_arguments() {
+        let sleeper = |seconds: &str| std::process::Command::new("sleep").arg(seconds).spawn().expect("sleep starts");
+        let children = [sleeper("1000"), sleeper("1000"), sleeper("1001")];
+        let builds = builds(children);
         assert!(builds[0] == builds[1] && builds[0] != builds[2], "{builds:?}");
     }
 
@@ -260,15 +266,8 @@ mod tests {
             command.args(["-c", "read -r x; exit", "sh", &begin, &begin, end]);
             command.stdin(std::process::Stdio::piped()).spawn().expect("a shell starts")
         };
-        let mut children = [waits("short"), waits("shore"), waits("much longer")];
-        let ours = build(std::process::id());
-        let builds = children.each_ref().map(|child| {
-            std::iter::repeat_with(|| build(child.id())).find(|build| build.is_some() && *build != ours).flatten()
-        });
-        for child in &mut children {
-            child.kill().expect("killed");
-            child.wait().expect("it ends");
-        }
+        let children = [waits("short"), waits("shore"), waits("much longer")];
+        let builds = builds(children);
         assert_eq!(builds[0], builds[1], "what lies beyond is not read");
         assert_ne!(builds[0], builds[2], "its length is known");
     }

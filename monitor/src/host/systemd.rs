@@ -178,7 +178,6 @@ impl Systemd {
 
     /// Asks; after a failure the next question connects again.
     async fn ask<T>(&self, question: impl AsyncFnOnce(&Bus) -> Result<T>) -> Result<T> {
-        // Those that are asked first are slow when there is no turn.
         let _turn =
             timeout(PATIENCE, self.turns.acquire()).await.context("systemd is too slow for all questions")??;
         let answer = async {
@@ -209,7 +208,8 @@ impl Systemd {
         self.ask(async |bus| bus.unit(name).await).await
     }
 
-    /// How far the start of a service has come: what is asked again and again, so no more than that.
+    /// How far the start of a service has come. Asked again and again, so without the properties of services, which systemd reads
+    /// from files.
     ///
     /// # Errors
     /// When the bus or systemd does not answer.

@@ -55,18 +55,11 @@ fn exec_in_thread(scene: &mut Scene<'_>) {
 }
 
 fn exec_failed(scene: &mut Scene<'_>) {
-    let cgroup = scene.cgroup(None);
-    let parent = Victim::start(Some(&cgroup), &["exec-nothing"]);
-    let pid = parent.pid();
-    scene.fact("the parent has waited", parent.wait().success(), true);
-    for death in scene.deaths_in(&cgroup, 2) {
-        if death["tgid"] == pid {
-            scene.is_a(&death, "clean_exit");
-        } else {
-            scene.expected(&death);
-            scene.has(&death, "/exit_code", 127);
-            scene.has(&death, "/cause/reason", "exec_failed");
-        }
+    let (_, children) = scene.parent_and_child("exec-nothing", "the parent has waited");
+    for death in children {
+        scene.expected(&death);
+        scene.has(&death, "/exit_code", 127);
+        scene.has(&death, "/cause/reason", "exec_failed");
     }
 }
 

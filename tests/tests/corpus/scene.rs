@@ -73,6 +73,20 @@ impl<'a> Scene<'a> {
         self.stage.watch().find(PATIENCE, ours).unwrap_or_else(|| panic!("the death of {what} was not reported"))
     }
 
+    /// Runs a parent, of which `fact` says that it ended well; its pid, and the death of its child.
+    pub(crate) fn parent_and_child(&mut self, way: &str, fact: &str) -> (u32, Vec<Value>) {
+        let cgroup = self.cgroup(None);
+        let parent = Victim::start(Some(&cgroup), &[way]);
+        let pid = parent.pid();
+        self.fact(fact, parent.wait().success(), true);
+        let (parents, children): (Vec<_>, Vec<_>) =
+            self.deaths_in(&cgroup, 2).into_iter().partition(|death| death["tgid"] == pid);
+        for death in &parents {
+            self.is_a(death, "clean_exit");
+        }
+        (pid, children)
+    }
+
     /// All deaths in a cgroup, as many as there must be.
     pub(crate) fn deaths_in(&mut self, cgroup: &Cgroup, count: usize) -> Vec<Value> {
         let mut found: Vec<Value> = Vec::new();

@@ -152,19 +152,12 @@ fn namespace_end(scene: &mut Scene<'_>) {
 }
 
 fn tracer_exit(scene: &mut Scene<'_>) {
-    let cgroup = scene.cgroup(None);
-    let tracer = Victim::start(Some(&cgroup), &["trace-and-leave"]);
-    let tracer_pid = tracer.pid();
-    scene.fact("the child could be traced", tracer.wait().success(), true);
-    for death in scene.deaths_in(&cgroup, 2) {
-        if death["tgid"] == tracer_pid {
-            scene.is_a(&death, "clean_exit");
-        } else {
-            scene.expected(&death);
-            scene.has(&death, "/signal", 9);
-            scene.has(&death, "/cause/by_kernel", json!(true));
-            scene.has(&death, "/cause/reason", "tracer_exit");
-        }
+    let (_, children) = scene.parent_and_child("trace-and-leave", "the child could be traced");
+    for death in children {
+        scene.expected(&death);
+        scene.has(&death, "/signal", 9);
+        scene.has(&death, "/cause/by_kernel", json!(true));
+        scene.has(&death, "/cause/reason", "tracer_exit");
     }
 }
 
@@ -209,36 +202,22 @@ fn timer(scene: &mut Scene<'_>) {
 }
 
 fn parent_exit(scene: &mut Scene<'_>) {
-    let cgroup = scene.cgroup(None);
-    let parent = Victim::start(Some(&cgroup), &["outlive-nobody"]);
-    let pid = parent.pid();
-    scene.fact("the child has said what it wants", parent.wait().success(), true);
-    for death in scene.deaths_in(&cgroup, 2) {
-        if death["tgid"] == pid {
-            scene.is_a(&death, "clean_exit");
-        } else {
-            scene.expected(&death);
-            scene.has(&death, "/signal", 15);
-            scene.has(&death, "/cause/by_kernel", json!(true));
-            scene.has(&death, "/cause/by/tgid", pid);
-            scene.has(&death, "/cause/reason", "parent_exit");
-        }
+    let (pid, children) = scene.parent_and_child("outlive-nobody", "the child has said what it wants");
+    for death in children {
+        scene.expected(&death);
+        scene.has(&death, "/signal", 15);
+        scene.has(&death, "/cause/by_kernel", json!(true));
+        scene.has(&death, "/cause/by/tgid", pid);
+        scene.has(&death, "/cause/reason", "parent_exit");
     }
 }
 
 fn terminal_gone(scene: &mut Scene<'_>) {
-    let cgroup = scene.cgroup(None);
-    let owner = Victim::start(Some(&cgroup), &["lose-terminal"]);
-    let pid = owner.pid();
-    scene.fact("the terminal could be closed", owner.wait().success(), true);
-    for death in scene.deaths_in(&cgroup, 2) {
-        if death["tgid"] == pid {
-            scene.is_a(&death, "clean_exit");
-        } else {
-            scene.expected(&death);
-            scene.has(&death, "/signal", 1);
-            scene.has(&death, "/cause/by_kernel", json!(true));
-            scene.has(&death, "/cause/reason", "terminal_gone");
-        }
+    let (_, children) = scene.parent_and_child("lose-terminal", "the terminal could be closed");
+    for death in children {
+        scene.expected(&death);
+        scene.has(&death, "/signal", 1);
+        scene.has(&death, "/cause/by_kernel", json!(true));
+        scene.has(&death, "/cause/reason", "terminal_gone");
     }
 }
